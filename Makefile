@@ -1,0 +1,56 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+#
+# `make demo` and `make test` need python3 (3.11 or later) and make; each first
+# makes .venv and installs into it, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SLOW_PAGE := docs/test-slow.md
+
+.PHONY: demo test check format test-slow pretrain clean
+
+demo: .venv/installed
+	$(BIN)/python -m stepalign_jax.train --config configs/tiny.py
+
+test: check
+	$(BIN)/python -m pytest
+
+check: .venv/installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: .venv/installed-test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The page keeps the tests' own words, so that it never says more than was run.
+test-slow: .venv/installed-test
+	@printf '# Slow tests\n\nWritten by `make test-slow` on %s, with %s.\n\n```\n' \
+	  "$$(date -u +%Y-%m-%d)" "$$($(BIN)/python --version)" > $(SLOW_PAGE)
+	@$(BIN)/python -m pytest -m slow -v --no-header --durations=0 > .venv/test-slow.txt 2>&1; \
+	  status=$$?; cat .venv/test-slow.txt; cat .venv/test-slow.txt >> $(SLOW_PAGE); \
+	  printf '```\n' >> $(SLOW_PAGE); exit $$status
+
+# Makes the packaged tiny checkpoint again, from nothing.
+pretrain: .venv/installed
+	$(BIN)/python -m stepalign_jax.pretrain
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'error: stepalign_jax needs Python 3.11 or later as $(PYTHON); name another with "make PYTHON=...".' >&2; \
+	  exit 2; }
+	$(PYTHON) -m venv .venv
+
+# The stamps make the installation run again only when the requirements change.
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@ .venv/installed

@@ -1,0 +1,241 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+r"""Step-aligned self-distillation at the paper's scale (arXiv 2606.11173).
+
+    python -m stepalign_jax.train --config configs/stepalign.py
+
+Each key says where its value comes from:
+
+  paper      reported of the paper. We read its opening, two figures and reports by readers
+             who had the whole text, not the whole text itself.
+  inherited  not reported of the paper; the value of OPSD (arXiv 2601.18734), whose set-up
+             the paper follows.
+  ours       our choice, or our reading where the reports leave a gap.
+
+Sized for four GPUs with 80 GB, the hardware reported of the paper. We have not run it at
+this size, so there is no number of ours to expect.
+
+Variants: `thinking_teacher` pairs the roles exactly as reported; see `teacher_thinking`.
+
+The problems are not part of this repository. `data/openmath` is a directory you make, with
+train.jsonl, validation.jsonl and test.jsonl, one {"problem", "answer", "reference"} object
+per line. The paper's come from nvidia/OpenMathReasoning: `problem`, `expected_answer` and
+`generated_solution` of problems that a 72B model solves (pass_rate_72b_tir, a string that
+may be "n/a", above 0.85), that the solver gets right less than 5 times in 16, and on which
+it keeps the trace format. Several rows share a problem: keep one of each.
+"""
+
+from stepalign_jax.base.config import (
+    Config,
+    CriticConfig,
+    EvaluationConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ProblemsConfig,
+    PromptsConfig,
+    SamplingConfig,
+    TeacherConfig,
+    TrainableConfig,
+    TrainConfig,
+)
+from stepalign_jax.base.load_config import check_variant
+
+TRACE_FORMAT = r"""Write the solution in this form and nothing outside it:
+<step_1>
+the first reasoning step
+</step_1>
+<step_2>
+the second reasoning step
+</step_2>
+and so on, with as many numbered steps as the problem needs, then
+<answer>
+\boxed{...}
+</answer>
+One step makes one deduction or one calculation and shows how it follows from what stands
+before it. The box holds the final answer alone."""
+
+SOLVER_PROMPT = (
+    """Solve this mathematics problem.
+
+Problem:
+{problem}
+
+"""
+    + TRACE_FORMAT
+)
+
+# One wording for every context, so that conditions differ in the context alone.
+TEACHER_PROMPT = (
+    """Solve this mathematics problem.
+
+Problem:
+{problem}
+
+A solution to lean on:
+--- begin ---
+{context}
+--- end ---
+
+Make sure that you understand every move of it. Then solve the problem yourself, keeping
+to its ideas.
+
+"""
+    + TRACE_FORMAT
+)
+
+# The lines with {answer} and {reference} are left out if critic.sees does not include them.
+CRITIC_PROMPT = r"""You correct solutions as a faithful scribe: you copy what is right and
+repair what is not.
+
+Problem:
+{problem}
+
+Correct final answer: {answer}
+Reference solution: {reference}
+
+A student's solution:
+--- begin ---
+{attempt}
+--- end ---
+
+Check the student's steps in their order, silently. Then decide which case this is:
+A. Every step is right and so is the final answer. Copy the whole solution, unchanged.
+B. The final answer is right, but a step that it rests on is missing. Copy the solution and
+   put the missing step in its place.
+C. The solution stops before its end, or loses itself. Keep what is right of it, shortened
+   where it repeats itself, and finish it.
+D. A step is wrong. Find the earliest wrong step. Copy all steps before it word for word,
+   write that step correctly, and redo everything after it up to the final answer.
+
+In every case:
+- Copy a right step word for word; do not polish it.
+- Never quote, mention or explain what was wrong: in the place of a wrong step stands only
+  the right one.
+- Keep the student's notation, approach and size of steps as far as they lead to a right
+  solution, and number the steps from 1 without a gap.
+- Give the corrected solution and nothing else: no case letter, no comment, no greeting.
+
+Use the student's form: each step between <step_1> and </step_1>, <step_2> and </step_2>,
+and so on; after the last one <answer>, \boxed{...} with the final answer alone, </answer>."""
+
+
+def get_config(variant: str) -> Config:
+    """Returns the reference run, or it with the teacher's thinking mode on."""
+    check_variant(variant, ("thinking_teacher",))
+    return Config(
+        name="stepalign_thinking_teacher" if variant else "stepalign",  # ours
+        runs_dir="runs",  # ours
+        seed=0,  # ours
+        condition="stepalign",  # paper: its StepAlignFB
+        model=ModelConfig(
+            path="Qwen/Qwen3-1.7B",  # paper: Qwen3-1.7B; that it is this checkpoint, ours
+            compute_dtype="bfloat16",  # paper
+            remat="full",  # ours: activations are recomputed, long rows would not fit
+        ),
+        trainable=TrainableConfig(
+            kind="lora",  # paper
+            rank=64,  # paper
+            alpha=128.0,  # paper
+            targets=(  # paper: all seven projections
+                "q_proj",
+                "k_proj",
+                "v_proj",
+                "o_proj",
+                "gate_proj",
+                "up_proj",
+                "down_proj",
+            ),
+        ),
+        problems=ProblemsConfig(
+            source="jsonl",  # ours
+            path="data/openmath",  # ours: see the top of this file
+            num_train=282,  # paper
+            num_validation=30,  # ours: more problems that pass the filter; it had none
+            num_test=30,  # paper
+            min_reasoning_steps=0,  # not read for jsonl
+            max_reasoning_steps=0,  # not read for jsonl
+        ),
+        prompts=PromptsConfig(
+            solver=SOLVER_PROMPT,  # ours: the paper's wording is not known to us
+            teacher=TEACHER_PROMPT,  # ours, as above
+            critic=CRITIC_PROMPT,  # ours, as above; the cases A-D and the rules are the paper's
+            reasoning_step_pattern=r"<step_\d+>",  # paper: the tag; as a pattern, ours
+            # paper: the tag; as a pattern, which lets it stay open, ours
+            answer_pattern=r"(?s)<answer>(.*?)(?:</answer>|(?=<answer>)|\Z)",
+            solver_thinking=False,  # paper
+            # ours; the paper's teacher thinks. With Qwen3's template a thinking prompt ends
+            # before the place where the model opens <think>, while the solver's prompt ends
+            # after an empty think block. The thinking teacher then expects <think> where the
+            # rollout has its first token, and forward KL would teach the solver to open one.
+            # Off, both prompts end in the same empty block and the offsets mean the same.
+            # The variant thinking_teacher is the reported pairing, this flaw included.
+            teacher_thinking=variant == "thinking_teacher",
+            critic_thinking=False,  # ours: the paper's critic thinks; that text is stripped
+            max_problem_tokens=1024,  # ours
+            max_context_tokens=8192,  # ours: reference solutions run to thousands of tokens
+        ),
+        sampling=SamplingConfig(
+            temperature=1.1,  # paper
+            top_k=20,  # inherited
+            top_p=0.95,  # inherited
+            max_new_tokens=2048,  # paper
+            batch_size=32,  # ours
+        ),
+        critic=CriticConfig(
+            kind="self",  # ours: the paper's is QwQ-32B, which needs another model as critic
+            sees="answer",  # ours: reports disagree on whether it saw more than the question
+            max_new_tokens=3072,  # ours: a corrected trace may outgrow the 2048 of a rollout
+            temperature=0.0,  # paper: greedy
+            batch_size=32,  # ours
+        ),
+        objective=ObjectiveConfig(
+            divergence="forward_kl",  # paper; that this is KL(teacher || solver), inherited
+            jsd_beta=0.5,  # not read for forward_kl
+            loss_temperature=1.1,  # inherited: both sides' logits over the sampling temperature
+            token_tile=256,  # ours: 256 x 151936 float32 logits are 156 MB
+            grpo_clip=0.2,  # ours; read for grpo alone
+        ),
+        teacher=TeacherConfig(
+            kind="initial",  # paper: the adapter switched off
+            ema_decay=0.999,  # inherited; not read for initial
+        ),
+        optimizer=OptimizerConfig(  # paper: AdamW
+            learning_rate=5e-6,  # paper
+            schedule="constant",  # ours
+            warmup_steps=0,  # ours
+            final_fraction=1.0,  # not read for constant
+            b1=0.9,  # ours
+            b2=0.999,  # ours
+            weight_decay=0.0,  # ours
+            clip_norm=0.1,  # inherited
+        ),
+        train=TrainConfig(
+            # paper: up to 7 epochs; ours: 282 problems by 32 are 9 steps an epoch
+            num_steps=63,
+            problems_per_step=32,  # paper: batch 32; that the unit is problems, ours
+            samples_per_problem=1,  # paper
+            micro_batches=8,  # ours: 4 sequences at once
+            checkpoint_every_steps=10,  # paper
+            checkpoints_to_keep=7,  # ours: all, so that validation can choose among them
+            validate_every_steps=10,  # ours: at each checkpoint
+            sample_texts_every_steps=10,  # ours
+        ),
+        evaluation=EvaluationConfig(
+            num_samples=12,  # paper
+            temperature=1.0,  # inherited
+            top_k=0,  # inherited
+            top_p=0.95,  # inherited: its value for a thinking solver; ours does not think
+            max_new_tokens=2048,  # ours: as in training
+            batch_size=60,  # ours: 30 problems x 12 samples are 6 batches
+            num_resamples=10_000,  # ours
+            confidence=0.95,  # ours
+            grading_secs=10.0,  # ours
+        ),
+        parallel=ParallelConfig(
+            data=-1,  # ours
+            fsdp=1,  # ours: the weights fit on every device
+            tensor=1,  # ours
+        ),
+    )

@@ -1,0 +1,99 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Attention, its masks and rotary positions, as pure functions of arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Finite, so that a row that may attend to nothing gives numbers instead of NaN.
+_MASKED = -0.7 * float(np.finfo(np.float32).max)
+
+
+def causal_mask(length: int, segment_ids: jax.Array | None) -> jax.Array:
+    """True where query t may attend to key s: s <= t, and in the same segment.
+
+    Args:
+      length: number of tokens T.
+      segment_ids: [B, T] integers of packed rows, or None.
+
+    Returns:
+      [1, T, T] bool without segments, [B, T, T] with them.
+    """
+    mask = jnp.tril(jnp.ones((1, length, length), dtype=bool))
+    if segment_ids is None:
+        return mask
+    return mask & (segment_ids[:, :, None] == segment_ids[:, None, :])
+
+
+def cache_mask(positions: jax.Array, num_slots: int) -> jax.Array:
+    """True where a query at position p may attend to slot s: s <= p.
+
+    Args:
+      positions: [B, T] int32 positions of the queries.
+      num_slots: cache slots S.
+
+    Returns:
+      [B, T, S] bool.
+    """
+    slots = jnp.arange(num_slots, dtype=positions.dtype)
+    return slots[None, None, :] <= positions[:, :, None]
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Grouped-query attention; scores and softmax are fp32 whatever the inputs are.
+
+    Args:
+      q: [B, T, H, Dh] queries; head h reads key head h // (H / K).
+      k: [B, S, K, Dh] keys.
+      v: [B, S, K, Dh] values.
+      mask: [1 or B, T, S] bool, True where attention is allowed.
+
+    Returns:
+      [B, T, H, Dh] in the dtype of `q`.
+    """
+    batch, length, num_heads, head_dim = q.shape
+    num_kv_heads = k.shape[2]
+    grouped = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(q.shape)
+
+
+def rope_angles(
+    positions: jax.Array, head_dim: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotary angles, always fp32.
+
+    Frequencies are constants made on the host: an accelerator's own `pow` may differ in
+    the last bit, which position 30,000 turns into a visible angle.
+
+    Args:
+      positions: [B, T] int32.
+      head_dim: Dh.
+      theta: the base of the geometric series of frequencies.
+
+    Returns:
+      Two arrays [B, T, 1, Dh / 2] that broadcast over heads.
+    """
+    exponents = (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)).astype(
+        np.float64
+    )
+    frequencies = np.float32(1) / np.power(float(theta), exponents).astype(np.float32)
+    angles = (
+        positions[:, :, None, None].astype(jnp.float32)
+        * jnp.asarray(frequencies)[None, None, None]
+    )
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """`x` [B, T, heads, Dh] rotated, half-split: dimension i pairs with i + Dh / 2.
+
+    Computed in fp32 and returned in the dtype of `x`; `cos` and `sin` come from
+    `rope_angles`.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

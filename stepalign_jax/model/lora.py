@@ -1,0 +1,142 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Low-rank adapters: a `lora` collection beside `params`, with the same paths.
+
+The solver is `apply({"params": p, "lora": l})`; the same module without the collection,
+`apply({"params": p})`, is the untouched base: the teacher and the critic.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSpec:
+    """Which projections carry an adapter, and how large it is.
+
+    Attributes:
+      rank: r, columns of `a` and rows of `b`.
+      alpha: the update is scaled by alpha / rank.
+      targets: names of `PROJECTIONS`.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self):
+        unknown = [name for name in self.targets if name not in PROJECTIONS]
+        if unknown or not self.targets or len(set(self.targets)) != len(self.targets):
+            raise UserError(
+                f"trainable.targets is {list(self.targets)}: name each of "
+                f"{', '.join(PROJECTIONS)} at most once, and at least one."
+            )
+        if self.rank < 1:
+            raise UserError(f"trainable.rank is {self.rank}: it must be at least 1.")
+
+    @property
+    def scale(self) -> float:
+        """What x @ a @ b is multiplied by."""
+        return self.alpha / self.rank
+
+
+def named_init(init: Callable[..., jax.Array], axes: tuple[str, ...]) -> Callable[..., Any]:
+    """An initializer whose result carries the logical names of its axes."""
+    return nn.with_logical_partitioning(init, axes)
+
+
+class Projection(nn.Module):
+    """x @ kernel, plus the adapter's x @ a @ b * scale where the collection has one.
+
+    Attributes:
+      features: size of the output axis.
+      axes: logical names of the kernel's [in, out] axes.
+      dtype: compute dtype; weights of another dtype are cast to it.
+      scale: the adapter's scale, or None for a projection that never carries one.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    dtype: Any
+    scale: float | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., features] in the compute dtype."""
+        init = named_init(nn.initializers.normal(0.02), self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        x = x.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype)
+        if self.scale is None or not self.has_variable("lora", "a"):
+            return y
+        a = self.get_variable("lora", "a").astype(self.dtype)
+        b = self.get_variable("lora", "b").astype(self.dtype)
+        return y + (x @ a) @ b * jnp.asarray(self.scale, self.dtype)
+
+
+def init_lora(config: Qwen3Config, spec: LoraSpec, key: jax.Array) -> dict[str, Any]:
+    """A fresh adapter, fp32: `a` [L, in, r] normal with std 1 / sqrt(in), `b` [L, r, out] zero.
+
+    Since `b` is zero the adapted model starts exactly equal to its base.
+    """
+
+    def leaves(name: str) -> dict[str, jax.Array]:
+        num_inputs, num_outputs = config.projection_shape(name)
+        # Keyed by name, so that an adapter on fewer projections has the same values there.
+        name_key = jax.random.fold_in(key, list(PROJECTIONS).index(name))
+        shape = (config.num_layers, num_inputs, spec.rank)
+        a = jax.random.normal(name_key, shape, jnp.float32) * num_inputs**-0.5
+        return {
+            "a": a,
+            "b": jnp.zeros((config.num_layers, spec.rank, num_outputs), jnp.float32),
+        }
+
+    return _tree(spec, leaves)
+
+
+def abstract_lora(config: Qwen3Config, spec: LoraSpec) -> dict[str, Any]:
+    """Shapes of `init_lora` boxed with logical axis names, for `mesh.param_shardings`."""
+
+    def leaves(name: str) -> dict[str, nn.LogicallyPartitioned]:
+        num_inputs, num_outputs = config.projection_shape(name)
+        in_axis, out_axis = PROJECTIONS[name][1]
+        a = jax.ShapeDtypeStruct((config.num_layers, num_inputs, spec.rank), jnp.float32)
+        b = jax.ShapeDtypeStruct((config.num_layers, spec.rank, num_outputs), jnp.float32)
+        return {
+            "a": nn.LogicallyPartitioned(a, ("layers", in_axis, "rank")),
+            "b": nn.LogicallyPartitioned(b, ("layers", "rank", out_axis)),
+        }
+
+    return _tree(spec, leaves)
+
+
+def _tree(spec: LoraSpec, leaves: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """{"layers": {submodule: {projection: leaves(projection)}}} over the spec's targets."""
+    layers: dict[str, Any] = {}
+    for name in spec.targets:
+        layers.setdefault(PROJECTIONS[name][0], {})[name] = leaves(name)
+    return {"layers": layers}
+
+
+def merge_lora(params: dict[str, Any], lora: dict[str, Any], spec: LoraSpec) -> dict[str, Any]:
+    """Stacked params whose kernels hold kernel + a @ b * scale; the inputs are untouched.
+
+    The sum is taken in fp32 and rounded once to the kernel's own dtype. Merge into fp32
+    kernels: rounding to bf16 loses most of a small update.
+    """
+    layers = {name: dict(group) for name, group in params["layers"].items()}
+    for group, targets in lora["layers"].items():
+        for name, pair in targets.items():
+            kernel = layers[group][name]["kernel"]
+            update = jnp.einsum("lir,lro->lio", pair["a"], pair["b"]) * spec.scale
+            merged = (jnp.asarray(kernel, jnp.float32) + update).astype(kernel.dtype)
+            layers[group][name] = {"kernel": merged}
+    return {**params, "layers": layers}

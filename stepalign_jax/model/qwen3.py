@@ -1,0 +1,335 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The Qwen3 transformer as one Flax Linen module: solver, teacher and critic alike.
+
+`params`, canonical (scanned) form; every leaf under `layers` is stacked [L, ...]:
+
+    embedding [V, D]    lm_head [V, D] (untied only)    final_norm.scale [D]
+    layers.attention_norm.scale [D]           layers.mlp_norm.scale [D]
+    layers.attention.{q,k,v,o}_proj.kernel    layers.attention.{q,k}_norm.scale [Dh]
+    layers.mlp.{gate,up,down}_proj.kernel     kernels are [in, out]
+
+The unrolled form has `layer_0`, `layer_1`, ... in place of `layers`; decoding derives it.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.model import attention as attn
+from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
+from stepalign_jax.model.lora import LoraSpec, Projection, named_init
+
+Tree = dict[str, Any]
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, [B, S, K, Dh] each; slot s holds position s."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+Cache = tuple[LayerCache, ...]
+
+
+def init_cache(config: Qwen3Config, batch: int, slots: int, dtype: Any) -> Cache:
+    """An empty cache: one LayerCache of zeros per layer."""
+    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    zeros = (
+        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        for _ in range(config.num_layers)
+    )
+    return tuple(zeros)
+
+
+class Context(NamedTuple):
+    """What every layer of one forward pass shares.
+
+    Attributes:
+      cos, sin: [B, T, 1, Dh / 2] fp32 rotary angles.
+      mask: [1 or B, T, S] bool, True where attention is allowed.
+      first_slot: [B] int32 cache slot of each row's first token; None without a cache.
+    """
+
+    cos: jax.Array
+    sin: jax.Array
+    mask: jax.Array
+    first_slot: jax.Array | None
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in fp32, returned in the compute dtype."""
+
+    eps: float
+    dtype: Any
+    axis_name: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = named_init(nn.initializers.ones, (self.axis_name,))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        scale = jnp.expand_dims(scale.astype(jnp.float32), tuple(range(x.ndim - 1)))
+        return (x * scale).astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with per-head q/k norms before RoPE."""
+
+    config: Qwen3Config
+    dtype: Any
+    lora: LoraSpec | None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: Context, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """([B, T, D], context, cache) -> ([B, T, D], the cache with these tokens written)."""
+        heads = {"q_proj": "heads", "k_proj": "kv_heads", "v_proj": "kv_heads"}
+        q, k, v = (self._project(name, x, axis) for name, axis in heads.items())
+        q = attn.rope(self._norm("q_norm")(q), context.cos, context.sin)
+        k = attn.rope(self._norm("k_norm")(k), context.cos, context.sin)
+        if cache is not None:
+            cache = LayerCache(
+                _write(cache.k, k, context.first_slot), _write(cache.v, v, context.first_slot)
+            )
+            k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
+        out = attn.attention(q, k, v, context.mask)
+        out = with_logical_constraint(out, ("batch", "length", "heads", "head_size"))
+        out = out.reshape(*out.shape[:2], -1)
+        return _projection(self, "o_proj")(out), cache
+
+    def _project(self, name: str, x: jax.Array, axis: str) -> jax.Array:
+        y = _projection(self, name)(x)
+        y = y.reshape(*y.shape[:2], -1, self.config.head_dim)
+        return with_logical_constraint(y, ("batch", "length", axis, "head_size"))
+
+    def _norm(self, name: str) -> RMSNorm:
+        return RMSNorm(self.config.rms_norm_eps, self.dtype, "head_size", name=name)
+
+
+class Mlp(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    config: Qwen3Config
+    dtype: Any
+    lora: LoraSpec | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gated = nn.silu(_projection(self, "gate_proj")(x)) * _projection(self, "up_proj")(x)
+        gated = with_logical_constraint(gated, ("batch", "length", "mlp"))
+        return _projection(self, "down_proj")(gated)
+
+
+def _projection(parent: "Attention | Mlp", name: str) -> Projection:
+    """The projection `name` of a module that is being called (Linen attaches it there)."""
+    lora, features = parent.lora, parent.config.projection_shape(name)[1]
+    scale = lora.scale if lora is not None and name in lora.targets else None
+    return Projection(features, PROJECTIONS[name][1], parent.dtype, scale, name=name)
+
+
+def _write(cache: jax.Array, new: jax.Array, first_slot: jax.Array | None) -> jax.Array:
+    """`cache` [B, S, K, Dh] with `new` [B, T, K, Dh] at slots first_slot[b] .. + T - 1."""
+    update = jax.vmap(
+        lambda row, rows, slot: jax.lax.dynamic_update_slice_in_dim(row, rows, slot, 0)
+    )
+    return update(cache, new.astype(cache.dtype), first_slot)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer; the loop over layers lives in Qwen3."""
+
+    config: Qwen3Config
+    dtype: Any
+    lora: LoraSpec | None
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: Context, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """([B, T, D], context, cache) -> ([B, T, D], the cache with these tokens written)."""
+        eps = self.config.rms_norm_eps
+        normed = RMSNorm(eps, self.dtype, "norm", name="attention_norm")(x)
+        attended, cache = Attention(self.config, self.dtype, self.lora, name="attention")(
+            normed, context, cache
+        )
+        x = x + attended
+        normed = RMSNorm(eps, self.dtype, "norm", name="mlp_norm")(x)
+        x = x + Mlp(self.config, self.dtype, self.lora, name="mlp")(normed)
+        return with_logical_constraint(x, ("batch", "length", "width")), cache
+
+
+class Qwen3(nn.Module):
+    """The decoder without its head; `logits` applies the head to chosen hidden states.
+
+    Attributes:
+      config: sizes of the checkpoint.
+      dtype: compute dtype; norms, RoPE, attention scores and softmax are fp32 anyway.
+      lora: which projections look for an adapter in the `lora` collection.
+      remat: "none" | "full" | "dots" (matmul outputs are saved, the rest is recomputed).
+      scan_layers: True takes stacked params (`layers`), False unrolled ones (`layer_0`..).
+    """
+
+    config: Qwen3Config
+    dtype: Any
+    lora: LoraSpec | None = None
+    remat: str = "none"
+    scan_layers: bool = True
+
+    def setup(self) -> None:
+        config = self.config
+        init = nn.initializers.normal(0.02)
+        table = named_init(init, ("vocab", "embed"))
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding = self.param("embedding", table, shape, jnp.float32)
+        if not config.tie_word_embeddings:
+            self.lm_head = self.param("lm_head", table, shape, jnp.float32)
+        self.final_norm = RMSNorm(config.rms_norm_eps, self.dtype, "norm")
+        block = _remat_block(self.remat, self.scan_layers)
+        if self.scan_layers:
+            self.layers = nn.scan(
+                block,
+                variable_axes={"params": 0, "lora": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                length=config.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(config, self.dtype, self.lora)
+        else:
+            self.layer = [
+                block(config, self.dtype, self.lora) for _ in range(config.num_layers)
+            ]
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Hidden states; `hidden[:, t]` predicts `tokens[:, t + 1]`.
+
+        Without a cache, attention is causal, and stays within equal `segment_ids` where
+        they are given. Right padding needs no mask: causality keeps it from real tokens.
+
+            tokens       a  b  c  x  y  .      two texts packed in one row
+            segment_ids  1  1  1  2  2  0
+            positions    0  1  2  0  1  0      restart by hand; the default is 0..T-1
+
+        With a cache (unrolled form only), keys and values are written at slots equal to
+        `positions`, which run on contiguously within a row and must lie below S; a query
+        at position p attends to slots s <= p. Prefill is T = P with positions 0..P-1,
+        decoding is T = 1.
+
+        Args:
+          tokens: [B, T] int32.
+          positions: [B, T] int32, or None for 0..T-1 in every row.
+          segment_ids: [B, T] int32, or None.
+          cache: one LayerCache per layer, or None.
+
+        Returns:
+          ([B, T, D] after the final norm in the compute dtype, the updated cache or None).
+
+        Raises:
+          ValueError: a cache together with scanned layers or with segment_ids.
+        """
+        if cache is not None and (self.scan_layers or segment_ids is not None):
+            raise ValueError("a cache needs scan_layers=False and takes no segment_ids")
+        if positions is None:
+            row = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+            positions = jnp.broadcast_to(row, tokens.shape)
+        context = self._context(positions, segment_ids, cache)
+        x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        x = with_logical_constraint(x, ("batch", "length", "width"))
+        if self.scan_layers:
+            x, _ = self.layers(x, context, None)
+            return self.final_norm(x), None
+        layer_caches = []
+        for i, layer in enumerate(self.layer):
+            x, layer_cache = layer(x, context, None if cache is None else cache[i])
+            layer_caches.append(layer_cache)
+        return self.final_norm(x), None if cache is None else tuple(layer_caches)
+
+    def _context(
+        self, positions: jax.Array, segment_ids: jax.Array | None, cache: Cache | None
+    ) -> Context:
+        cos, sin = attn.rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        if cache is None:
+            mask = attn.causal_mask(positions.shape[1], segment_ids)
+            return Context(cos, sin, mask, None)
+        mask = attn.cache_mask(positions, cache[0].k.shape[1])
+        return Context(cos, sin, mask, positions[:, 0])
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] hidden states -> [..., V] fp32 logits (products in the compute dtype)."""
+        head = self.embedding if self.config.tie_word_embeddings else self.lm_head
+        contract = (((hidden.ndim - 1,), (1,)), ((), ()))
+        return jax.lax.dot_general(
+            hidden, head.astype(self.dtype), contract, preferred_element_type=jnp.float32
+        )
+
+
+def _remat_block(remat: str, scanned: bool) -> type[Block]:
+    """Block, rematerialised as asked. CSE could undo that, but not inside a scan."""
+    if remat == "none":
+        return Block
+    policies = {
+        "full": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }
+    if remat not in policies:
+        raise UserError(f"model.remat is {remat!r}: choose none, full or dots.")
+    return nn.remat(Block, policy=policies[remat], prevent_cse=not scanned)
+
+
+def init_params(config: Qwen3Config, key: jax.Array, dtype: Any = jnp.float32) -> Tree:
+    """Random params in the stacked form: normal(0.02) weights, norm scales of one."""
+
+    @jax.jit  # one compilation instead of one per operation
+    def run(key: jax.Array) -> Tree:
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), nn.meta.unbox(_init(config, key)))
+
+    return run(key)
+
+
+def abstract_params(config: Qwen3Config) -> Tree:
+    """Shapes of `init_params` boxed with logical axis names, for `mesh.param_shardings`."""
+    return jax.eval_shape(lambda: _init(config, jax.random.key(0)))
+
+
+def _init(config: Qwen3Config, key: jax.Array) -> Tree:
+    return Qwen3(config, jnp.float32).init(key, jnp.zeros((1, 1), jnp.int32))["params"]  # pyright: ignore[reportReturnType]
+
+
+def output_head(params: Tree) -> jax.Array:
+    """[V, D]: `lm_head`, or the embedding where it is tied."""
+    return params["lm_head"] if "lm_head" in params else params["embedding"]
+
+
+def unstack_layers(tree: Tree, num_layers: int) -> Tree:
+    """Stacked -> unrolled form, for a params or a lora tree.
+
+    Under jit each layer is a copy: while both forms live, the layers take twice the memory.
+    """
+    rest = {name: leaf for name, leaf in tree.items() if name != "layers"}
+    layers = {
+        f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], tree["layers"])
+        for i in range(num_layers)
+    }
+    return {**rest, **layers}
+
+
+def stack_layers(tree: Tree, num_layers: int) -> Tree:
+    """Unrolled -> stacked form, for a params or a lora tree; the inverse of unstack_layers."""
+    names = [f"layer_{i}" for i in range(num_layers)]
+    rest = {name: leaf for name, leaf in tree.items() if name not in names}
+    layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tree[name] for name in names))
+    return {**rest, "layers": layers}

@@ -1,0 +1,117 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The device mesh, and the one table that says which mesh axis each logical axis uses.
+
+Mesh axes: `data` holds copies of the weights, `fsdp` cuts both the batch and the weights,
+`tensor` cuts heads, the mlp and the vocabulary. One device is a 1 x 1 x 1 mesh.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.linen.spmd import logical_to_mesh, logical_to_mesh_axes
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from stepalign_jax.base.config import ParallelConfig
+from stepalign_jax.base.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis of a weight or an activation -> mesh axis (None: not cut).
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    # Activations.
+    ("batch", ("data", "fsdp")),
+    ("length", None),
+    ("width", None),
+    # Weights; heads and mlp name activations too.
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("head_size", None),
+    ("mlp", "tensor"),
+    ("norm", None),
+    ("layers", None),
+    ("rank", None),
+)
+
+
+def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The (data, fsdp, tensor) mesh over `devices`, by default all of them.
+
+    Raises:
+      UserError: a size is neither positive nor -1, more than one is -1, or their product
+        is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    asked = f"parallel asks for data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}"
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"{asked}: sizes are positive, and at most one is -1 (what is left).")
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"{asked}, which does not fit {len(devices)} device(s): make the product equal to "
+            "the number of devices, or set one of them to -1."
+        )
+    # Auto axes: the compiler spreads the few constraints named in the model.
+    grid = np.asarray(devices).reshape(sizes)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh) -> Iterator[None]:
+    """Within it, logical axis constraints in the model mean axes of `mesh`.
+
+    Trace and call jitted functions inside; without it constraints do nothing, which is
+    all that one device needs.
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def param_shardings(mesh: Mesh, abstract: Any) -> Any:
+    """One NamedSharding per leaf of a boxed abstract tree (`abstract_params`, `abstract_lora`).
+
+    Raises:
+      UserError: a mesh axis does not divide the axis of a weight that it cuts.
+    """
+    specs = logical_to_mesh(nn.get_partition_spec(abstract), RULES)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, nn.meta.unbox(abstract))
+
+    def sharding(path: Any, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
+        _check_divisible(
+            mesh, jax.tree_util.keystr(path, simple=True, separator="."), spec, shape
+        )
+        return NamedSharding(mesh, spec)
+
+    is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(sharding, specs, shapes, is_leaf=is_spec)
+
+
+def _check_divisible(
+    mesh: Mesh, name: str, spec: PartitionSpec, shape: tuple[int, ...]
+) -> None:
+    for size, axis in zip(shape, spec, strict=False):
+        if axis is not None and size % mesh.shape[axis]:
+            raise UserError(
+                f"parallel.{axis} = {mesh.shape[axis]} does not divide {size}, an axis of "
+                f"{name} {list(shape)}: choose a size that divides it."
+            )
+
+
+def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
+    """Sharding of a [B, ...] array with `ndim` axes: the batch is cut by data and fsdp."""
+    spec = logical_to_mesh_axes(("batch",) + (None,) * (ndim - 1), RULES)
+    return NamedSharding(mesh, spec or PartitionSpec())
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,72 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Problems of one's own, from a JSON Lines file."""
+
+import json
+from pathlib import Path
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.types import Problem
+
+SOURCE = "jsonl"
+
+
+def load_problems(path: str | Path) -> list[Problem]:
+    """The problems of a file, in its order.
+
+    Each line is one object with the strings `problem` and `answer`, and `reference` (a
+    worked solution) where there is one; null means none. Other keys are ignored, and so
+    are blank lines.
+
+    Raises:
+      UserError: the file is missing, unreadable or empty, or a line is not such an object.
+    """
+    problems = [
+        _parse_line(line, f"{path} line {number}")
+        for number, line in enumerate(_read(Path(path)).split("\n"), start=1)
+        if line.strip()
+    ]
+    if not problems:
+        raise UserError(f"{path} is empty; it needs one problem per line, as a JSON object")
+    return problems
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no problem file {path}; problems.path must name its directory"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read the problem file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}; convert it") from error
+
+
+def _parse_line(line: str, place: str) -> Problem:
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deeply")
+        raise UserError(f"{place} is not JSON ({reason}); write one object per line") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{place} is not a JSON object with the keys problem and answer")
+    reference = record.get("reference")
+    return Problem(
+        text=_text(record, "problem", place),
+        answer=_text(record, "answer", place),
+        reference=None if reference is None else _text(record, "reference", place),
+        source=SOURCE,
+    )
+
+
+def _text(record: dict[str, object], key: str, place: str) -> str:
+    if key not in record:
+        raise UserError(f"{place} has no key {key!r}; add it as a string")
+    value = record[key]
+    if not isinstance(value, str):
+        raise UserError(f"{place}: {key!r} must be a string, not {json.dumps(value)[:40]}")
+    if not value.strip():
+        raise UserError(f"{place}: {key!r} must not be blank")
+    return value

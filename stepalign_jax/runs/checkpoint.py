@@ -1,0 +1,272 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: Orbax for the arrays, and a manifest of our own for trust.
+
+Orbax restores some flipped bits without a word. So every finished checkpoint gets a manifest
+with the SHA-256 of each of its files, written last. A checkpoint without one was never
+finished and is passed over; one that does not match its manifest is refused.
+
+    <directory>/<step>/state/...      arrays, by Orbax
+    <directory>/<step>/run/...        position in the data and the caller's JSON
+    <directory>/<step>/manifest.json  ours
+"""
+
+import hashlib
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.runs.directory import read_json, write_json
+
+MANIFEST = "manifest.json"
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+      step: optimizer steps done when it was saved.
+      state: pytree of jax.Array, of the structure that was asked for.
+      data_state: position in the problems, JSON.
+      extra: the caller's JSON.
+    """
+
+    step: int
+    state: Any
+    data_state: Any
+    extra: Any
+
+
+class Checkpoints:
+    """Writes the checkpoints of one run and keeps the newest few.
+
+    On several hosts every process makes one and calls `save` at the same steps.
+    """
+
+    def __init__(self, directory: pathlib.Path, *, num_to_keep: int) -> None:
+        """Opens a directory for writing; what an interrupted save left there is deleted.
+
+        Args:
+          directory: where the checkpoints go; made if need be.
+          num_to_keep: checkpoints that stay, the newest ones; at least 1.
+
+        Raises:
+          UserError: the directory cannot be made, or `num_to_keep` is below 1.
+        """
+        if num_to_keep < 1:
+            raise UserError(
+                f"train.checkpoints_to_keep={num_to_keep} leaves nothing to resume from: "
+                "give 1 or more"
+            )
+        self._directory = directory.absolute()
+        self._num_to_keep = num_to_keep
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                _delete_unfinished(self._directory)
+        except OSError as error:
+            raise UserError(
+                f"cannot write checkpoints to {directory}: {error.strerror}; choose another "
+                "place with --runs_dir=..."
+            ) from error
+        _wait_for_all("checkpoints_opened")
+        self._manager = _open_manager(self._directory)
+
+    def save(self, step: int, state: Any, *, data_state: Any, extra: Any) -> None:
+        """Saves one checkpoint, and returns when it is on disk and has its manifest.
+
+        Older checkpoints go only after that, so a kill at any moment leaves a usable one.
+
+        Args:
+          step: optimizer steps done; saving a step that is already there replaces it.
+          state: pytree of jax.Array (dicts, NamedTuples, flax.struct dataclasses).
+          data_state: JSON, the position in the problems.
+          extra: JSON, anything else the run goes on from.
+
+        Raises:
+          UserError: the checkpoint cannot be written.
+        """
+        if step in self._manager.all_steps():
+            self._delete(step)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            run=ocp.args.JsonSave({"data_state": data_state, "extra": extra}),
+        )
+        try:
+            saved = self._manager.save(step, args=items, force=True)
+        except (OSError, ValueError) as error:  # a full disk is a ValueError to Orbax
+            raise UserError(
+                f"cannot write checkpoint {self._directory / str(step)}: "
+                f"{str(error).splitlines()[0]}; the checkpoints before it are whole"
+            ) from error
+        if not saved:
+            raise RuntimeError(f"Orbax declined to save step {step} in {self._directory}")
+        if jax.process_index() == 0:
+            _write_manifest(self._directory / str(step), state)
+        _wait_for_all(f"checkpoint_{step}_written")
+        # The manager's own list, not the disk: it is the same in every process at this point.
+        for old_step in sorted(self._manager.all_steps())[: -self._num_to_keep]:
+            self._delete(old_step)
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _delete(self, step: int) -> None:
+        # Manifest first: a half-deleted checkpoint then counts as unfinished, not as damaged.
+        if jax.process_index() == 0:
+            (self._directory / str(step) / MANIFEST).unlink(missing_ok=True)
+        _wait_for_all(f"checkpoint_{step}_dropped")
+        self._manager.delete(step)
+
+
+def finished_steps(directory: pathlib.Path) -> list[int]:
+    """Returns the steps whose checkpoints have a manifest, oldest first."""
+    return sorted(int(d.name) for d in _step_directories(directory) if (d / MANIFEST).exists())
+
+
+def restore_latest(directory: pathlib.Path, abstract_state: Any) -> Restored | None:
+    """Returns the newest finished checkpoint, bit for bit as it was saved, or None.
+
+    Writes nothing, so it is safe beside a run that is still training.
+
+    Args:
+      directory: where the checkpoints are; it need not exist.
+      abstract_state: pytree of jax.Array or jax.ShapeDtypeStruct. A leaf with a sharding is
+        restored to it, one without goes to the first device of this process.
+
+    Raises:
+      UserError: a file of the checkpoint is missing or differs from its manifest, or the
+        checkpoint holds a state of another structure, shape or dtype.
+    """
+    steps = finished_steps(directory)
+    if not steps:
+        return None
+    step_directory = directory.absolute() / str(steps[-1])
+    manifest = read_manifest(step_directory)
+    _require_same_state(step_directory, manifest["state"], _describe_state(abstract_state))
+    require_intact(step_directory, manifest)
+    with _open_manager(directory.absolute(), read_only=True) as manager:
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(jax.tree.map(_with_sharding, abstract_state)),
+            run=ocp.args.JsonRestore(),
+        )
+        restored = manager.restore(steps[-1], args=items)
+    run = restored["run"]
+    return Restored(steps[-1], restored["state"], run["data_state"], run["extra"])
+
+
+def read_manifest(step_directory: pathlib.Path) -> dict[str, Any]:
+    """Returns {"files": {path: SHA-256}, "state": [[path, dtype, shape], ...]}.
+
+    Raises:
+      UserError: the manifest is damaged.
+    """
+    path = step_directory / MANIFEST
+    try:
+        manifest = read_json(path)
+        intact = isinstance(manifest["files"], dict) and isinstance(manifest["state"], list)
+    except (UserError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path} is damaged; {_mend(step_directory)}")
+    return manifest
+
+
+def require_intact(step_directory: pathlib.Path, manifest: dict[str, Any]) -> None:
+    """Compares every file of a checkpoint with its manifest.
+
+    Raises:
+      UserError: a file is missing or has other bytes than were saved.
+    """
+    for name, digest in manifest["files"].items():
+        path = step_directory / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {_mend(step_directory)}")
+        if _sha256(path) != digest:
+            raise UserError(f"{path} is damaged: its hash differs; {_mend(step_directory)}")
+
+
+def _mend(step_directory: pathlib.Path) -> str:
+    earlier = [s for s in finished_steps(step_directory.parent) if s < int(step_directory.name)]
+    then = f"go on from step {earlier[-1]}" if earlier else "start the run again from step 0"
+    return f"delete {step_directory} to {then}"
+
+
+def _open_manager(directory: pathlib.Path, *, read_only: bool = False) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        # Ours to do: Orbax would delete the old one before the new one has its manifest.
+        max_to_keep=None,
+        create=False,
+        cleanup_tmp_directories=not read_only,
+        enable_async_checkpointing=False,
+        read_only=read_only,
+    )
+    return ocp.CheckpointManager(directory, options=options)
+
+
+def _write_manifest(step_directory: pathlib.Path, state: Any) -> None:
+    files = sorted(path for path in step_directory.rglob("*") if path.is_file())
+    digests = {path.relative_to(step_directory).as_posix(): _sha256(path) for path in files}
+    manifest = {"files": digests, "state": _describe_state(state)}
+    write_json(step_directory / MANIFEST, manifest)
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _delete_unfinished(directory: pathlib.Path) -> None:
+    for step_directory in _step_directories(directory):
+        if not (step_directory / MANIFEST).exists():
+            shutil.rmtree(step_directory)
+
+
+def _step_directories(directory: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in directory.glob("[0-9]*") if path.name.isdecimal()]
+
+
+def _describe_state(state: Any) -> list[list[Any]]:
+    """Returns [path, dtype, shape] of every leaf, in the order of the tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [
+        [jax.tree_util.keystr(path, simple=True, separator="/"), str(x.dtype), list(x.shape)]
+        for path, x in leaves
+    ]
+
+
+def _require_same_state(
+    step_directory: pathlib.Path, saved: list[list[Any]], wanted: list[list[Any]]
+) -> None:
+    if saved == wanted:
+        return
+    saved_leaves = {path: f"{dtype}{shape}" for path, dtype, shape in saved}
+    wanted_leaves = {path: f"{dtype}{shape}" for path, dtype, shape in wanted}
+    path = next(
+        p
+        for p in [*wanted_leaves, *saved_leaves]
+        if saved_leaves.get(p) != wanted_leaves.get(p)
+    )
+    raise UserError(
+        f"{step_directory} was saved by another config: its {path} is "
+        f"{saved_leaves.get(path, 'absent')}, and this config needs "
+        f"{wanted_leaves.get(path, 'none')}; use the config it was saved with, or choose "
+        "another name with --name=..."
+    )
+
+
+def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _wait_for_all(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

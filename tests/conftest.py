@@ -1,0 +1,21 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""One setting for all tests: CPU, no network, no silent broadcasting, no chance."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# A compile cache would hide that something compiles twice.
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+import hypothesis
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A deadline would measure compilation; a test that fails by chance cannot be trusted.
+hypothesis.settings.register_profile("stepalign", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("stepalign")

@@ -1,0 +1,447 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Divergences against float64 NumPy, and the promises that the tiled form makes."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.objectives import divergence as dv
+
+N, D, V = 7, 5, 13  # N is no multiple of the tile below, and V of no vector width
+SETTINGS = {"jsd_beta": 0.3, "loss_temperature": 1.1, "token_tile": 3}
+
+
+def _inputs(num_tokens: int = N, vocab: int = V, width: int = D, seed: int = 0) -> dict:
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    return {
+        "solver_hidden": normal(num_tokens, width),
+        "teacher_hidden": normal(num_tokens, width),
+        "solver_head": normal(vocab, width),
+        "teacher_head": normal(vocab, width),
+        "tokens": rng.integers(0, vocab, num_tokens).astype(np.int32),
+    }
+
+
+_tiled = jax.jit(  # an eager scan would compile piece by piece
+    dv.tiled_divergence,
+    static_argnames=("divergence", "jsd_beta", "loss_temperature", "token_tile"),
+)
+
+
+def _scores(inputs: dict, name: str = "forward_kl", **settings) -> dv.TokenScores:
+    return _tiled(**inputs, divergence=name, **{**SETTINGS, **settings})
+
+
+def _numpy_log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _numpy_logprobs(hidden: np.ndarray, head: np.ndarray, temperature: float) -> np.ndarray:
+    logits = hidden.astype(np.float64) @ head.astype(np.float64).T
+    return _numpy_log_softmax(logits / temperature)
+
+
+def _numpy_kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return (np.exp(p) * (p - q)).sum(-1)
+
+
+def _numpy_divergence(
+    name: str, solver: np.ndarray, teacher: np.ndarray, tokens: np.ndarray, frozen: np.ndarray
+) -> np.ndarray:
+    """[N] float64. `frozen` are the solver's log-probabilities under stop_gradient."""
+    rows, beta = np.arange(len(tokens)), SETTINGS["jsd_beta"]
+    if name == "sampled_token":
+        advantage = teacher[rows, tokens] - frozen[rows, tokens]
+        return -advantage * solver[rows, tokens]
+    if name == "jsd":
+        mixture = np.log((1 - beta) * np.exp(solver) + beta * np.exp(teacher))
+        return beta * _numpy_kl(teacher, mixture) + (1 - beta) * _numpy_kl(solver, mixture)
+    if name == "reverse_kl":
+        return _numpy_kl(solver, teacher)
+    return _numpy_kl(teacher, solver)
+
+
+def _numpy_pair(inputs: dict, temperature: float = SETTINGS["loss_temperature"]):
+    """Log-probabilities of solver and teacher, [N, V] float64."""
+    return (
+        _numpy_logprobs(inputs["solver_hidden"], inputs["solver_head"], temperature),
+        _numpy_logprobs(inputs["teacher_hidden"], inputs["teacher_head"], temperature),
+    )
+
+
+def _central_differences(function, array: np.ndarray, size: float = 1e-5) -> np.ndarray:
+    gradient = np.zeros(array.shape)
+    for index in np.ndindex(array.shape):
+        moved = np.zeros(array.shape)
+        moved[index] = size
+        gradient[index] = (function(array + moved) - function(array - moved)) / (2 * size)
+    return gradient
+
+
+@pytest.mark.parametrize("name", dv.DIVERGENCES)
+def test_values_and_gradients_are_the_float64_ones(name):
+    inputs = _inputs(num_tokens=4, vocab=7, width=3)
+    weights = np.array([0.5, -1.0, 2.0, 1.5])
+    solver, teacher = _numpy_pair(inputs)
+
+    def numpy_loss(changed: dict) -> float:
+        pair = _numpy_pair({**inputs, **changed})
+        return float(weights @ _numpy_divergence(name, *pair, inputs["tokens"], solver))
+
+    def loss(arrays: dict) -> tuple[jax.Array, jax.Array]:
+        values = _scores({**inputs, **arrays}, name).divergence
+        return jnp.sum(values * weights), values
+
+    trained = {key: inputs[key] for key in ("solver_hidden", "solver_head")}
+    (_, values), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained)
+    expected = _numpy_divergence(name, solver, teacher, inputs["tokens"], solver)
+    assert np.abs(expected).min() > 1e-3
+    np.testing.assert_allclose(values, expected, rtol=2e-5)
+    for key, array in trained.items():
+        slope = _central_differences(lambda x, key=key: numpy_loss({key: x}), array)
+        assert np.abs(slope).max() > 1e-2
+        np.testing.assert_allclose(gradients[key], slope, atol=2e-6, rtol=2e-5)
+
+
+def test_token_scores_are_at_temperature_one():
+    inputs, rows = _inputs(), np.arange(N)
+    solver, teacher = _numpy_pair(inputs, temperature=1.0)
+    picked_solver = solver[rows, inputs["tokens"]]
+    picked_teacher = teacher[rows, inputs["tokens"]]
+    scores = _scores(inputs, loss_temperature=3.0)
+    np.testing.assert_allclose(scores.solver_logprobs, picked_solver, rtol=1e-5)
+    np.testing.assert_allclose(scores.teacher_logprobs, picked_teacher, rtol=1e-5)
+    np.testing.assert_allclose(scores.advantage, picked_teacher - picked_solver, atol=5e-6)
+    assert all(value.dtype == jnp.float32 and value.shape == (N,) for value in scores)
+
+
+def test_tiled_logprobs_value_and_gradient():
+    inputs = _inputs(num_tokens=4, vocab=7, width=3)
+    arrays = inputs["solver_hidden"], inputs["solver_head"]
+    tokens = inputs["tokens"]
+
+    def numpy_loss(hidden: np.ndarray, head: np.ndarray) -> float:
+        return _numpy_logprobs(hidden, head, 0.7)[np.arange(4), tokens].sum()
+
+    def loss(hidden: jax.Array, head: jax.Array) -> jax.Array:
+        return dv.tiled_logprobs(hidden, head, tokens, temperature=0.7, token_tile=3).sum()
+
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(*arrays)
+    np.testing.assert_allclose(value, numpy_loss(*arrays), rtol=1e-5)
+    slopes = (
+        _central_differences(lambda hidden: numpy_loss(hidden, arrays[1]), arrays[0]),
+        _central_differences(lambda head: numpy_loss(arrays[0], head), arrays[1]),
+    )
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        np.testing.assert_allclose(gradient, slope, atol=2e-6, rtol=2e-5)
+
+
+def test_hand_worked_values():
+    solver, teacher = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.75, 0.25]))
+    log = np.log
+    kl_forward = 0.75 * log(1.5) + 0.25 * log(0.5)  # 0.1308
+    kl_reverse = 0.5 * log(2 / 3) + 0.5 * log(2.0)  # 0.1438
+    from_teacher = 0.75 * log(1.2) + 0.25 * log(0.25 / 0.375)  # m = 0.625, 0.375
+    from_solver = 0.5 * log(0.8) + 0.5 * log(0.5 / 0.375)
+    np.testing.assert_allclose(dv.forward_kl(solver, teacher), kl_forward, rtol=1e-5)
+    np.testing.assert_allclose(dv.reverse_kl(solver, teacher), kl_reverse, rtol=1e-5)
+    np.testing.assert_allclose(
+        dv.jsd(solver, teacher, beta=0.5), 0.5 * (from_teacher + from_solver), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        dv.sampled_token(solver, teacher, jnp.array(0)), -log(1.5) * log(0.5), rtol=1e-5
+    )
+
+
+def test_jsd_limits_are_the_two_kl_and_the_ends_are_symmetric():
+    rng = np.random.default_rng(1)
+    solver, teacher = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(2, 4, 9)), jnp.float32))
+    beta = 1e-3
+    low = dv.jsd(solver, teacher, beta=beta) / beta
+    high = dv.jsd(solver, teacher, beta=1 - beta) / beta
+    np.testing.assert_allclose(low, dv.forward_kl(solver, teacher), rtol=0.02)
+    np.testing.assert_allclose(high, dv.reverse_kl(solver, teacher), rtol=0.02)
+    np.testing.assert_allclose(
+        dv.jsd(solver, teacher, beta=0.2), dv.jsd(teacher, solver, beta=0.8), rtol=1e-5
+    )
+
+
+def test_jsd_is_finite_at_far_apart_logprobs():
+    solver = jax.nn.log_softmax(jnp.array([300.0, 0.0, -300.0]))
+    teacher = jax.nn.log_softmax(jnp.array([-300.0, 0.0, 300.0]))
+    value, gradient = jax.value_and_grad(functools.partial(dv.jsd, beta=0.5))(solver, teacher)
+    np.testing.assert_allclose(value, np.log(2), rtol=1e-6)  # disjoint: the entropy of beta
+    assert np.isfinite(gradient).all()
+
+
+def test_gradient_identities():
+    """grad KL(pi || q) = -E_{v ~ pi}[A(v) grad log pi(v)] with A = log q - log pi, which the
+    sampled form gives on average; grad KL(q || pi) = -sum_v q(v) grad log pi(v)."""
+    logits, other = np.random.default_rng(2).normal(size=(2, 9))
+    solver, teacher = _numpy_log_softmax(logits), _numpy_log_softmax(other)
+    grad_log_pi = np.eye(9) - np.exp(solver)  # [v, logit]
+    reverse = -(np.exp(solver) * (teacher - solver)) @ grad_log_pi
+    forward = -np.exp(teacher) @ grad_log_pi
+
+    def gradient(formula: Callable, *tokens: jax.Array) -> jax.Array:
+        constant = jnp.asarray(teacher, jnp.float32)
+        return jax.grad(lambda x: formula(jax.nn.log_softmax(x), constant, *tokens))(
+            jnp.asarray(logits, jnp.float32)
+        )
+
+    sampled = jax.vmap(lambda token: gradient(dv.sampled_token, token))(jnp.arange(9))
+    np.testing.assert_allclose(gradient(dv.reverse_kl), reverse, atol=1e-6)
+    np.testing.assert_allclose(np.exp(solver) @ sampled, reverse, atol=1e-6)
+    np.testing.assert_allclose(gradient(dv.forward_kl), forward, atol=1e-6)
+
+
+def _value_and_gradients(name: str, tile: int, hidden: jax.Array, head: jax.Array):
+    def loss(hidden: jax.Array, head: jax.Array):
+        inputs = {**_inputs(), "solver_hidden": hidden, "solver_head": head}
+        settings = {**SETTINGS, "token_tile": tile}
+        scores = dv.tiled_divergence(**inputs, divergence=name, **settings)
+        return jnp.sum(scores.divergence) + jnp.sum(scores.solver_logprobs), scores
+
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
+
+
+def _assert_same(name: str, tile: int, jit: bool) -> None:
+    """Compares with one jitted tile that holds all tokens."""
+    arrays = [jnp.asarray(_inputs()[key]) for key in ("solver_hidden", "solver_head")]
+    (_, whole), expected = jax.jit(functools.partial(_value_and_gradients, name, N))(*arrays)
+    run = functools.partial(_value_and_gradients, name, tile)
+    (_, scores), gradients = (jax.jit(run) if jit else run)(*arrays)
+    for ours, reference in zip((*scores, *gradients), (*whole, *expected), strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "tile"), [*((name, 3) for name in dv.DIVERGENCES), ("jsd", 1), ("jsd", 100)]
+)
+def test_tile_size_changes_nothing(name, tile):
+    _assert_same(name, tile, jit=True)
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "jsd"])
+def test_jit_agrees(name):
+    _assert_same(name, N, jit=False)
+
+
+def _shapes(jaxpr: jax.extend.core.Jaxpr) -> set[tuple[int, ...]]:
+    """The shape of every value that a jaxpr, or one inside it, computes."""
+    shapes = set()
+    for equation in jaxpr.eqns:
+        shapes |= {getattr(out.aval, "shape", ()) for out in equation.outvars}
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                shapes |= _shapes(inner)
+    return shapes
+
+
+@pytest.mark.parametrize("name", [*dv.DIVERGENCES, "logprobs"])
+def test_no_array_of_all_tokens_by_vocabulary(name):
+    num_tokens, vocab, tile = 24, 97, 4
+    inputs = _inputs(num_tokens=num_tokens, vocab=vocab)
+
+    def loss(hidden: jax.Array, head: jax.Array, token_tile: int) -> jax.Array:
+        if name == "logprobs":
+            return dv.tiled_logprobs(
+                hidden, head, inputs["tokens"], temperature=1.0, token_tile=token_tile
+            ).sum()
+        new = {**inputs, "solver_hidden": hidden, "solver_head": head}
+        return _scores(new, name, token_tile=token_tile).divergence.sum()
+
+    def largest(token_tile: int) -> int:
+        """Tokens whose logits exist at once, from the largest array with a vocabulary axis."""
+        step = jax.value_and_grad(functools.partial(loss, token_tile=token_tile), (0, 1))
+        jaxpr = jax.make_jaxpr(step)(inputs["solver_hidden"], inputs["solver_head"])
+        sizes = [int(np.prod(s)) for s in _shapes(jaxpr.jaxpr) if vocab in s and D not in s]
+        return max(sizes) // vocab
+
+    assert largest(tile) == tile
+    assert largest(num_tokens) == num_tokens  # the walk does see arrays of [N, V]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, jnp.float32) for name in dv.DIVERGENCES), ("forward_kl", jnp.bfloat16)],
+)
+def test_equal_hidden_states_give_exactly_zero(name, dtype):
+    inputs = _inputs(num_tokens=37, vocab=67, width=33)
+    hidden, head = (jnp.asarray(inputs[k], dtype) for k in ("solver_hidden", "solver_head"))
+
+    def loss(hidden, head, other_hidden, other_head):
+        scores = dv.tiled_divergence(
+            hidden, other_hidden, head, other_head, jnp.asarray(inputs["tokens"]),
+            divergence=name, **SETTINGS,
+        )  # fmt: skip
+        return jnp.sum(scores.divergence), scores
+
+    step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (_, scores), gradients = step(hidden, head, hidden + 0, head + 0)
+    assert not scores.divergence.any() and not scores.advantage.any()
+    assert not gradients[0].any() and not gradients[1].any()
+    # one changed row is seen, and it alone
+    (_, scores), gradients = step(hidden, head, hidden.at[5].multiply(1.5), head + 0)
+    assert np.flatnonzero(scores.divergence).tolist() == [5]
+    assert np.flatnonzero(gradients[0].any(-1)).tolist() == [5]
+
+
+@pytest.mark.parametrize("name", dv.DIVERGENCES)
+def test_masked_tokens_get_exactly_zero_gradient(name):
+    inputs = _inputs()
+    mask = jnp.array([True, False, True, True, False, False, True])
+
+    def loss(hidden: jax.Array) -> jax.Array:
+        return dv.masked_mean(
+            _scores({**inputs, "solver_hidden": hidden}, name).divergence, mask
+        )
+
+    gradient = jax.jit(jax.grad(loss))(inputs["solver_hidden"])
+    np.testing.assert_array_equal(gradient.any(-1), mask)
+    empty = jnp.zeros_like(mask)
+    values = _scores(inputs, name).divergence
+    value, gradient = jax.value_and_grad(dv.masked_mean)(values, empty)
+    assert value == 0.0 and not gradient.any()
+
+
+@pytest.mark.parametrize("name", dv.DIVERGENCES)
+def test_teacher_gets_no_gradient_and_diagnostics_give_none(name):
+    inputs = jax.tree.map(jnp.asarray, _inputs())
+    tokens = inputs.pop("tokens")
+
+    def total(arrays: dict, field: str) -> jax.Array:
+        return jnp.sum(getattr(_scores({**arrays, "tokens": tokens}, name), field))
+
+    for field, differentiable in (
+        ("divergence", True),
+        ("solver_logprobs", True),
+        ("advantage", False),
+        ("teacher_logprobs", False),
+    ):
+        gradients = jax.jit(jax.grad(total), static_argnums=1)(inputs, field)
+        assert not gradients["teacher_hidden"].any() and not gradients["teacher_head"].any()
+        assert bool(gradients["solver_hidden"].any()) is differentiable
+        assert bool(gradients["solver_head"].any()) is differentiable
+
+
+def test_shared_head_learns_through_the_solver_alone():
+    inputs = _inputs()
+    head = jnp.asarray(inputs["solver_head"])
+
+    def shared(head: jax.Array) -> jax.Array:
+        return _scores({**inputs, "solver_head": head, "teacher_head": head}).divergence.sum()
+
+    def solver_only(moved: jax.Array) -> jax.Array:
+        return _scores({**inputs, "solver_head": moved, "teacher_head": head}).divergence.sum()
+
+    ours, expected = jax.jit(jax.grad(shared))(head), jax.jit(jax.grad(solver_only))(head)
+    np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("name", dv.DIVERGENCES)
+def test_bfloat16_inputs_are_summed_in_float32(name):
+    inputs = _inputs(num_tokens=9, vocab=301, width=64)
+    low = {k: jnp.asarray(v, jnp.bfloat16) for k, v in inputs.items() if k != "tokens"}
+    for key in ("solver_hidden", "teacher_hidden"):
+        low[key] = low[key] / 4  # keeps the softmax broad: many small terms
+    solver, teacher = _numpy_pair({k: np.asarray(v, np.float64) for k, v in low.items()})
+    expected = _numpy_divergence(name, solver, teacher, inputs["tokens"], solver)
+    scores = _scores({**low, "tokens": inputs["tokens"]}, name)
+    assert scores.divergence.dtype == jnp.float32
+    # bfloat16 logits or sums would miss by 1e-3 and more
+    np.testing.assert_allclose(scores.divergence, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_head_gradient_is_summed_over_tiles_in_float32():
+    """A bfloat16 sum of 512 equal parts stops growing at 256 of them."""
+    hidden = jnp.ones((512, 1), jnp.bfloat16)
+    head = jnp.zeros((2, 1), jnp.bfloat16)
+
+    def total(head: jax.Array) -> jax.Array:
+        tokens = jnp.zeros(512, jnp.int32)
+        return dv.tiled_logprobs(hidden, head, tokens, temperature=1.0, token_tile=1).sum()
+
+    def divergence(head: jax.Array) -> jax.Array:
+        teacher = jnp.array([[100.0], [0.0]], jnp.bfloat16)  # all on token 0
+        return dv.tiled_divergence(
+            hidden, hidden, head, teacher, jnp.zeros(512, jnp.int32),
+            divergence="forward_kl", jsd_beta=0.5, loss_temperature=1.0, token_tile=1,
+        ).divergence.sum()  # fmt: skip
+
+    np.testing.assert_array_equal(jax.jit(jax.grad(total))(head).ravel(), [256.0, -256.0])
+    np.testing.assert_array_equal(jax.jit(jax.grad(divergence))(head).ravel(), [-256.0, 256.0])
+
+
+def test_a_float32_head_scores_like_its_cast():
+    """Sampler and scorer multiply in the compute dtype, whatever dtype the weights train in."""
+    inputs = _inputs()
+    low = {k: jnp.asarray(v, jnp.bfloat16) for k, v in inputs.items() if k.endswith("hidden")}
+    kept = _scores({**inputs, **low})
+    cast = {k: jnp.asarray(inputs[k], jnp.bfloat16) for k in ("solver_head", "teacher_head")}
+    jax.tree.map(np.testing.assert_array_equal, kept, _scores({**inputs, **low, **cast}))
+
+
+def test_no_tokens_give_no_scores():
+    assert _scores(_inputs(num_tokens=0)).divergence.shape == (0,)
+
+
+def test_masked_mean_is_one_sum_over_one_count():
+    values = jnp.array([[1.0, 2.0, np.nan], [4.0, np.inf, -9.0]])
+    mask = jnp.array([[True, True, False], [True, False, False]])
+    value, gradient = jax.value_and_grad(dv.masked_mean)(values, mask)
+    np.testing.assert_allclose(value, 7 / 3, rtol=1e-6)  # not the mean of the rows' means, 2.75
+    np.testing.assert_allclose(gradient, np.where(mask, 1 / 3, 0.0), rtol=1e-6)
+    many = jnp.ones(1000, jnp.bfloat16)
+    assert dv.masked_mean(many, jnp.ones(1000, bool)) == 1.0
+    assert dv.masked_mean(many, jnp.zeros(1000, bool)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("forward", "forward_kl"),
+        ("reverse-kl", "reverse_kl"),
+        ("js", "jsd"),
+        ("zzz", "forward_kl"),
+    ],
+)
+def test_unknown_divergence_names_the_nearest(wrong, nearest):
+    with pytest.raises(UserError) as caught:
+        _scores(_inputs(), wrong)
+    if wrong != "zzz":  # nothing is near; some valid name must still be given
+        assert f"did you mean '{nearest}'" in str(caught.value)
+    assert all(name in str(caught.value) for name in dv.DIVERGENCES)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, -0.1, float("nan")])
+def test_jsd_beta_is_refused_outside_its_range_and_only_by_jsd(beta):
+    with pytest.raises(UserError, match="0 < beta < 1"):
+        _scores(_inputs(), "jsd", jsd_beta=beta)
+    with pytest.raises(UserError, match="0 < beta < 1"):
+        dv.jsd(jnp.zeros(1), jnp.zeros(1), beta=beta)
+    assert np.isfinite(_scores(_inputs(), "forward_kl", jsd_beta=beta).divergence).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("loss_temperature", 0.0), ("loss_temperature", float("inf")), ("token_tile", 0)],
+)
+def test_impossible_numbers_are_refused_by_key(key, value):
+    with pytest.raises(UserError, match=key):
+        _scores(_inputs(), **{key: value})

@@ -1,0 +1,202 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The engine gives each request its own tokens, whatever it is batched with."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stepalign_jax.base.config import SamplingConfig
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.types import Rollouts
+from stepalign_jax.model.config import Qwen3Config
+from stepalign_jax.model.lora import LoraSpec, init_lora, merge_lora
+from stepalign_jax.model.qwen3 import Qwen3, init_params, unstack_layers
+from stepalign_jax.sampling.decode import generate
+from stepalign_jax.sampling.engine import (
+    Engine,
+    Purpose,
+    _decode_layout,
+    _one_ahead,
+    prompt_bucket,
+)
+
+CONFIG = Qwen3Config(
+    vocab_size=24,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+    rope_theta=10_000.0,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+    max_positions=64,
+)
+PAD = 0
+SPEC = LoraSpec(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))
+PARAMS = jax.tree.map(lambda leaf: leaf * 8, init_params(CONFIG, jax.random.key(0)))
+# `b` starts at zero; moved off it, so that the adapter does something.
+LORA = jax.tree.map(lambda leaf: leaf + 0.1, init_lora(CONFIG, SPEC, jax.random.key(1)))
+BASE = {"params": PARAMS}
+ENGINE = Engine(CONFIG, jnp.float32, SPEC, stop_ids=(1, 2), pad_id=PAD)
+SAMPLING = SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, batch_size=4)
+
+# Requests whose prompts need the buckets 16, 24 and 32.
+LENGTHS = [3, 30, 16, 7, 17, 1, 22, 12, 5]
+PROMPTS = [np.random.default_rng(length).integers(3, 24, length).tolist() for length in LENGTHS]
+ADDRESSES = np.stack(
+    [np.full(9, 2), 1_000 + np.arange(9), np.arange(9) % 2, np.zeros(9)], axis=1
+).astype(np.uint32)
+
+
+def sample(rows: list[int], variables: dict[str, Any] = BASE, **changes: Any) -> Rollouts:
+    """Samples the requests `rows` of PROMPTS, in that order."""
+    options: dict[str, Any] = dict(seed=11, purpose=Purpose.SOLVER, settings=SAMPLING)
+    prompts = [PROMPTS[row] for row in rows]
+    return ENGINE.sample(variables, prompts, ADDRESSES[rows], **{**options, **changes})
+
+
+@pytest.fixture(scope="module")
+def expected() -> Rollouts:
+    return sample(list(range(9)))
+
+
+def assert_rows_equal(rollouts: Rollouts, expected: Rollouts, rows: list[int]) -> None:
+    for field in ("tokens", "lengths", "finished"):
+        np.testing.assert_array_equal(getattr(rollouts, field), getattr(expected, field)[rows])
+    for field in ("logprobs", "sampling_logprobs"):
+        values, wanted = getattr(rollouts, field), getattr(expected, field)[rows]
+        np.testing.assert_allclose(values, wanted, atol=1e-4, rtol=0)
+
+
+def test_buckets_are_powers_of_two_and_their_halves_between():
+    assert [prompt_bucket(length) for length in (1, 16, 17, 25, 33, 49, 65, 97)] == [
+        16, 16, 24, 32, 48, 64, 96, 128,
+    ]  # fmt: skip
+    buckets = {prompt_bucket(length) for length in range(1, 4_097)}
+    assert len(buckets) == 17 and max(buckets) == 4_096
+    assert all(prompt_bucket(length) >= length for length in range(1, 4_097))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.permutations(range(9)), st.integers(1, 9))
+def test_order_neighbours_and_padding_change_no_token(expected, order, count):
+    rows = list(order[:count])
+    assert_rows_equal(sample(rows), expected, rows)
+
+
+def test_batch_size_changes_no_token(expected):
+    rows = list(range(9))
+    other = sample(rows, settings=dataclasses.replace(SAMPLING, batch_size=9))
+    assert_rows_equal(other, expected, rows)
+
+
+def test_completions_vary_in_length_and_in_content(expected):
+    # What the tests above compare must be able to differ.
+    assert len(set(expected.lengths.tolist())) > 2
+    assert len({tuple(row) for row in expected.tokens.tolist()}) == 9
+    assert expected.finished.any() and not expected.finished.all()
+
+
+def test_results_are_numpy_rows_in_the_order_of_the_prompts(expected):
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(expected))
+    assert expected.tokens.shape == (9, 8) and expected.lengths.shape == (9,)
+    logprobs = full_forward_logprobs(PARAMS, expected)
+    np.testing.assert_allclose(expected.logprobs, logprobs, atol=1e-4, rtol=0)
+
+
+def full_forward_logprobs(params: dict[str, Any], rollouts: Rollouts) -> np.ndarray:
+    """[N, T] log-probabilities of the completions by an uncached forward; 0 after the end."""
+    model = Qwen3(CONFIG, jnp.float32)
+    tokens = np.zeros((9, 48), np.int32)
+    for row, prompt in enumerate(PROMPTS):
+        tokens[row, : len(prompt)] = prompt
+        tokens[row, len(prompt) : len(prompt) + 8] = rollouts.tokens[row]
+    hidden, _ = model.apply({"params": params}, tokens)
+    logits = model.apply({"params": params}, hidden, method=model.logits)
+    log_probs = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))
+    result = np.zeros((9, 8), np.float32)
+    for row, prompt in enumerate(PROMPTS):
+        for t in range(rollouts.lengths[row]):
+            position = len(prompt) + t
+            result[row, t] = log_probs[row, position - 1, tokens[row, position]]
+    return result
+
+
+def test_the_adapter_is_on_exactly_where_it_is_given(expected):
+    adapted = sample(list(range(9)), {**BASE, "lora": LORA})
+    merged = merge_lora(PARAMS, LORA, SPEC)
+    np.testing.assert_allclose(
+        adapted.logprobs, full_forward_logprobs(merged, adapted), atol=1e-3, rtol=0
+    )
+    assert np.any(adapted.tokens != expected.tokens)
+
+
+def test_purpose_and_seed_change_the_noise(expected):
+    rows = list(range(9))
+    for change in ({"purpose": Purpose.CRITIC}, {"seed": 12}):
+        assert np.any(sample(rows, **change).tokens != expected.tokens)
+
+
+def test_compiles_once_per_bucket_and_never_again(expected):
+    changed = dataclasses.replace(SAMPLING, max_new_tokens=4)
+    before = generate._cache_size()
+    sample(list(range(9)), settings=changed)
+    # Sorted by length the batches are (30, 22, 17, 16), (12, 7, 5, 3), (1): two widths.
+    assert generate._cache_size() - before == 2
+    other_params = {"params": jax.tree.map(lambda leaf: leaf * 0.5, PARAMS)}
+    sample([8, 1, 4, 0, 2, 6], other_params, settings=changed, seed=5)
+    assert generate._cache_size() - before == 2
+
+
+def test_progress_reports_the_requests_done_so_far():
+    reports: list[int] = []
+    sample(list(range(9)), progress=reports.append)
+    assert reports == [4, 8, 9]
+
+
+def test_a_batch_is_started_before_the_one_ahead_of_it_is_fetched():
+    events: list[str] = []
+
+    def dispatch(rows: np.ndarray) -> Any:
+        events.append(f"start {rows[0]}")
+        return f"batch {rows[0]}"
+
+    for rows, batch in _one_ahead([np.array([i]) for i in range(3)], dispatch):
+        assert batch == f"batch {rows[0]}"
+        events.append(f"fetch {rows[0]}")
+    assert events == ["start 0", "start 1", "fetch 0", "start 2", "fetch 1", "fetch 2"]
+
+
+def test_the_decode_layout_rounds_ahead_what_the_model_rounds_anyway():
+    layout = _decode_layout(BASE, num_layers=2, dtype=jnp.dtype("bfloat16"))
+    model = Qwen3(CONFIG, jnp.bfloat16, scan_layers=False)
+    unrounded = {"params": unstack_layers(PARAMS, 2)}
+    tokens = np.array([PROMPTS[1]], np.int32)
+    forward = jax.jit(lambda variables: model.apply(variables, tokens)[0])
+    np.testing.assert_array_equal(forward(layout), forward(unrounded))
+    assert layout["params"]["layer_0"]["mlp"]["up_proj"]["kernel"].dtype == jnp.bfloat16
+    assert layout["params"]["final_norm"]["scale"].dtype == jnp.float32
+
+
+def test_no_requests_give_no_rows():
+    assert sample([]).tokens.shape == (0, 8)
+
+
+def test_prompts_that_do_not_fit_are_refused():
+    address = ADDRESSES[:1]
+    options: dict[str, Any] = dict(seed=0, purpose=Purpose.SOLVER, settings=SAMPLING)
+    with pytest.raises(UserError, match="57 tokens.* 64 positions"):
+        ENGINE.sample(BASE, [[3] * 57], address, **options)
+    with pytest.raises(UserError, match="Prompt 0 is empty"):
+        ENGINE.sample(BASE, [[]], address, **options)
+    with pytest.raises(ValueError, match="for 2 prompts"):
+        ENGINE.sample(BASE, [[3], [4]], address, **options)
