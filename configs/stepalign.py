@@ -156,6 +156,8 @@ def get_config(variant: str) -> Config:
             num_test=30,  # paper
             min_reasoning_steps=0,  # not read for jsonl
             max_reasoning_steps=0,  # not read for jsonl
+            base_avg_below=5 / 16,  # paper: the solver's Avg@16 on a problem it keeps
+            base_avg_samples=16,  # paper
         ),
         prompts=PromptsConfig(
             solver=SOLVER_PROMPT,  # ours: the paper's wording is not known to us
@@ -224,6 +226,7 @@ def get_config(variant: str) -> Config:
         ),
         evaluation=EvaluationConfig(
             num_samples=12,  # paper
+            num_validation_samples=4,  # ours
             temperature=1.0,  # inherited
             top_k=0,  # inherited
             top_p=0.95,  # inherited: its value for a thinking solver; ours does not think

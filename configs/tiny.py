@@ -78,6 +78,8 @@ def _easy(condition: str) -> Config:
             num_test=200,
             min_reasoning_steps=3,
             max_reasoning_steps=4,
+            base_avg_below=0.0,
+            base_avg_samples=16,
         ),
         prompts=PromptsConfig(
             solver="{problem}",
@@ -135,6 +137,7 @@ def _easy(condition: str) -> Config:
         ),
         evaluation=EvaluationConfig(
             num_samples=12,
+            num_validation_samples=4,
             temperature=1.1,
             top_k=0,
             top_p=1.0,
@@ -154,7 +157,13 @@ def _hard(config: Config) -> Config:
     return replace(
         config,
         name=config.name.replace("tiny-", "tiny-hard-"),
-        problems=replace(config.problems, min_reasoning_steps=6, max_reasoning_steps=10),
+        problems=replace(
+            config.problems,
+            num_train=1024,
+            min_reasoning_steps=6,
+            max_reasoning_steps=10,
+            base_avg_below=5 / 16,  # the paper's rule, applied to this model
+        ),
         sampling=replace(config.sampling, max_new_tokens=120),
         critic=replace(config.critic, max_new_tokens=120),
         evaluation=replace(config.evaluation, max_new_tokens=120),

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the packaged tiny model from nothing: one seeded run of three phases.
 
-    python -m stepalign_jax.pretrain --config configs/tiny.py --to stepalign_jax/checkpoints/tiny
+    python -m stepalign_jax.pretrain --config configs/tiny.py --to /tmp/tiny
 
 The corpus is drawn on the fly (`feedback/pretraining_corpus.py`); no row repeats. First
 the arithmetic is learnt in every role, then reading attempts and contexts, and last the
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,22 +133,18 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
 
 
 def token_losses(
-    model: nn.Module, params: Any, batch: PackedBatch
+    model: Qwen3, params: Any, batch: PackedBatch
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns [B, T-1] negative log-likelihoods, hits, and weights of the targets."""
-    hidden, _ = model.apply(
-        {"params": params},
-        batch.tokens,
-        positions=batch.positions,
-        segment_ids=batch.segment_ids,
-    )
-    logits = model.apply({"params": params}, hidden[:, :-1], method="logits")
+    apply: Any = functools.partial(model.apply, {"params": params})
+    hidden, _ = apply(batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids)
+    logits = apply(hidden[:, :-1], method="logits")
     targets = batch.targets[:, 1:]
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return losses, logits.argmax(-1) == targets, batch.weights[:, 1:]
+    return losses, logits.argmax(-1) == targets, jnp.asarray(batch.weights)[:, 1:]
 
 
-def make_step(model: nn.Module, optimizer: optax.GradientTransformation) -> Any:
+def make_step(model: Qwen3, optimizer: optax.GradientTransformation) -> Any:
     """Returns the jitted step: (params, optimizer state, batch) -> (both, loss, accuracy)."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -182,7 +177,7 @@ def batches(corpus: Corpus, recipe: Recipe) -> Iterator[PackedBatch]:
         yield ahead.get()
 
 
-def make_kind_accuracies(model: nn.Module, corpus: Corpus, recipe: Recipe) -> Any:
+def make_kind_accuracies(model: Qwen3, corpus: Corpus, recipe: Recipe) -> Any:
     """Returns (params, step) -> token accuracy of each row kind, on long rows of their own."""
     counted = jax.jit(lambda params, batch: token_losses(model, params, batch)[1:])
 

@@ -3,6 +3,7 @@
 """The schedule by hand, and AdamW with clipping against float64 NumPy."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ def _config(**changes) -> OptimizerConfig:
 
 
 def _rates(config: OptimizerConfig, num_steps: int) -> list[float]:
-    return [float(learning_rate_at(config, num_steps, step)) for step in range(num_steps)]
+    rate_at = jax.jit(functools.partial(learning_rate_at, config, num_steps))
+    return [float(rate_at(step)) for step in range(num_steps)]
 
 
 def test_constant_schedule():
@@ -101,8 +103,8 @@ def test_updates_are_those_of_adamw(num_steps, clip_norm):
         params = optax.apply_updates(params, updates)
     rates = _rates(config, num_steps)
     expected = _numpy_adamw(config, start, gradients_by_step, rates)
-    for key in shapes:
-        np.testing.assert_allclose(params[key], expected[key], rtol=2e-5, atol=1e-6)
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
+    jax.tree.map(close, params, expected)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_the_global_norm_is_clipped_before_the_moments(clip_norm, expected):
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
     optimizer = make_optimizer(_config(clip_norm=clip_norm), 10)
     gradients = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}  # global norm 5
-    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    _, state = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
     moments = optax.tree.get(state, "mu")
     seen = np.ravel(jax.tree.leaves(moments)) / (1 - CONFIG.b1)  # after one step from 0
     np.testing.assert_allclose(seen, expected, rtol=1e-5)
@@ -123,10 +125,10 @@ def test_the_rate_in_use_is_the_rate_reported_also_under_jit():
     optimizer = make_optimizer(config, 6)
     params = jnp.zeros(1)
     state = optimizer.init(params)
-    used = []
+    used, update = [], jax.jit(optimizer.update)
     for _ in range(6):
         # with b1 = b2 = 0 the update is -rate * sign(gradient)
-        updates, state = jax.jit(optimizer.update)(jnp.array([7.0]), state, params)
+        updates, state = update(jnp.array([7.0]), state, params)
         used.append(-float(updates[0]))
     np.testing.assert_allclose(used, _rates(config, 6), rtol=1e-5)
 

@@ -33,6 +33,8 @@ class ProblemsConfig:
     num_test: int
     min_reasoning_steps: int  # arithmetic only
     max_reasoning_steps: int
+    base_avg_below: float  # keep problems with base Avg@n below this (paper: 5/16); 0 keeps all
+    base_avg_samples: int  # that n (paper: 16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,7 @@ class TrainConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     num_samples: int  # k
+    num_validation_samples: int  # k of the validation curve
     temperature: float
     top_k: int
     top_p: float

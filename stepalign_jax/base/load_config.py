@@ -154,7 +154,8 @@ def _run_config_file(path: Path, variant: str) -> Config:
             raise UserError(_describe_failure(path, error)) from error
     if not isinstance(config, Config):
         raise UserError(
-            f"{path}: get_config returned an object of type {type(config).__name__} instead of a Config"
+            f"{path}: get_config returned an object of type {type(config).__name__} instead "
+            "of a Config"
         )
     return config
 

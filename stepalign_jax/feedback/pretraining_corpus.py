@@ -301,10 +301,13 @@ def draw_batch(
     is_long = rng.random() < mixture.long_share
     reasoning_steps, length = ((5, 10), 256) if is_long else ((3, 4), 128)
     num_sequences = num_tokens // length
+    shape = (num_sequences, length)
     batch = PackedBatch(
-        *(np.full((num_sequences, length), VOCABULARY[PAD], np.int32) for _ in range(2)),
-        *(np.zeros((num_sequences, length), np.int32) for _ in range(2)),
-        np.zeros((num_sequences, length), np.float32),
+        tokens=np.full(shape, VOCABULARY[PAD], np.int32),
+        targets=np.full(shape, VOCABULARY[PAD], np.int32),
+        positions=np.zeros(shape, np.int32),
+        segment_ids=np.zeros(shape, np.int32),
+        weights=np.zeros(shape, np.float32),
     )
     filled, segments = [0] * num_sequences, [0] * num_sequences
     # Shares are of tokens; a kind's rows are drawn in inverse proportion to their length.

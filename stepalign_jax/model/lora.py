@@ -7,6 +7,7 @@ The solver is `apply({"params": p, "lora": l})`; the same module without the col
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +89,7 @@ def init_lora(config: Qwen3Config, spec: LoraSpec, key: jax.Array) -> dict[str, 
     Since `b` is zero the adapted model starts exactly equal to its base.
     """
 
-    def leaves(name: str) -> dict[str, jax.Array]:
+    def leaves(key: jax.Array, name: str) -> dict[str, jax.Array]:
         num_inputs, num_outputs = config.projection_shape(name)
         # Keyed by name, so that an adapter on fewer projections has the same values there.
         name_key = jax.random.fold_in(key, list(PROJECTIONS).index(name))
@@ -99,7 +100,7 @@ def init_lora(config: Qwen3Config, spec: LoraSpec, key: jax.Array) -> dict[str, 
             "b": jnp.zeros((config.num_layers, spec.rank, num_outputs), jnp.float32),
         }
 
-    return _tree(spec, leaves)
+    return jax.jit(lambda key: _tree(spec, functools.partial(leaves, key)))(key)
 
 
 def abstract_lora(config: Qwen3Config, spec: LoraSpec) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import flax.traverse_util
 import huggingface_hub
 import numpy as np
@@ -81,7 +80,7 @@ def resolve_checkpoint(path: str) -> Path:
     """
     if path.startswith(_PACKAGED):
         return _packaged(path.removeprefix(_PACKAGED))
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         return Path(path)
     if not _HUB_ID.fullmatch(path):
         raise UserError(
@@ -174,9 +173,8 @@ def save_model(path: str | os.PathLike[str], config: Qwen3Config, params: Tree) 
 
 def _param_shapes(config: Qwen3Config) -> Shapes:
     """Shape of every leaf of the stacked params, by path."""
-    abstract = nn.meta.unbox(abstract_params(config))
-    flat: dict[Any, Any] = flax.traverse_util.flatten_dict(abstract)
-    return {path: leaf.shape for path, leaf in flat.items()}
+    flat: dict[Any, Any] = flax.traverse_util.flatten_dict(abstract_params(config))
+    return {path: box.value.shape for path, box in flat.items()}
 
 
 def _slots(config: Qwen3Config, shapes: Shapes) -> dict[str, Slot]:

@@ -83,7 +83,9 @@ def param_shardings(mesh: Mesh, abstract: Any) -> Any:
       UserError: a mesh axis does not divide the axis of a weight that it cuts.
     """
     specs = logical_to_mesh(nn.get_partition_spec(abstract), RULES)
-    shapes = jax.tree.map(lambda leaf: leaf.shape, nn.meta.unbox(abstract))
+    # Not `nn.meta.unbox`, which within `use_mesh` would constrain what is only a shape.
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    shapes = jax.tree.map(lambda box: box.value.shape, abstract, is_leaf=is_box)
 
     def sharding(path: Any, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
         _check_divisible(

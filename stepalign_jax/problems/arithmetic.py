@@ -38,6 +38,11 @@ class Term(NamedTuple):
     text: str
     value: int
 
+    @property
+    def addend(self) -> tuple[str, int]:
+        """Sign and value."""
+        return self.sign, self.value
+
 
 class Operation(NamedTuple):
     """One reasoning step: left operator right = result."""
@@ -46,6 +51,11 @@ class Operation(NamedTuple):
     operator: str
     right: int
     result: int
+
+    @property
+    def addend(self) -> tuple[str, int]:
+        """The signed term that was added: operator and right operand."""
+        return self.operator, self.right
 
     def __str__(self) -> str:
         return f"{self.left}{self.operator}{self.right}={self.result}"
@@ -122,8 +132,8 @@ def _correct_prefix(terms: list[Term], attempt: list[Operation]) -> tuple[int, l
     running = terms[0].value
     for operation in attempt[1:]:
         unused = (i for i in range(1, len(terms)) if i not in used)
-        match = next((i for i in unused if terms[i][::2] == operation[1:3]), None)
-        true_result = running if match is None else evaluate(running, *terms[match][::2])
+        match = next((i for i in unused if terms[i].addend == operation.addend), None)
+        true_result = running if match is None else evaluate(running, *terms[match].addend)
         if match is None or operation.left != running or operation.result != true_result:
             break
         used.append(match)
@@ -135,8 +145,8 @@ def _direction(terms: list[Term], used: list[int], attempt: list[Operation]) -> 
     """Returns True if the attempt reads as forward: its first addition decides."""
     if used:
         return used[0] == 1
-    last = terms[-1][::2]
-    return not (len(attempt) > 1 and attempt[1][1:3] == last and terms[1][::2] != last)
+    last = terms[-1].addend
+    return not (len(attempt) > 1 and attempt[1].addend == last and terms[1].addend != last)
 
 
 def correct_trace(problem: str, attempt: str) -> str:
@@ -159,8 +169,8 @@ def correct_trace(problem: str, attempt: str) -> str:
         if i not in used
     ]
     if 0 < num_correct < len(operations):
-        meant = operations[num_correct][1:3]
-        rest.sort(key=lambda i: terms[i][::2] != meant)  # stable: the meant term comes first
+        meant = operations[num_correct].addend
+        rest.sort(key=lambda i: terms[i].addend != meant)  # stable: the meant term comes first
     return format_trace(kept + list(_accumulate(terms, running, rest)))
 
 
@@ -192,7 +202,7 @@ def _stays_in_range(terms: list[Term], order: list[int]) -> bool:
         change = evaluate(0, operation.operator, operation.right)
         true_value += change
         lowest += change - 10 * carries(operation)
-        if not (0 <= lowest and true_value <= 99):
+        if not (lowest >= 0 and true_value <= 99):
             return False
     return True
 
@@ -231,7 +241,7 @@ def draw_problem(rng: random.Random, split: str, num_reasoning_steps: int) -> Pr
     while split_of(text := draw_problem_text(rng, num_reasoning_steps)) != split:
         pass
     terms = parse_terms(text)
-    # Drawn apart from any solver's derivation, from the problem itself: same text, same reference.
+    # From the problem itself, apart from any solver's choice: same text, same reference.
     forward = random.Random(stable_hash32("reference " + text)).random() < FORWARD_SHARE
     operations = derive(terms, order_of(len(terms), forward=forward))
     answer = str(operations[-1].result)
@@ -246,7 +256,8 @@ def arithmetic_problems(
     Raises:
       UserError: if the numbers of reasoning steps lie outside 3..10.
     """
-    if not MIN_REASONING_STEPS <= min_reasoning_steps <= max_reasoning_steps <= MAX_REASONING_STEPS:
+    low, high = min_reasoning_steps, max_reasoning_steps
+    if not MIN_REASONING_STEPS <= low <= high <= MAX_REASONING_STEPS:
         raise UserError(
             f"problems.min_reasoning_steps={min_reasoning_steps} and "
             f"max_reasoning_steps={max_reasoning_steps} must satisfy "

@@ -13,7 +13,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-PAD, END, USER, ASSISTANT, UNKNOWN = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|unk|>"
+PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unk|>"
+USER, ASSISTANT = "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS = (PAD, END, USER, ASSISTANT, UNKNOWN)
 PHRASES = (
     *(f"Step {i}: " for i in range(10, 0, -1)),
@@ -35,7 +36,7 @@ CHAT_TEMPLATE = (
     "{% else %}<|assistant|>{{ message.content }}<|end|>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-_PIECE = re.compile("|".join(re.escape(p) for p in (*SPECIAL_TOKENS, *PHRASES, *SYMBOLS)) + "|.")
+_PIECE = re.compile("|".join(map(re.escape, (*SPECIAL_TOKENS, *PHRASES, *SYMBOLS))) + "|.")
 
 
 @functools.cache

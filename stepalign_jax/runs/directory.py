@@ -42,6 +42,11 @@ class RunDirectory:
 
     path: pathlib.Path
 
+    @classmethod
+    def of(cls, config: Config) -> "RunDirectory":
+        """Where the run of this config lies."""
+        return cls(pathlib.Path(config.runs_dir) / config.name)
+
     @property
     def config_file(self) -> pathlib.Path:
         return self.path / "config.json"
@@ -131,7 +136,7 @@ def open_run(config: Config) -> RunDirectory:
             f"name={config.name!r} cannot be the name of a run: it names a directory inside "
             "runs_dir, so give a plain word such as --name=first"
         )
-    run = RunDirectory(pathlib.Path(config.runs_dir) / config.name)
+    run = RunDirectory.of(config)
     # Through JSON, so that tuples compare with the lists that they become in the file.
     resolved = json.loads(json.dumps(dataclasses.asdict(config)))
     _make_directories(run)
@@ -221,7 +226,7 @@ def _replace_text(path: pathlib.Path, text: str) -> None:
             os.fsync(file.fileno())  # else a power cut may keep the name and lose the content
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write {path} ({error.strerror}: {error.filename})") from error
 
 
 def _make_directories(run: RunDirectory) -> None:
@@ -230,8 +235,8 @@ def _make_directories(run: RunDirectory) -> None:
             (run.path / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot make the run directory {run.path} ({error.strerror}): choose a place that "
-            "can be written with --runs_dir=..."
+            f"cannot make the run directory {run.path} ({error.strerror}: {error.filename}): "
+            "choose a place that can be written with --runs_dir=..."
         ) from error
 
 

@@ -62,6 +62,7 @@ class MetricsWriter:
 
         Raises:
           NonFiniteError: a metric is NaN or infinite; then nothing is written.
+          ValueError: a metric is called "step", as the row's number is.
         """
         require_finite(step, metrics)
         self._append(self._metrics, step, metrics, tensorboard_prefix="")
@@ -90,6 +91,8 @@ class MetricsWriter:
         *,
         tensorboard_prefix: str,
     ) -> None:
+        if "step" in values:
+            raise ValueError("'step' is the row's optimizer step: name the value otherwise")
         # float() also unwraps NumPy and JAX scalars; its repr is the shortest that reads back.
         row = {name: None if value is None else float(value) for name, value in values.items()}
         file.write(jsonl_row({**row, "step": step}))

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.runs.directory import RunDirectory, read_json, read_jsonl
@@ -28,9 +29,9 @@ PANELS = {
     "validation_avg_at_k": "Validation Avg@k (%)",
     "reward": "Reward: share of correct rollouts (%)",
     "loss": "Loss",
-    "critic_exactness": "Critic exactness (%)",
+    "critic_exact_on_wrong": "Critic exact on wrong rollouts (%)",
 }
-_SHARES = ("validation_avg_at_k", "reward", "critic_exactness")
+_SHARES = ("validation_avg_at_k", "reward", "critic_exact_on_wrong")
 _SCORES = {"avg_at_k": "Avg@{k}", "pass_at_k": "Pass@{k}", "maj_at_k": "Maj@{k}"}
 _VARIANTS = {"equal_tokens": "Equal tokens", "equal_wall_clock": "Equal wall clock"}
 
@@ -54,20 +55,36 @@ _GRID = "#E3E3E3"
 def summary_table(summary: dict[str, Any]) -> str:
     """Returns a plain-text table of a run before and after, with intervals."""
     rows = [["", "before", "after", "gain"]]
-    for key, label in _SCORES.items():
+    for key, label in {**_SCORES, "greedy": "greedy"}.items():
+        if key not in summary["before"]:
+            continue
         cells = [_share(summary[side].get(key)) for side in ("before", "after")]
         gain = _share(summary["gain"].get(key), signed=True)
         rows.append([label.format(k=summary.get("k", "k")), *cells, gain])
     tokens = [_number(summary[side].get("mean_tokens")) for side in ("before", "after")]
     gain = _number(summary["gain"].get("mean_tokens"), signed=True)
     rows.append(["tokens per answer", *tokens, gain])
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
     seconds = summary.get("seconds")
     took = "" if seconds is None else f" The run took {seconds:,.0f} s."
     note = f"Shares in percent, gains in points, [intervals] over problems.{took}"
-    return "\n".join([*(line.rstrip() for line in lines), note]) + "\n"
+    return _aligned(rows) + note + "\n"
+
+
+def evaluation_table(intervals: dict[str, Any], k: int) -> str:
+    """Returns a plain-text table of one evaluation's intervals."""
+    names = {**_SCORES, "greedy": "greedy", "truncated": "truncated", "unparsed": "no answer"}
+    rows = [["", "percent"]]
+    rows += [[label.format(k=k), _share(intervals[key])] for key, label in names.items()]
+    rows.append(["tokens per answer", _number(intervals["mean_tokens"])])
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Returns rows as columns, the first row underlined."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "".join(line.rstrip() + "\n" for line in lines)
 
 
 def comparison_markdown(comparison: dict[str, Any]) -> str:
@@ -139,7 +156,7 @@ def plot_comparison(comparison: dict[str, Any], path: pathlib.Path) -> pathlib.P
     """
     variants = comparison["variants"]
     names = list(dict.fromkeys(name for v in variants.values() for name in v))
-    height = max(3.4, 1.6 + 0.36 * len(names))
+    height = max(3.4, 1.4 + 0.42 * len(names))
     figure = Figure(figsize=(10.5, height * len(variants)), layout="constrained")
     axes = figure.subplots(len(variants), 2, squeeze=False, width_ratios=(1.25, 1))
     for (left, right), (variant, conditions) in zip(axes, variants.items(), strict=True):
@@ -209,7 +226,7 @@ def _draw_curve(axes: Axes, points: np.ndarray, title: str) -> None:
     """Draws points [n, 2]; many of them faintly, with their trailing mean on top."""
     _prepare(axes, title, "optimizer step")
     steps, values = points.T
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(values) < 30:
         axes.plot(steps, values, color=_AFTER, linewidth=1.6, marker="o", markersize=3.5)
         return
@@ -314,5 +331,5 @@ def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write {path} ({error.strerror}: {error.filename})") from error
     return path

@@ -123,7 +123,7 @@ def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
 
 
 class _State(NamedTuple):
-    """What the decode loop carries. `emitted` counts the tokens each row has room used."""
+    """What the decode loop carries; `emitted` counts the columns of `rollouts` in use."""
 
     emitted: jax.Array
     cache: Cache
@@ -184,8 +184,11 @@ def generate(
     """
     batch, prompt_width = prompts.shape
 
-    def logits_of(hidden: jax.Array) -> jax.Array:  # [B, D] -> [B, V]
-        return model.apply(variables, hidden, method=model.logits)  # pyright: ignore
+    def forward(tokens: jax.Array, positions: jax.Array, cache: Cache) -> Any:
+        return model.apply(variables, tokens, positions=positions, cache=cache)
+
+    def logits_of(hidden: jax.Array) -> Any:  # [B, D] -> [B, V]
+        return model.apply(variables, hidden, method=model.logits)
 
     def emit(emitted: jax.Array, logits: jax.Array, rollouts: Rollouts) -> Rollouts:
         token_keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, emitted)
@@ -197,9 +200,7 @@ def generate(
     def turn(state: _State) -> _State:
         last = state.emitted - 1
         tokens = lax.dynamic_index_in_dim(state.rollouts.tokens, last, axis=1)
-        hidden, cache = model.apply(
-            variables, tokens, positions=prompt_lengths[:, None] + last, cache=state.cache
-        )
+        hidden, cache = forward(tokens, prompt_lengths[:, None] + last, state.cache)
         rollouts = emit(state.emitted, logits_of(hidden[:, 0]), state.rollouts)
         return _State(state.emitted + 1, cache, rollouts)
 
@@ -207,18 +208,14 @@ def generate(
         return (state.emitted < max_new_tokens) & ~jnp.all(state.rollouts.finished)
 
     # The prefill sees a cache of P slots: attention scores are [P, P], not [P, P + T].
-    hidden, cache = model.apply(
-        variables,
-        prompts,
-        positions=jnp.broadcast_to(jnp.arange(prompt_width), prompts.shape),
-        cache=init_cache(model.config, batch, prompt_width, cache_dtype),
-    )
+    slots = jnp.broadcast_to(jnp.arange(prompt_width), prompts.shape)
+    empty = init_cache(model.config, batch, prompt_width, cache_dtype)
+    hidden, cache = forward(prompts, slots, empty)
     room = ((0, 0), (0, max_new_tokens), (0, 0), (0, 0))
     cache = jax.tree.map(lambda leaf: jnp.pad(leaf, room), cache)
-    last = jnp.maximum(prompt_lengths - 1, 0)[:, None, None]
-    logits = logits_of(jnp.take_along_axis(hidden, last, axis=1)[:, 0])
-    rollouts = _blank(prompt_lengths, max_new_tokens, pad_id)
-    rollouts = emit(jnp.int32(0), logits, rollouts)
+    last_of_prompt = jnp.maximum(prompt_lengths - 1, 0)[:, None, None]
+    logits = logits_of(jnp.take_along_axis(hidden, last_of_prompt, axis=1)[:, 0])
+    rollouts = emit(jnp.int32(0), logits, _blank(prompt_lengths, max_new_tokens, pad_id))
     return lax.while_loop(unfinished, turn, _State(jnp.int32(1), cache, rollouts)).rollouts
 
 

@@ -1,0 +1,229 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Runs conditions against each other over seeds, at equal tokens and at equal time.
+
+    python -m stepalign_jax.compare --config configs/tiny.py \\
+        --conditions grpo,refsol,stepalign --seeds 3
+
+Every run is a `train` command of its own, in a process pinned to its share of the cores;
+finished runs are kept, so the same command again goes on. Two variants are compared:
+
+    equal_tokens      every condition makes train.num_steps steps of as many rollouts
+    equal_wall_clock  each condition gets as many steps as fit in the time that the slowest
+                      one took above (median time of a step, evaluation not counted)
+"""
+
+import dataclasses
+import os
+import queue
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from stepalign_jax.base.cli import parse_arguments, progress, run_command
+from stepalign_jax.base.config import Config
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.load_config import load_config, split_spec
+from stepalign_jax.feedback.conditions import get_condition
+from stepalign_jax.runs.directory import RunDirectory, read_json, read_jsonl, write_json
+from stepalign_jax.runs.report import comparison_markdown, plot_comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of `train`: its arguments, and the config they resolve to."""
+
+    condition: str
+    seed: int
+    arguments: tuple[str, ...]
+    config: Config
+
+    @property
+    def run(self) -> RunDirectory:
+        """Where the run lies."""
+        return RunDirectory.of(self.config)
+
+
+def make_job(
+    spec: str, overrides: Sequence[str], condition: str, seed: int, extra: Sequence[str]
+) -> Job:
+    """Returns the run of one condition and seed; `spec`'s variant is a regime, if any.
+
+    Raises:
+      UserError: if the config file does not know the condition, or an override is wrong.
+    """
+    path, regime = split_spec(spec)
+    variant = f"{path}:{regime}-{condition}" if regime else f"{path}:{condition}"
+    name = load_config(variant, overrides).name
+    suffix = "".join("-" + e.split("=")[1] + "steps" for e in extra)
+    extra = (*extra, f"--seed={seed}", f"--name={name}{suffix}-seed{seed}")
+    arguments = ("--config", variant, *overrides, *extra)
+    return Job(condition, seed, arguments, load_config(variant, [*overrides, *extra]))
+
+
+def run_jobs(jobs: Sequence[Job], num_workers: int, description: str) -> None:
+    """Runs the jobs that are not finished yet, `num_workers` at a time.
+
+    Raises:
+      UserError: if a run fails; the others that had started are waited for.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    shares: queue.Queue[list[int]] = queue.Queue()
+    for worker in range(num_workers):
+        shares.put(cores[worker::num_workers] or cores)
+
+    def run(job: Job) -> None:
+        share = shares.get()
+        try:
+            _run_one(job, share)
+        finally:
+            shares.put(share)
+            bar.update()
+
+    waiting = [job for job in jobs if not job.run.summary_file.exists()]
+    with (
+        progress(total=len(waiting), description=description) as bar,
+        ThreadPoolExecutor(num_workers) as pool,
+    ):
+        futures = [pool.submit(run, job) for job in waiting]
+        try:
+            for future in futures:
+                future.result()
+        except UserError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run_one(job: Job, cores: list[int]) -> None:
+    log = job.run.path / "log.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # Conditions and seeds share most of their programs: compile each of them once.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(job.run.path.parent / ".compilation_cache")}
+    command = [sys.executable, "-m", "stepalign_jax.train", *job.arguments]
+    with log.open("w") as file:
+        status = subprocess.run(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**cache, **os.environ},
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            check=False,
+        ).returncode
+    if status:
+        raise UserError(
+            f"{' '.join(['train', *job.arguments])} ended with status {status}; its output is "
+            f"in {log}, and this command goes on from there when it is given again."
+        )
+
+
+def seconds_per_step(job: Job) -> float:
+    """Returns the median time of an optimizer step, evaluation not counted."""
+    rows = read_jsonl(job.run.timings_file)
+    return statistics.median(row["total"] - row.get("validate", 0.0) for row in rows)
+
+
+def jobs_of_equal_time(jobs: Sequence[Job], spec: str, overrides: Sequence[str]) -> list[Job]:
+    """Returns the jobs again, each with the steps that fit in the slowest one's time."""
+    speed: dict[str, float] = {}
+    for condition in dict.fromkeys(job.condition for job in jobs):
+        own = [seconds_per_step(job) for job in jobs if job.condition == condition]
+        speed[condition] = statistics.median(own)
+    slowest = max(speed.values())
+    equal = []
+    for job in jobs:
+        num_steps = round(job.config.train.num_steps * slowest / speed[job.condition])
+        extra = (f"--train.num_steps={num_steps}",)
+        same = num_steps == job.config.train.num_steps
+        equal.append(job if same else make_job(spec, overrides, job.condition, job.seed, extra))
+    return equal
+
+
+def collect(jobs: Sequence[Job]) -> dict[str, list[dict[str, Any]]]:
+    """Returns, by condition, what each seed's run came to."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for job in jobs:
+        rows = read_jsonl(job.run.metrics_file)
+        summary = read_json(job.run.summary_file)
+        start = read_json(job.run.evaluation_file("before"))["avg_at_k"]
+        curve = [
+            [row["step"] + 1, row["validation_avg_at_k"]]
+            for row in rows
+            if "validation_avg_at_k" in row
+        ]
+        found.setdefault(job.condition, []).append(
+            {
+                "seed": job.seed,
+                "name": job.config.name,
+                "num_steps": job.config.train.num_steps,
+                "summary": summary,
+                "curve": [[0, sum(start) / len(start)], *curve],
+                "critic_exactness": [
+                    [row["step"] + 1, row["critic_exact_on_wrong"]] for row in rows
+                ],
+                "solver_tokens": summary["solver_tokens"],
+                "train_seconds": summary["step_seconds"],
+            }
+        )
+    return found
+
+
+def compare(
+    spec: str, overrides: Sequence[str], conditions: Sequence[str], seeds: int, num_workers: int
+) -> tuple[dict[str, Any], Path]:
+    """Runs the comparison and returns it with the directory of its files."""
+    jobs = [
+        make_job(spec, overrides, condition, seed, ())
+        for seed in range(seeds)
+        for condition in conditions
+    ]
+    run_jobs(jobs, num_workers, "equal tokens")
+    timed = jobs_of_equal_time(jobs, spec, overrides)
+    run_jobs(timed, num_workers, "equal wall clock")
+    comparison = {
+        "k": jobs[0].config.evaluation.num_samples,
+        "config": spec,
+        "overrides": list(overrides),
+        "variants": {"equal_tokens": collect(jobs), "equal_wall_clock": collect(timed)},
+    }
+    regime = split_spec(spec)[1] or Path(split_spec(spec)[0]).stem
+    directory = Path(jobs[0].config.runs_dir) / f"comparison-{regime}-{'-'.join(conditions)}"
+    write_json(directory / "comparison.json", comparison)
+    (directory / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
+    plot_comparison(comparison, directory / "comparison.png")
+    return comparison, directory
+
+
+def main(argv: list[str]) -> None:
+    """Compares, and prints the table."""
+    arguments = parse_arguments(
+        argv,
+        description="Compares conditions over seeds, at equal tokens and at equal time.",
+        example="python -m stepalign_jax.compare --config configs/tiny.py "
+        "--conditions grpo,refsol,stepalign --seeds 3",
+        options={
+            "--conditions": {"required": True, "metavar": "A,B,...", "help": "what to compare"},
+            "--seeds": {"type": int, "required": True, "metavar": "N", "help": "seeds 0..N-1"},
+            "--workers": {
+                "type": int,
+                "default": len(os.sched_getaffinity(0)),
+                "metavar": "N",
+                "help": "runs at a time (default: one per core; give 1 on an accelerator)",
+            },
+        },
+    )
+    conditions = [get_condition(name).name for name in arguments.conditions.split(",")]
+    if arguments.seeds < 1 or arguments.workers < 1:
+        raise UserError("--seeds and --workers must be 1 or more.")
+    comparison, directory = compare(
+        arguments.config, arguments.overrides, conditions, arguments.seeds, arguments.workers
+    )
+    print(comparison_markdown(comparison))
+    print(f"files: {directory}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,82 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Avg@k, Pass@k and Maj@k of a base model, or of a run's newest checkpoint.
+
+python -m stepalign_jax.evaluate --config configs/tiny.py
+python -m stepalign_jax.evaluate --config configs/tiny.py --run runs/tiny-stepalign
+"""
+
+import json
+from pathlib import Path
+
+from stepalign_jax.base.cli import parse_arguments, progress, run_command
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.load_config import load_config
+from stepalign_jax.parallel.mesh import use_mesh
+from stepalign_jax.problems.grading import Grader
+from stepalign_jax.runs.assemble import SPLITS, assemble, initial_state, problem_set
+from stepalign_jax.runs.checkpoint import restore_latest
+from stepalign_jax.runs.directory import RunDirectory, write_json
+from stepalign_jax.runs.evaluation import evaluate
+from stepalign_jax.runs.report import evaluation_table
+from stepalign_jax.runs.selection import select_problems
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates, and prints a table with intervals."""
+    arguments = parse_arguments(
+        argv,
+        description="Evaluates a base model, or the newest checkpoint of a run.",
+        example="python -m stepalign_jax.evaluate --config configs/tiny.py "
+        "--run runs/tiny-stepalign --split validation",
+        options={
+            "--run": {"metavar": "DIR", "help": "evaluate this run's newest checkpoint"},
+            "--split": {"default": "test", "choices": SPLITS, "help": "default: test"},
+            "--to": {
+                "metavar": "FILE",
+                "help": "write intervals and per-problem values (JSON)",
+            },
+        },
+    )
+    config = load_config(arguments.config, arguments.overrides)
+    candidates = problem_set(config.problems, arguments.split)
+    bench = assemble(config)
+    bench.roles.check_problems(candidates)
+    variables, source = {"params": bench.base}, config.model.path
+    if arguments.run:
+        run = RunDirectory(Path(arguments.run))
+        restored = restore_latest(run.checkpoints, initial_state(config, bench))
+        if restored is None:
+            raise UserError(f"{run.checkpoints} holds no finished checkpoint; train first.")
+        variables |= restored.state.trainable
+        source = f"{run.path}, step {restored.step}"
+    with (
+        use_mesh(bench.mesh),
+        Grader(deadline_secs=config.evaluation.grading_secs, num_workers=2) as grader,
+        progress(total=None, description="evaluate") as bar,
+    ):
+        problems = select_problems(config, bench, grader, candidates, arguments.split)
+        bar.reset(total=len(problems) * config.evaluation.num_samples)
+        found = evaluate(
+            bench.engine,
+            variables,
+            bench.roles,
+            grader,
+            problems,
+            config.evaluation,
+            seed=config.seed,
+            progress=lambda done: (bar.update(done - bar.n), None)[1],
+        )
+    intervals = found.intervals(config.evaluation, config.seed)
+    print(f"{source}: {len(problems)} {arguments.split} problems")
+    print(evaluation_table(intervals, config.evaluation.num_samples))
+    if arguments.to:
+        per_problem = {"problems": [p.text for p in problems], **found.as_lists()}
+        write_json(Path(arguments.to), {"intervals": intervals, "per_problem": per_problem})
+        print(f"written: {arguments.to}")
+    else:
+        print(json.dumps({name: round(i["mean"], 4) for name, i in intervals.items()}))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,87 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The three roles' prompts as token ids: where text ends and arrays begin."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stepalign_jax.base.config import PromptsConfig
+from stepalign_jax.base.hashing import stable_hash32
+from stepalign_jax.base.types import Problem, Rollouts
+from stepalign_jax.feedback.prompts import (
+    check_problem_budget,
+    critic_prompt,
+    solver_prompt,
+    teacher_prompt,
+)
+from stepalign_jax.model.tokenizer import decode, render_prompt
+
+
+@dataclass(frozen=True)
+class Roles:
+    """A tokenizer and the prompts of one run.
+
+    Attributes:
+      tokenizer: the checkpoint's, from `model.tokenizer.load_tokenizer`.
+      prompts: the config's section.
+    """
+
+    tokenizer: Any
+    prompts: PromptsConfig
+
+    def solver(self, problem: Problem) -> list[int]:
+        """Ids of the solver's prompt."""
+        return self._render(solver_prompt(self.prompts, problem), self.prompts.solver_thinking)
+
+    def teacher(self, problem: Problem, context: str) -> list[int]:
+        """Ids of the teacher's prompt."""
+        text = teacher_prompt(self.prompts, problem, context)
+        return self._render(text, self.prompts.teacher_thinking)
+
+    def critic(self, problem: Problem, attempt: str, sees: str) -> list[int] | None:
+        """Ids of the critic's prompt; None without the reference it should see."""
+        text = critic_prompt(self.prompts, problem, attempt, sees)
+        return None if text is None else self._render(text, self.prompts.critic_thinking)
+
+    def _render(self, text: str, thinking: bool) -> list[int]:
+        return render_prompt(self.tokenizer, text, thinking=thinking)
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a section of a prompt."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def check_problems(self, problems: list[Problem]) -> None:
+        """Refuses, before anything expensive, a problem over its token budget.
+
+        Raises:
+          UserError: naming the first one.
+        """
+        budget = self.prompts.max_problem_tokens
+        for problem in problems:
+            check_problem_budget(problem, self.count_tokens(problem.text), budget)
+
+    def texts(self, rollouts: Rollouts) -> list[str]:
+        """The completions as text, without special tokens."""
+        return [
+            decode(self.tokenizer, tokens[:length])
+            for tokens, length in zip(rollouts.tokens, rollouts.lengths, strict=True)
+        ]
+
+
+def addresses(problems: list[Problem], samples_per_problem: int, step: int) -> np.ndarray:
+    """Addresses [P * G, 4] of the samples of each problem, problem by problem.
+
+    Columns are optimizer step (0 in evaluation), problem hash, sample index, retry. A problem
+    that stands twice in the list (where two epochs meet) goes on counting its samples.
+    """
+    seen: Counter[str] = Counter()
+    rows = []
+    for problem in problems:
+        first = seen[problem.text] * samples_per_problem
+        seen[problem.text] += 1
+        problem_hash = stable_hash32(problem.text)
+        rows += [(step, problem_hash, first + g, 0) for g in range(samples_per_problem)]
+    return np.array(rows, np.uint32).reshape(-1, 4)

@@ -1,0 +1,82 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the problems that the base model seldom solves: the paper's difficulty filter.
+
+A problem stays if the base's Avg@n on it is below a bound (arXiv 2606.11173 is reported to
+keep Avg@16 < 5/16). What was kept is remembered under the runs' directory, because every
+run of a comparison would otherwise sample the same completions again.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from stepalign_jax.base.cli import progress
+from stepalign_jax.base.config import Config
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.hashing import stable_hash32
+from stepalign_jax.base.types import Problem
+from stepalign_jax.model.weights import resolve_checkpoint
+from stepalign_jax.problems.grading import Grader
+from stepalign_jax.runs.assemble import Workbench
+from stepalign_jax.runs.directory import read_json, write_json
+from stepalign_jax.runs.evaluation import evaluate
+
+_SEED = 1  # not a run's seed: what is selected must not depend on the run
+
+
+def select_problems(
+    config: Config, bench: Workbench, grader: Grader, problems: list[Problem], split: str
+) -> list[Problem]:
+    """Returns the problems with base Avg@n below `problems.base_avg_below`; all if it is 0.
+
+    Raises:
+      UserError: if none is left.
+    """
+    section = config.problems
+    if section.base_avg_below == 0.0:
+        return problems
+    path = Path(config.runs_dir) / ".selected" / f"{_fingerprint(config, problems):08x}.json"
+    if path.exists():
+        kept = set(read_json(path))
+    else:
+        settings = dataclasses.replace(config.evaluation, num_samples=section.base_avg_samples)
+        total = len(problems) * section.base_avg_samples
+        with progress(total=total, description=f"select {split}") as bar:
+            found = evaluate(
+                bench.engine,
+                {"params": bench.base},
+                bench.roles,
+                grader,
+                problems,
+                settings,
+                seed=_SEED,
+                progress=lambda done: (bar.update(done - bar.n), None)[1],
+            )
+        scores = zip(problems, found.per_problem["avg_at_k"], strict=True)
+        kept = {problem.text for problem, avg in scores if avg < section.base_avg_below}
+        write_json(path, sorted(kept))
+    chosen = [problem for problem in problems if problem.text in kept]
+    if not chosen:
+        raise UserError(
+            f"no {split} problem has base Avg@{section.base_avg_samples} below "
+            f"problems.base_avg_below={section.base_avg_below:.3g}; raise it, or take harder "
+            "problems."
+        )
+    return chosen
+
+
+def _fingerprint(config: Config, problems: list[Problem]) -> int:
+    """A hash of all that decides the selection; weights count by file size and time."""
+    files = sorted(resolve_checkpoint(config.model.path).glob("*.safetensors"))
+    weights = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    parts = [
+        weights,
+        config.model.compute_dtype,
+        config.problems.base_avg_below,
+        config.problems.base_avg_samples,
+        dataclasses.asdict(config.prompts),
+        dataclasses.asdict(config.evaluation),
+        [(problem.text, problem.answer) for problem in problems],
+    ]
+    return stable_hash32(json.dumps(parts))
