@@ -7,6 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SLOW_PAGE := docs/test-slow.md
+TINY := stepalign_jax/checkpoints/tiny
 
 .PHONY: demo test check format test-slow pretrain clean
 
@@ -35,7 +36,9 @@ test-slow: .venv/installed-test
 
 # Makes the packaged tiny checkpoint again, from nothing.
 pretrain: .venv/installed
-	$(BIN)/python -m stepalign_jax.pretrain
+	$(BIN)/python -m stepalign_jax.pretrain --config configs/tiny.py --to $(TINY)
+	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py --to $(TINY)/roles-easy.json
+	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py:hard --to $(TINY)/roles-hard.json
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -33,8 +33,9 @@ CONDITIONS = ("stepalign", "refsol", "grpo", "no_context", "other_problem")
 
 
 def get_config(variant: str = "") -> Config:
-    """Returns the miniature's config; `variant` is `[hard-]CONDITION`."""
-    regime, _, condition = (variant or "stepalign").rpartition("-")
+    """Returns the miniature's config; `variant` is a condition, `hard`, or `hard-CONDITION`."""
+    variant = "hard-stepalign" if variant == "hard" else variant or "stepalign"
+    regime, _, condition = variant.rpartition("-")
     if condition not in CONDITIONS or regime not in ("", "hard"):
         raise UserError(
             f"configs/tiny.py has no variant {variant!r}; it knows {', '.join(CONDITIONS)}, "
