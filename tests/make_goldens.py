@@ -116,10 +116,10 @@ def checksum(tensors: dict[str, np.ndarray]) -> float:
 
 def torch_model(hf: dict[str, Any], tensors: dict[str, np.ndarray]) -> Any:
     """transformers' Qwen3 in fp32 with these weights."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(**hf, attn_implementation="eager")
+    config = Qwen3Config(**{**hf, "attn_implementation": "eager"})
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
     model = Qwen3ForCausalLM(config).eval()
     head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
@@ -130,7 +130,7 @@ def torch_model(hf: dict[str, Any], tensors: dict[str, np.ndarray]) -> Any:
 
 def torch_logits(model: Any, case: dict[str, Any]) -> np.ndarray:
     """[rows, compared positions, V] fp32."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     with torch.no_grad():
         logits = model(torch.from_numpy(case_tokens(case)).long()).logits.numpy()
@@ -139,7 +139,7 @@ def torch_logits(model: Any, case: dict[str, Any]) -> np.ndarray:
 
 def torch_greedy(model: Any, case: dict[str, Any]) -> np.ndarray:
     """[GREEDY_TOKENS] ids that follow the first row, by argmax."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     prompt = torch.from_numpy(case_tokens(case)[:1]).long()
     with torch.no_grad():

@@ -24,9 +24,16 @@ def _filled(kind: type) -> Any:
     return {int: 2, float: 0.5, str: "text", bool: True}.get(kind, ("q_proj", "v_proj"))
 
 
+def open_measured(config):
+    """A run that has measured something, which ties it to its config."""
+    run = directory.open_run(config)
+    run.metrics_file.touch()
+    return run
+
+
 def test_new_run_then_the_same_run_again(tmp_path):
     config = make_config(runs_dir=str(tmp_path / "runs"))
-    run = directory.open_run(config)
+    run = open_measured(config)
     assert run.path == tmp_path / "runs" / "first"
     saved = json.loads(run.config_file.read_text())
     assert saved["trainable"]["targets"] == ["q_proj", "v_proj"]
@@ -38,7 +45,7 @@ def test_new_run_then_the_same_run_again(tmp_path):
 
 def test_another_config_is_refused_with_the_first_key_and_both_values(tmp_path):
     config = make_config(runs_dir=str(tmp_path))
-    directory.open_run(config)
+    open_measured(config)
     train = dataclasses.replace(config.train, problems_per_step=16)
     optimizer = dataclasses.replace(config.optimizer, learning_rate=1e-4)
     other = dataclasses.replace(config, train=train, optimizer=optimizer)
@@ -51,9 +58,16 @@ def test_another_config_is_refused_with_the_first_key_and_both_values(tmp_path):
     )
 
 
+def test_a_run_that_measured_nothing_takes_on_another_config(tmp_path):
+    config = make_config(runs_dir=str(tmp_path))
+    directory.open_run(config)
+    run = directory.open_run(dataclasses.replace(config, seed=config.seed + 1))
+    assert json.loads(run.config_file.read_text())["seed"] == config.seed + 1
+
+
 def test_keys_of_another_schema_are_differences(tmp_path):
     config = make_config(runs_dir=str(tmp_path))
-    run = directory.open_run(config)
+    run = open_measured(config)
     saved = json.loads(run.config_file.read_text())
     del saved["train"]["num_steps"]
     run.config_file.write_text(json.dumps(saved))
@@ -67,14 +81,14 @@ def test_keys_of_another_schema_are_differences(tmp_path):
 
 
 def test_a_moved_run_goes_on(tmp_path):
-    directory.open_run(make_config(runs_dir=str(tmp_path / "a")))
+    open_measured(make_config(runs_dir=str(tmp_path / "a")))
     (tmp_path / "a").rename(tmp_path / "b")
     directory.open_run(make_config(runs_dir=str(tmp_path / "b")))
 
 
 def test_damaged_config_file(tmp_path):
     config = make_config(runs_dir=str(tmp_path))
-    directory.open_run(config).config_file.write_text('{"name": ')
+    open_measured(config).config_file.write_text('{"name": ')
     with pytest.raises(UserError, match=r"config\.json is not JSON"):
         directory.open_run(config)
 

@@ -128,14 +128,20 @@ def test_plot_run_of_a_run_without_numbers(tmp_path):
 
 def test_plot_comparison_draws_means_over_common_steps(tmp_path, drawn):
     path = report.plot_comparison(make_comparison(), tmp_path / "plots" / "comparison.png")
-    assert path.exists() and len(drawn) == 4
+    assert path.exists() and len(drawn) == 6
     curves = {line.get_label(): line for line in drawn[0].lines}
     assert set(curves) == {"stepalign", "no_context"}
     # The second seed stops at step 10, and a mean over fewer seeds would jump there.
     np.testing.assert_allclose(curves["stepalign"].get_xydata(), [[0, 40], [10, 52.5]])
-    assert [t.get_text() for t in drawn[1].get_yticklabels()] == ["stepalign", "no_context"]
-    assert [t.get_text() for t in drawn[1].texts] == ["+25.0", "+0.0"]
+    assert [t.get_text() for t in drawn[2].get_yticklabels()] == ["stepalign", "no_context"]
+    assert [t.get_text() for t in drawn[2].texts] == ["+25.0", "+0.0"]
     assert curves["stepalign"].get_color() != curves["no_context"].get_color()
+
+
+def test_critic_exactness_is_averaged_over_windows_and_skips_gaps():
+    points = [[1, 0.5], [2, None], [3, 1.0], [4, None], [5, None], [6, 0.25], [7, None]]
+    assert report._windows(points) == {5: 0.75, 7: 0.25}
+    assert report._windows([[1, None]]) == {}
 
 
 def test_image_that_cannot_be_written(tmp_path):

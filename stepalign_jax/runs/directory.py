@@ -124,6 +124,8 @@ class RunDirectory:
 def open_run(config: Config) -> RunDirectory:
     """Returns the directory of a run, made if need be, for this config and no other.
 
+    A run that has not measured anything yet takes on the config it is given.
+
     Raises:
       UserError: the directory cannot be written, or holds a run of another config.
     """
@@ -140,11 +142,16 @@ def open_run(config: Config) -> RunDirectory:
     # Through JSON, so that tuples compare with the lists that they become in the file.
     resolved = json.loads(json.dumps(dataclasses.asdict(config)))
     _make_directories(run)
-    if run.config_file.exists():
+    if run.config_file.exists() and _has_results(run):
         _require_same_config(run, resolved)
     else:
         write_json(run.config_file, resolved)
     return run
+
+
+def _has_results(run: RunDirectory) -> bool:
+    """False where a mistake in the config stopped the run before it measured anything."""
+    return run.metrics_file.exists() or any(run.path.glob("evaluations/*.json"))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

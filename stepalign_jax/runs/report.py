@@ -143,10 +143,11 @@ def plot_run(run: RunDirectory) -> pathlib.Path:
 
 
 def plot_comparison(comparison: dict[str, Any], path: pathlib.Path) -> pathlib.Path:
-    """Draws a comparison: a row per variant, learning curves left and final gains right.
+    """Draws a comparison: a row per variant with learning curves, the critic, final gains.
 
-    A curve is the mean over seeds, its band goes from the lowest seed to the highest. A final
-    gain is the mean over seeds (diamond); each seed has a dot with its interval over problems.
+    A curve is the mean over seeds, its band goes from the lowest seed to the highest; the
+    critic's exactness is averaged over windows of 5 steps first. A final gain is the mean
+    over seeds (diamond); each seed has a dot with its interval over problems.
 
     Returns:
       `path`.
@@ -157,15 +158,21 @@ def plot_comparison(comparison: dict[str, Any], path: pathlib.Path) -> pathlib.P
     variants = comparison["variants"]
     names = list(dict.fromkeys(name for v in variants.values() for name in v))
     height = max(3.4, 1.4 + 0.42 * len(names))
-    figure = Figure(figsize=(10.5, height * len(variants)), layout="constrained")
-    axes = figure.subplots(len(variants), 2, squeeze=False, width_ratios=(1.25, 1))
-    for (left, right), (variant, conditions) in zip(axes, variants.items(), strict=True):
+    figure = Figure(figsize=(14.5, height * len(variants)), layout="constrained")
+    axes = figure.subplots(len(variants), 3, squeeze=False, width_ratios=(1.25, 1, 1))
+    for (left, middle, right), (variant, conditions) in zip(
+        axes, variants.items(), strict=True
+    ):
         left.sharey(axes[0, 0])
-        right.sharex(axes[0, 1])
+        middle.sharey(axes[0, 1])
+        right.sharex(axes[0, 2])
         title = _VARIANTS.get(variant, variant)
         _prepare(left, f"{title}: validation Avg@k (%)", "optimizer step")
+        _prepare(middle, f"{title}: critic exact on wrong rollouts (%)", "optimizer step")
         for name, seeds in conditions.items():
-            _draw_band(left, seeds, name, names.index(name))
+            index = names.index(name)
+            _draw_band(left, [dict(map(tuple, s["curve"])) for s in seeds], name, index)
+            _draw_band(middle, [_windows(s["critic_exactness"]) for s in seeds], name, index)
         left.legend(frameon=False, fontsize=8, ncols=2 if len(names) > 4 else 1)
         _prepare(right, f"{title}: gain in Avg@{comparison['k']} (points)", "")
         _draw_gains(right, conditions, names)
@@ -286,8 +293,19 @@ def _means_and_errors(intervals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return means, np.maximum([means - lows, highs - means], 0.0)
 
 
-def _draw_band(axes: Axes, seeds: Sequence[dict[str, Any]], name: str, index: int) -> None:
-    curves = [dict(map(tuple, seed["curve"])) for seed in seeds]
+def _windows(points: Sequence[Sequence[Any]], width: int = 5) -> dict[int, float]:
+    """Returns last step -> mean of each window of `width` points, empty ones left out."""
+    means = {}
+    for start in range(0, len(points), width):
+        window = points[start : start + width]
+        values = [value for _, value in window if value is not None]
+        if values:
+            means[window[-1][0]] = float(np.mean(values))
+    return means
+
+
+def _draw_band(axes: Axes, curves: Sequence[dict[int, float]], name: str, index: int) -> None:
+    """Draws the mean of curves {step: share}, and the band from the lowest to the highest."""
     # Steps that all seeds have: under equal wall clock some get further than others.
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     if not steps:
