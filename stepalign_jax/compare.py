@@ -29,7 +29,13 @@ from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.load_config import load_config, split_spec
 from stepalign_jax.feedback.conditions import get_condition
-from stepalign_jax.runs.directory import RunDirectory, read_json, read_jsonl, write_json
+from stepalign_jax.runs.directory import (
+    RunDirectory,
+    open_run,
+    read_json,
+    read_jsonl,
+    write_json,
+)
 from stepalign_jax.runs.report import comparison_markdown, plot_comparison
 
 
@@ -69,8 +75,11 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, description: str) -> None:
     """Runs the jobs that are not finished yet, `num_workers` at a time.
 
     Raises:
-      UserError: if a run fails; the others that had started are waited for.
+      UserError: if a run fails; the others that had started are waited for. Or, before any
+        of them starts, if a directory holds a run of another config or cannot be written.
     """
+    for job in jobs:
+        open_run(job.config)
     cores = sorted(os.sched_getaffinity(0))
     shares: queue.Queue[list[int]] = queue.Queue()
     for worker in range(num_workers):
@@ -100,7 +109,6 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, description: str) -> None:
 
 def _run_one(job: Job, cores: list[int]) -> None:
     log = job.run.path / "log.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
     # Conditions and seeds share most of their programs: compile each of them once.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(job.run.path.parent / ".compilation_cache")}
     command = [sys.executable, "-m", "stepalign_jax.train", *job.arguments]
@@ -197,6 +205,19 @@ def compare(
     return comparison, directory
 
 
+def _check_request(conditions: Sequence[str], overrides: Sequence[str]) -> None:
+    for condition in conditions:
+        if conditions.count(condition) > 1:
+            raise UserError(f"--conditions names {condition} twice; name each of them once.")
+    for override in overrides:
+        key = override.split("=")[0]
+        if key in ("--condition", "--name", "--seed"):
+            raise UserError(
+                f"{key} differs between the runs of a comparison and cannot be set for all "
+                "of them: leave it out (--conditions and --seeds choose the runs)."
+            )
+
+
 def main(argv: list[str]) -> None:
     """Compares, and prints the table."""
     arguments = parse_arguments(
@@ -218,6 +239,7 @@ def main(argv: list[str]) -> None:
     conditions = [get_condition(name).name for name in arguments.conditions.split(",")]
     if arguments.seeds < 1 or arguments.workers < 1:
         raise UserError("--seeds and --workers must be 1 or more.")
+    _check_request(conditions, arguments.overrides)
     comparison, directory = compare(
         arguments.config, arguments.overrides, conditions, arguments.seeds, arguments.workers
     )

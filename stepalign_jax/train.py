@@ -35,7 +35,6 @@ from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.grading import Grader, extract_answer
 from stepalign_jax.problems.pipeline import make_problem_iterator
 from stepalign_jax.runs.assemble import (
-    SPLITS,
     Workbench,
     assemble,
     initial_state,
@@ -268,7 +267,9 @@ def train(config: Config) -> dict[str, Any]:
 def _train(trainer: Trainer, run: RunDirectory) -> dict[str, Any]:
     # --- Problems, and the state to start from -------------------------------------------
     config, started = trainer.config, time.monotonic()
-    train_set, validation_set, test_set = (trainer.problems(split) for split in SPLITS)
+    train_set, test_set = trainer.problems("train"), trainer.problems("test")
+    validates = config.train.validate_every_steps > 0
+    validation_set = trainer.problems("validation") if validates else []
     stream = make_problem_iterator(train_set, config.train.problems_per_step, config.seed)
     state = initial_state(config, trainer.bench)
     restored = restore_latest(run.checkpoints, state)
@@ -311,7 +312,8 @@ def _train(trainer: Trainer, run: RunDirectory) -> dict[str, Any]:
             metrics["validation_avg_at_k"] = float(validation.per_problem["avg_at_k"].mean())
         writer.write(step, metrics)
         writer.write_timings(step, {**watch.seconds, "total": sum(watch.seconds.values())})
-        if step % config.train.sample_texts_every_steps == 0:
+        texts_every = config.train.sample_texts_every_steps
+        if texts_every and step % texts_every == 0:
             _write_texts(writer, trainer, samples, step)
         if done % config.train.checkpoint_every_steps == 0 or done == config.train.num_steps:
             checkpoints.save(done, state, data_state=stream.get_state(), extra={})

@@ -18,8 +18,8 @@ N, D, V = 7, 5, 13  # N is no multiple of the tile below, and V of no vector wid
 SETTINGS = {"jsd_beta": 0.3, "loss_temperature": 1.1, "token_tile": 3}
 
 
-def _inputs(num_tokens: int = N, vocab: int = V, width: int = D, seed: int = 0) -> dict:
-    rng = np.random.default_rng(seed)
+def _inputs(num_tokens: int = N, vocab: int = V, width: int = D) -> dict:
+    rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
         return rng.normal(size=shape).astype(np.float32)
@@ -207,8 +207,11 @@ def _value_and_gradients(name: str, tile: int, hidden: jax.Array, head: jax.Arra
     return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
 
 
-def _assert_same(name: str, tile: int, jit: bool) -> None:
-    """Compares with one jitted tile that holds all tokens."""
+@pytest.mark.parametrize(
+    ("name", "tile", "jit"),
+    [*((name, 3, True) for name in dv.DIVERGENCES), ("jsd", 1, True), ("jsd", 100, False)],
+)
+def test_neither_tile_size_nor_jit_changes_anything(name, tile, jit):
     arrays = [jnp.asarray(_inputs()[key]) for key in ("solver_hidden", "solver_head")]
     (_, whole), expected = jax.jit(functools.partial(_value_and_gradients, name, N))(*arrays)
     run = functools.partial(_value_and_gradients, name, tile)
@@ -217,20 +220,11 @@ def _assert_same(name: str, tile: int, jit: bool) -> None:
         np.testing.assert_allclose(ours, reference, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("name", "tile"), [*((name, 3) for name in dv.DIVERGENCES), ("jsd", 1), ("jsd", 100)]
-)
-def test_tile_size_changes_nothing(name, tile):
-    _assert_same(name, tile, jit=True)
-
-
-def test_jit_agrees():
-    _assert_same("jsd", N, jit=False)
-
-
 def _shapes(jaxpr: jax.extend.core.Jaxpr) -> set[tuple[int, ...]]:
     """The shape of every value that a jaxpr, or one inside it, computes."""
-    shapes = {out.aval.shape for equation in jaxpr.eqns for out in equation.outvars}
+    shapes = {
+        getattr(out.aval, "shape", ()) for equation in jaxpr.eqns for out in equation.outvars
+    }
     for inner in jax.tree.leaves(
         [list(equation.params.values()) for equation in jaxpr.eqns],
         is_leaf=lambda leaf: hasattr(leaf, "eqns"),
@@ -407,7 +401,3 @@ def test_impossible_numbers_are_refused_by_key(key):
     for value in _IMPOSSIBLE[key]:
         with pytest.raises(UserError, match=key):
             _scores(_inputs(), "jsd", **{key: value})
-
-
-def test_only_jsd_reads_its_beta():
-    assert np.isfinite(_scores(_inputs(), jsd_beta=0.0).divergence).all()

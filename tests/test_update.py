@@ -191,7 +191,8 @@ def test_equal_weights_and_prompts_diverge_nowhere(teacher_width):
     scores = scorer()({"params": PARAMS}, {"params": copy(PARAMS)}, batch)
     mask = np.asarray(batch.mask)
     assert np.abs(np.asarray(scores.divergence))[mask].max() <= 1e-6
-    assert np.abs(np.asarray(scores.advantage))[mask].max() <= 2e-6
+    # First order in the rounding of the logits, where the divergence is second order.
+    assert np.abs(np.asarray(scores.advantage))[mask].max() <= 2e-5
     away = scorer()({"params": PARAMS}, {"params": OTHER_PARAMS}, batch)
     assert np.asarray(away.divergence)[mask].min() > 1e-3
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What several test modules share: a run of seconds, a config file, an engine of fixed words."""
+"""What test modules share: a run of seconds, a config file, an engine of fixed words."""
 
 import dataclasses
 import sys

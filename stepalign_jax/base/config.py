@@ -107,7 +107,7 @@ class TrainConfig:
     checkpoint_every_steps: int
     checkpoints_to_keep: int
     validate_every_steps: int  # 0 is off
-    sample_texts_every_steps: int
+    sample_texts_every_steps: int  # 0 is off
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -224,7 +224,8 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _replace_text(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    # Named by process: runs of one comparison may write the same shared file at once.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
