@@ -1,24 +1,26 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the packaged tiny model from nothing: one seeded run of three phases.
+"""Makes the packaged tiny model from nothing: one seeded run of two stages.
 
     python -m stepalign_jax.pretrain --config configs/tiny.py --to /tmp/tiny
 
-The corpus is drawn on the fly (`feedback/pretraining_corpus.py`); no row repeats. First
-the arithmetic is learnt in every role, then reading attempts and contexts, and last the
-solver's role, alone, unlearns the carry.
+The corpus is drawn on the fly (`feedback/pretraining_corpus.py`); no row repeats. In the
+first stage the arithmetic is learnt in every role, then reading attempts and contexts, and
+last the solver's role, alone, unlearns the carry. The second stage dwells on contexts that
+belong to another problem, under which the teacher has to behave like the solver.
 """
 
 import functools
+import itertools
 import json
-import queue
 import random
-import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -38,19 +40,41 @@ from stepalign_jax.feedback.pretraining_corpus import (
     Slips,
     draw_batch,
 )
+from stepalign_jax.feedback.prompts import check_templates
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.qwen3 import Qwen3, init_params, stack_layers, unstack_layers
-from stepalign_jax.model.weights import save_model
+from stepalign_jax.model.weights import load_model, save_model
 from stepalign_jax.problems.arithmetic_tokenizer import VOCABULARY, save_tokenizer
+from stepalign_jax.runs.directory import read_jsonl
 
+LOG = "pretraining.jsonl"
 CARRY_FORGETTING = Slips(forget_carry=0.92, result=0.03, operand=0.0)
 
 
+MODEL = Qwen3Config(
+    vocab_size=len(VOCABULARY),
+    hidden_size=128,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    intermediate_size=384,
+    rope_theta=10_000.0,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+    max_positions=512,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything the packaged model depends on, beside the corpus and the prompts."""
+class Stage:
+    """A schedule and a corpus; each stage starts with a fresh optimizer state.
+
+    Beside the corpus and the prompts, the packaged model depends on nothing but these.
+    """
 
     seed: int
+    first_step: int  # optimizer steps of the stages before
     num_steps: int
     tokens_per_step: int
     learning_rate: float  # of Muon, for the matrices inside the layers
@@ -62,56 +86,69 @@ class Recipe:
     model: Qwen3Config
 
 
-RECIPE = Recipe(
-    seed=0,
-    num_steps=5000,
-    tokens_per_step=3584,
-    learning_rate=0.02,
-    adam_learning_rate=2e-3,
-    warmup_steps=60,
-    constant_share=0.6,
-    clip_norm=1.0,
-    phases=(
-        (0.2, Mixture(0.30, 0.22, 0.11, 0.11, 0.02, 0.03, 0.21, CLEAN, long_share=0.2)),
-        (0.6, Mixture(0.10, 0.15, 0.14, 0.14, 0.03, 0.07, 0.37, CLEAN, long_share=0.45)),
-        (
-            1.0,
-            Mixture(0.04, 0.18, 0.14, 0.14, 0.06, 0.10, 0.34, CARRY_FORGETTING, long_share=0.4),
+STAGES = (
+    Stage(
+        seed=0,
+        first_step=0,
+        num_steps=5000,
+        tokens_per_step=3584,
+        learning_rate=0.02,
+        adam_learning_rate=2e-3,
+        warmup_steps=60,
+        constant_share=0.6,
+        clip_norm=1.0,
+        phases=(
+            (0.2, Mixture(0.30, 0.22, 0.11, 0.11, 0.02, 0.03, 0.21, CLEAN, long_share=0.2)),
+            (0.6, Mixture(0.10, 0.15, 0.14, 0.14, 0.03, 0.07, 0.37, CLEAN, long_share=0.45)),
+            (
+                1.0,
+                Mixture(
+                    0.04, 0.18, 0.14, 0.14, 0.06, 0.10, 0.34, CARRY_FORGETTING, long_share=0.4
+                ),
+            ),
         ),
+        model=MODEL,
     ),
-    model=Qwen3Config(
-        vocab_size=len(VOCABULARY),
-        hidden_size=128,
-        num_layers=4,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=32,
-        intermediate_size=384,
-        rope_theta=10_000.0,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
-        max_positions=512,
+    Stage(
+        seed=0,
+        first_step=5000,
+        num_steps=900,
+        tokens_per_step=3584,
+        learning_rate=0.01,
+        adam_learning_rate=1e-3,
+        warmup_steps=30,
+        constant_share=0.4,
+        clip_norm=1.0,
+        phases=(
+            (
+                1.0,
+                Mixture(
+                    0.02, 0.16, 0.15, 0.13, 0.06, 0.32, 0.16, CARRY_FORGETTING, long_share=0.35
+                ),
+            ),
+        ),
+        model=MODEL,
     ),
 )
 
 
-def mixture_at(recipe: Recipe, step: int) -> Mixture:
+def mixture_at(stage: Stage, step: int) -> Mixture:
     """Returns the mixture of the phase that `step` belongs to."""
-    return next(m for end, m in recipe.phases if step < end * recipe.num_steps)
+    return next(m for end, m in stage.phases if step < end * stage.num_steps)
 
 
-def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def make_optimizer(stage: Stage) -> optax.GradientTransformation:
     """Returns Muon for the layers' kernels and Adam for all else, warmed up and decayed."""
 
     def schedule(peak: float) -> optax.Schedule:
-        start = int(recipe.constant_share * recipe.num_steps)
+        start = int(stage.constant_share * stage.num_steps)
         return optax.schedules.join_schedules(
             [
-                optax.schedules.linear_schedule(0.0, peak, recipe.warmup_steps),
+                optax.schedules.linear_schedule(0.0, peak, stage.warmup_steps),
                 optax.schedules.constant_schedule(peak),
-                optax.schedules.linear_schedule(peak, 0.0, recipe.num_steps - start),
+                optax.schedules.linear_schedule(peak, 0.0, stage.num_steps - start),
             ],
-            [recipe.warmup_steps, start],
+            [stage.warmup_steps, start],
         )
 
     def is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> Any:
@@ -119,12 +156,12 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
         return optax.contrib.MuonDimensionNumbers(0, 1) if kernel else None
 
     return optax.chain(
-        optax.clip_by_global_norm(recipe.clip_norm),
+        optax.clip_by_global_norm(stage.clip_norm),
         optax.contrib.muon(
-            schedule(recipe.learning_rate),
+            schedule(stage.learning_rate),
             weight_decay=0.05,
             adam_b2=0.98,
-            adam_learning_rate=schedule(recipe.adam_learning_rate),
+            adam_learning_rate=schedule(stage.adam_learning_rate),
             muon_weight_dimension_numbers=functools.partial(
                 jax.tree_util.tree_map_with_path, is_kernel
             ),
@@ -163,21 +200,23 @@ def make_step(model: Qwen3, optimizer: optax.GradientTransformation) -> Any:
     return step
 
 
-def batches(corpus: Corpus, recipe: Recipe) -> Iterator[PackedBatch]:
+def batches(corpus: Corpus, stage: Stage) -> Iterator[PackedBatch]:
     """Yields one batch per step, drawn ahead in a thread; batch n depends on seed and n."""
-    ahead: queue.Queue[PackedBatch] = queue.Queue(8)
 
-    def draw() -> None:
-        for step in range(recipe.num_steps):
-            rng = random.Random(f"{recipe.seed} {step}")
-            ahead.put(draw_batch(corpus, rng, mixture_at(recipe, step), recipe.tokens_per_step))
+    def draw(step: int) -> PackedBatch:
+        rng = random.Random(f"{stage.seed} {stage.first_step + step}")
+        return draw_batch(corpus, rng, mixture_at(stage, step), stage.tokens_per_step)
 
-    threading.Thread(target=draw, daemon=True).start()
-    for _ in range(recipe.num_steps):
-        yield ahead.get()
+    steps = iter(range(stage.num_steps))
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        ahead = deque(pool.submit(draw, step) for step in itertools.islice(steps, 8))
+        while ahead:
+            batch = ahead.popleft().result()
+            ahead.extend(pool.submit(draw, step) for step in itertools.islice(steps, 1))
+            yield batch
 
 
-def make_kind_accuracies(model: Qwen3, corpus: Corpus, recipe: Recipe) -> Any:
+def make_kind_accuracies(model: Qwen3, corpus: Corpus, stage: Stage) -> Any:
     """Returns (params, step) -> token accuracy of each row kind, on long rows of their own."""
     counted = jax.jit(lambda params, batch: token_losses(model, params, batch)[1:])
 
@@ -185,8 +224,8 @@ def make_kind_accuracies(model: Qwen3, corpus: Corpus, recipe: Recipe) -> Any:
         found = {}
         for kind in ROW_KINDS:
             only = {name: float(name == kind) for name in ROW_KINDS}
-            mixture = mixture_at(recipe, step)._replace(**only, long_share=1.0)
-            rng = random.Random(f"accuracy {recipe.seed} {step} {kind}")
+            mixture = mixture_at(stage, step)._replace(**only, long_share=1.0)
+            rng = random.Random(f"accuracy {stage.seed} {step} {kind}")
             hits, weights = counted(params, draw_batch(corpus, rng, mixture, 2048))
             found[kind] = round(float((hits & (weights > 0)).sum() / (weights > 0).sum()), 4)
         return found
@@ -194,67 +233,103 @@ def make_kind_accuracies(model: Qwen3, corpus: Corpus, recipe: Recipe) -> Any:
     return measure
 
 
-def pretrain(config: Config, recipe: Recipe, directory: Path, log_every_steps: int) -> None:
+def pretrain(
+    config: Config, stages: Sequence[Stage], directory: Path, log_every_steps: int
+) -> None:
     """Trains, and writes the checkpoint and its log to `directory`.
+
+    A first stage that starts at a step above 0 goes on from the checkpoint and the log that
+    the stages before it left in `directory`.
 
     Raises:
       UserError: if `directory` cannot be written, or the loss stops being a number.
     """
+    goes_on = stages[0].first_step > 0
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        log = (directory / LOG).open("a" if goes_on else "w", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"cannot write to {directory} ({error}); choose another --to."
         ) from error
+    with log:
+        params = load_model(str(directory))[1] if goes_on else None
+        totals = read_jsonl(directory / LOG)[-1] if goes_on else {"tokens": 0, "seconds": 0.0}
+        for stage in stages:
+            if params is None:
+                params = init_params(stage.model, jax.random.key(stage.seed))
+            params, totals = _train_stage(
+                config, stage, params, totals, directory, log, log_every_steps
+            )
+    save_tokenizer(directory)
+
+
+def _train_stage(
+    config: Config,
+    stage: Stage,
+    params: Any,
+    totals: dict[str, Any],
+    directory: Path,
+    log: TextIO,
+    log_every_steps: int,
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the stacked params and the totals after a stage."""
     corpus = Corpus(config.prompts)
     # Unrolled: on a CPU, scanning over stacked layers takes twice as long.
-    model = Qwen3(recipe.model, jnp.float32, scan_layers=False)
-    num_layers = recipe.model.num_layers
-    params = unstack_layers(init_params(recipe.model, jax.random.key(recipe.seed)), num_layers)
-    optimizer = make_optimizer(recipe)
+    model = Qwen3(stage.model, jnp.float32, scan_layers=False)
+    num_layers = stage.model.num_layers
+    params = jax.tree.map(jnp.asarray, unstack_layers(params, num_layers))
+    optimizer = make_optimizer(stage)
     state, step_fn = optimizer.init(params), make_step(model, optimizer)
-    started, tokens, losses, hits = time.monotonic(), 0, [], []
-    kind_accuracies = make_kind_accuracies(model, corpus, recipe)
-    log = (directory / "pretraining.jsonl").open("w")
-    stream = batches(corpus, recipe)
-    for step, batch in enumerate(
-        progress(stream, total=recipe.num_steps, description="pretrain")
-    ):
+    kind_accuracies = make_kind_accuracies(model, corpus, stage)
+    started, tokens, losses, hits = time.monotonic(), int(totals["tokens"]), [], []
+    bar = progress(batches(corpus, stage), total=stage.num_steps, description="pretrain")
+    row = totals
+    for step, batch in enumerate(bar):
         params, state, loss, accuracy = step_fn(params, state, batch)
         tokens += int((batch.segment_ids > 0).sum())
         losses.append(loss)
         hits.append(accuracy)
-        if (step + 1) % log_every_steps == 0 or step + 1 == recipe.num_steps:
+        if (step + 1) % log_every_steps == 0 or step + 1 == stage.num_steps:
             row = {
-                "step": step + 1,
+                "step": stage.first_step + step + 1,
                 "loss": round(float(np.mean(losses)), 5),
                 "accuracy": round(float(np.mean(hits)), 4),
                 "accuracy_by_kind": kind_accuracies(params, step),
                 "tokens": tokens,
-                "seconds": round(time.monotonic() - started, 1),
+                "seconds": round(totals["seconds"] + time.monotonic() - started, 1),
             }
             losses, hits = [], []
             if not np.isfinite(row["loss"]):
-                raise UserError(f"pre-training diverged before step {step + 1}; change RECIPE.")
+                raise UserError(
+                    f"pre-training diverged before step {row['step']}; change STAGES."
+                )
             print(json.dumps(row), file=log, flush=True)
-            save_model(directory, recipe.model, stack_layers(params, num_layers))
-    log.close()
-    save_tokenizer(directory)
+            save_model(directory, stage.model, stack_layers(params, num_layers))
+    return stack_layers(params, num_layers), row
 
 
 def main(argv: list[str]) -> None:
-    """Runs the recipe."""
+    """Runs the stage."""
     arguments = parse_arguments(
         argv,
         description="Pre-trains the packaged tiny model from nothing.",
         example="python -m stepalign_jax.pretrain --config configs/tiny.py --to /tmp/tiny",
         options={
             "--to": {"required": True, "metavar": "DIR", "help": "where the checkpoint goes"},
-            "--log-every-steps": {"type": int, "default": 200, "metavar": "N"},
+            "--log-every-steps": {"type": int, "default": 50, "metavar": "N"},
+            "--from-stage": {
+                "type": int,
+                "default": 0,
+                "choices": range(len(STAGES)),
+                "help": "go on from the checkpoint that the stages before left in DIR",
+            },
         },
     )
     config = load_config(arguments.config, arguments.overrides)
-    pretrain(config, RECIPE, Path(arguments.to), arguments.log_every_steps)
+    check_templates(config.prompts, sees="answer")
+    stages = STAGES[arguments.from_stage :]
+    pretrain(config, stages, Path(arguments.to), arguments.log_every_steps)
 
 
 if __name__ == "__main__":

@@ -187,6 +187,10 @@ def test_cache_refuses_scanned_layers_and_segments(params, tokens):
     cache = init_cache(CONFIG, 3, 16, jnp.float32)
     with pytest.raises(ValueError, match="scan_layers=False"):
         forward(params, tokens, cache=cache)
+    unrolled = {"params": unstack_layers(params, CONFIG.num_layers)}
+    model = Qwen3(CONFIG, jnp.float32, scan_layers=False)
+    with pytest.raises(ValueError, match="no segment_ids"):
+        apply(model, unrolled, tokens, cache=cache, segment_ids=tokens)
 
 
 def test_right_padding_changes_nothing(params, tokens):
@@ -199,11 +203,14 @@ def test_right_padding_changes_nothing(params, tokens):
 def influence(params: Any, row: jax.Array, **kwargs: Any) -> np.ndarray:
     """[T, T]: how much the hidden state at t depends on the embedding of token s."""
 
-    def hidden(embedding: jax.Array) -> jax.Array:
-        return forward({**params, "embedding": embedding}, row[None], **kwargs)[0].sum(-1)
+    @jax.jit
+    def gradient(embedding: jax.Array, t: jax.Array) -> jax.Array:
+        def hidden(embedding: jax.Array) -> jax.Array:
+            return forward({**params, "embedding": embedding}, row[None], **kwargs)[0, t].sum()
 
-    jacobian = jax.jit(jax.jacrev(hidden))(params["embedding"])
-    return np.abs(np.asarray(jacobian[:, row])).sum(-1)
+        return jnp.abs(jax.grad(hidden)(embedding)[row]).sum(-1)
+
+    return np.stack([gradient(params["embedding"], t) for t in range(row.size)])
 
 
 def test_no_gradient_reaches_a_later_token(params, tokens):
@@ -321,10 +328,11 @@ def test_half_precision_compute_stays_near_fp32(tokens, dtype, tolerance):
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
 
 
-def test_init_params_are_stacked_and_in_the_asked_dtype():
-    params = init_params(CONFIG, jax.random.key(0), jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
-    assert params["layers"]["attention"]["q_proj"]["kernel"].shape == (2, 32, 48)
+def test_init_params_are_stacked_and_in_the_asked_dtype(params):
+    init = functools.partial(init_params, CONFIG, dtype=jnp.bfloat16)
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract)} == {jnp.dtype("bfloat16")}
+    assert abstract["layers"]["attention"]["q_proj"]["kernel"].shape == (2, 32, 48)
     kernels = params["layers"]["mlp"]["up_proj"]["kernel"]
     assert not np.array_equal(kernels[0], kernels[1])
 

@@ -44,9 +44,17 @@ CONFIG = Qwen3Config(
 SPEC = LoraSpec(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
 MODEL = Qwen3(CONFIG, jnp.float32, lora=SPEC)
 OBJECTIVE = dataclasses.replace(load_config(TINY).objective, token_tile=8)
-# Large enough that rows of logits are far from uniform.
-PARAMS = jax.tree.map(lambda leaf: leaf * 8, init_params(CONFIG, jax.random.key(0)))
-OTHER_PARAMS = jax.tree.map(lambda leaf: leaf * 8, init_params(CONFIG, jax.random.key(1)))
+
+
+def draw_params(seed: int) -> dict[str, Any]:
+    """Random weights, large enough that rows of logits are far from uniform."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if "scale" in jax.tree_util.keystr(path) else leaf * 10,
+        init_params(CONFIG, jax.random.key(seed)),
+    )
+
+
+PARAMS, OTHER_PARAMS = draw_params(0), draw_params(1)
 LORA = jax.tree.map(lambda leaf: leaf + 0.1, init_lora(CONFIG, SPEC, jax.random.key(2)))
 BATCH, LENGTH = 4, 6
 
@@ -100,11 +108,7 @@ def recorder() -> optax.GradientTransformation:
     )
 
 
-OPTIMIZERS: dict[str, optax.GradientTransformation] = {
-    "record": recorder(),
-    "sgd": optax.sgd(0.1),
-    "adam": optax.adam(0.01),
-}
+OPTIMIZERS = {"record": recorder(), "sgd": optax.sgd(0.01)}
 
 
 @functools.cache
@@ -159,13 +163,20 @@ def differs(a: Any, b: Any) -> bool:
     return any(not np.array_equal(x, y) for x, y in pairs)
 
 
+@jax.jit
+def plain_logits(variables: dict[str, Any], tokens: jax.Array) -> jax.Array:
+    """[S, V] of one row alone."""
+    hidden, _ = MODEL.apply(variables, tokens[None])  # pyright: ignore[reportAssignmentType]
+    return hidden[0] @ output_head(variables["params"]).T
+
+
 def plain_logprobs(variables: dict[str, Any], prompts: Sequence[list[int]]) -> np.ndarray:
-    """[B, T] by one unpadded forward per row: y_t is predicted at len(prompt) - 1 + t."""
+    """[B, T] by one forward per row: y_t is predicted at position len(prompt) - 1 + t."""
     found = np.zeros((BATCH, LENGTH), np.float32)
     for row, (prompt, completion) in enumerate(zip(prompts, COMPLETIONS, strict=True)):
-        tokens = jnp.array([[*prompt, *completion]], jnp.int32)
-        hidden, _ = MODEL.apply(variables, tokens)  # pyright: ignore[reportAssignmentType]
-        logits = np.asarray(hidden[0] @ output_head(variables["params"]).T, np.float64)
+        tokens = np.zeros(16, np.int32)
+        tokens[: len(prompt) + len(completion)] = [*prompt, *completion]
+        logits = np.asarray(plain_logits(variables, tokens), np.float64)
         for t, token in enumerate(completion):
             at = logits[len(prompt) - 1 + t]
             found[row, t] = at[token] - np.log(np.exp(at - at.max()).sum()) - at.max()
@@ -223,8 +234,9 @@ def test_metrics_are_means_over_the_tokens_that_count():
         ("solver_logprob_mean", scores.solver_logprobs),
     ):
         assert float(metrics[name]) == pytest.approx(np.asarray(values)[mask].mean(), rel=1e-5)
-    norm = float(optax.global_norm(state.opt_state))
-    assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-6) and norm > 0
+    squares = [np.square(leaf).sum() for leaf in jax.tree.leaves(state.opt_state)]
+    norm = float(np.sqrt(sum(squares)))
+    assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5) and norm > 0
     assert int(state.step) == 1
 
 
@@ -254,19 +266,19 @@ def test_masked_tokens_leave_the_weights_bit_for_bit(distils):
     assert differs(unchanged, {"params": PARAMS})
     assert_same_bits(weights(2, 1), unchanged)
     assert_same_bits(weights(0, 4), unchanged)
-    assert differs(weights(0, 3), unchanged)  # the last token that counts
+    assert differs(weights(0, 2), unchanged)  # one that counts, and is read by the next
 
 
 @pytest.mark.parametrize("distils", [True, False])
 def test_an_all_masked_batch_is_a_finite_step_that_changes_nothing(distils):
     batch = change(make_batch(), mask=jnp.zeros((BATCH, LENGTH), bool))
-    new, metrics, _ = updater(optimizer="adam", distils=distils)(
-        make_state("adam"), PARAMS, batch
+    new, metrics, _ = updater(optimizer="record", distils=distils)(
+        make_state("record"), PARAMS, batch
     )
     assert {name: float(value) for name, value in metrics.items()} == dict.fromkeys(metrics, 0)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(new.opt_state))
     assert_same_bits(new.trainable, {"params": PARAMS})
     assert int(new.step) == 1
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(new.opt_state))
 
 
 @pytest.mark.parametrize(("distils", "parts"), [(True, 2), (True, 4), (False, 2)])
@@ -320,8 +332,8 @@ def test_no_gradient_reaches_the_teacher():
 
 
 def test_the_averaged_teacher_follows_by_its_formula():
-    batch, step = make_batch(), updater(optimizer="sgd", teacher="ema")
-    state = make_state("sgd", teacher={"params": OTHER_PARAMS})
+    batch, step = make_batch(), updater(optimizer="record", teacher="ema")
+    state = make_state("record", teacher={"params": OTHER_PARAMS})
     state, _, scores = step(state, PARAMS, batch)
     mask = np.asarray(batch.mask)
     expected = plain_logprobs({"params": OTHER_PARAMS}, TEACHER_PROMPTS)  # before it follows
@@ -365,12 +377,9 @@ def test_the_live_teacher_is_the_solver_of_the_moment_as_a_constant():
 # --- What is trained -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("distils", [True, False])
-def test_an_adapter_trains_alone(distils):
+def test_an_adapter_trains_alone():
     base, batch = copy(PARAMS), make_batch()
-    new, _, scores = updater(optimizer="sgd", distils=distils)(
-        make_state("sgd", {"lora": LORA}), base, batch
-    )
+    new, _, scores = updater(optimizer="sgd")(make_state("sgd", {"lora": LORA}), base, batch)
     assert_same_bits(base, PARAMS)
     assert new.trainable.keys() == {"lora"}
     moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), new.trainable["lora"], LORA)
@@ -380,11 +389,10 @@ def test_an_adapter_trains_alone(distils):
     np.testing.assert_allclose(
         np.asarray(scores.solver_logprobs)[mask], solver[mask], atol=2e-5, rtol=0
     )
-    if distils:  # the teacher is the base without its adapter
-        teacher = plain_logprobs({"params": PARAMS}, TEACHER_PROMPTS)
-        np.testing.assert_allclose(
-            np.asarray(scores.teacher_logprobs)[mask], teacher[mask], atol=2e-5, rtol=0
-        )
+    teacher = plain_logprobs({"params": PARAMS}, TEACHER_PROMPTS)  # without its adapter
+    np.testing.assert_allclose(
+        np.asarray(scores.teacher_logprobs)[mask], teacher[mask], atol=2e-5, rtol=0
+    )
 
 
 def test_a_step_towards_the_teacher_lowers_the_divergence():

@@ -28,6 +28,7 @@ FORWARD_SHARE = 0.7  # of references, and of the solver's own derivations in pre
 # Percent of all problem texts, by hash: the four sets cannot share a problem.
 _SPLIT_PERCENT = {"pretraining": 70, "training": 15, "validation": 5, "test": 10}
 _TERM = re.compile(r"([+-]?)(\d+(?:\*\d+)?)")
+_MAX_DIGITS = 20  # a runaway rollout may write a number that int() refuses to read
 _OPERATION = re.compile(r"(-?\d+)([-+*])(\d+)=(-?\d+)")
 
 
@@ -117,6 +118,7 @@ def parse_operations(attempt: str) -> list[Operation]:
     return [
         Operation(int(left), operator, int(right), int(result))
         for left, operator, right, result in _OPERATION.findall(attempt)
+        if max(len(left), len(right), len(result)) <= _MAX_DIGITS
     ]
 
 

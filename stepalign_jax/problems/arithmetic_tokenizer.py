@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 _PIECE = re.compile("|".join(map(re.escape, (*SPECIAL_TOKENS, *PHRASES, *SYMBOLS))) + "|.")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def encode(text: str) -> tuple[int, ...]:
     """Returns the token ids of `text`: the saved tokenizer's, at the speed a corpus needs."""
     return tuple(VOCABULARY.get(p, VOCABULARY[UNKNOWN]) for p in _PIECE.findall(text))
