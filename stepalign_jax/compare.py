@@ -180,22 +180,34 @@ def collect(jobs: Sequence[Job]) -> dict[str, list[dict[str, Any]]]:
 
 
 def compare(
-    spec: str, overrides: Sequence[str], conditions: Sequence[str], seeds: int, num_workers: int
+    spec: str,
+    overrides: Sequence[str],
+    conditions: Sequence[str],
+    seeds: int,
+    num_workers: int,
+    *,
+    equal_time: bool,
 ) -> tuple[dict[str, Any], Path]:
-    """Runs the comparison and returns it with the directory of its files."""
+    """Runs the comparison and returns it with the directory of its files.
+
+    `equal_time` adds the second variant.
+    """
     jobs = [
         make_job(spec, overrides, condition, seed, ())
         for seed in range(seeds)
         for condition in conditions
     ]
     run_jobs(jobs, num_workers, "equal tokens")
-    timed = jobs_of_equal_time(jobs, spec, overrides)
-    run_jobs(timed, num_workers, "equal wall clock")
+    variants = {"equal_tokens": collect(jobs)}
+    if equal_time:
+        timed = jobs_of_equal_time(jobs, spec, overrides)
+        run_jobs(timed, num_workers, "equal wall clock")
+        variants["equal_wall_clock"] = collect(timed)
     comparison = {
         "k": jobs[0].config.evaluation.num_samples,
         "config": spec,
         "overrides": list(overrides),
-        "variants": {"equal_tokens": collect(jobs), "equal_wall_clock": collect(timed)},
+        "variants": variants,
     }
     regime = split_spec(spec)[1] or Path(split_spec(spec)[0]).stem
     directory = Path(jobs[0].config.runs_dir) / f"comparison-{regime}-{'-'.join(conditions)}"
@@ -228,6 +240,10 @@ def main(argv: list[str]) -> None:
         options={
             "--conditions": {"required": True, "metavar": "A,B,...", "help": "what to compare"},
             "--seeds": {"type": int, "required": True, "metavar": "N", "help": "seeds 0..N-1"},
+            "--equal-tokens-only": {
+                "action": "store_true",
+                "help": "leave the variant of equal wall clock out",
+            },
             "--workers": {
                 "type": int,
                 "default": len(os.sched_getaffinity(0)),
@@ -241,7 +257,12 @@ def main(argv: list[str]) -> None:
         raise UserError("--seeds and --workers must be 1 or more.")
     _check_request(conditions, arguments.overrides)
     comparison, directory = compare(
-        arguments.config, arguments.overrides, conditions, arguments.seeds, arguments.workers
+        arguments.config,
+        arguments.overrides,
+        conditions,
+        arguments.seeds,
+        arguments.workers,
+        equal_time=not arguments.equal_tokens_only,
     )
     print(comparison_markdown(comparison))
     print(f"files: {directory}")

@@ -7,12 +7,11 @@ so nothing that a problem, a rollout or a critique contains can open or close a 
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from transformers import AutoTokenizer
 
 from stepalign_jax.base.errors import UserError
 
@@ -26,6 +25,10 @@ def load_tokenizer(directory: str | Path) -> Any:
     Raises:
       UserError: the directory has no tokenizer, or none with a chat template.
     """
+    # Here, so that --help need not wait for it; and it must not remark on a missing PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False

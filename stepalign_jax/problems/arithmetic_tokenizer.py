@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unk|>"
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
@@ -47,6 +46,8 @@ def encode(text: str) -> tuple[int, ...]:
 
 def save_tokenizer(directory: Path) -> None:
     """Writes tokenizer.json, its config and the chat template to `directory`."""
+    from transformers import PreTrainedTokenizerFast  # seconds to import, and only used here
+
     pieces = Regex("|".join(re.escape(p) for p in (*PHRASES, *SYMBOLS)) + "|.")
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="isolated")
