@@ -213,7 +213,7 @@ def make_update(
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
             "tokens_in_loss": jnp.sum(batch.mask, dtype=jnp.int32),
             "advantage_mean": masked_mean(scores.advantage, batch.mask),
             "advantage_abs_mean": masked_mean(jnp.abs(scores.advantage), batch.mask),

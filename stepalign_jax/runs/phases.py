@@ -1,0 +1,212 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The phases of one optimizer step, which `train.py` calls in turn."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from stepalign_jax.base.cli import progress
+from stepalign_jax.base.config import Config
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.types import Problem, Rollouts
+from stepalign_jax.feedback.conditions import Condition, build_contexts, get_condition
+from stepalign_jax.feedback.critic import ask_model, ask_oracle, exact_share
+from stepalign_jax.feedback.critique import Critique, count_failures, fit_budget
+from stepalign_jax.feedback.roles import addresses
+from stepalign_jax.objectives.divergence import TokenScores
+from stepalign_jax.objectives.optimizer import learning_rate_at, make_optimizer
+from stepalign_jax.objectives.policy_gradient import group_advantages
+from stepalign_jax.objectives.update import Batch, TrainState, make_update
+from stepalign_jax.problems.grading import Grader, extract_answer
+from stepalign_jax.runs.assemble import Workbench, problem_set
+from stepalign_jax.runs.evaluation import Evaluation, evaluate
+from stepalign_jax.runs.selection import select_problems
+from stepalign_jax.sampling.engine import Purpose, prompt_bucket
+
+# Sampler and scorer run the same forward: a larger gap than rounding means a broken alignment.
+_LARGEST_LOGPROB_GAP = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.3}
+
+
+@dataclass
+class Samples:
+    """One step's rollouts and all that was found out about them, rows in one order."""
+
+    problems: list[Problem]
+    rollouts: Rollouts
+    texts: list[str]
+    correct: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    contexts: list[Critique] = field(default_factory=list)
+    critic_exact: float | None = None
+
+
+class Trainer:
+    """What a run needs at each step; every method is one phase of it."""
+
+    def __init__(self, config: Config, bench: Workbench, grader: Grader):
+        self.config, self.bench, self.grader = config, bench, grader
+        self.condition: Condition = get_condition(config.condition)
+        self.update = make_update(
+            bench.model,
+            make_optimizer(config.optimizer, config.train.num_steps),
+            config.objective,
+            config.teacher,
+            distils=self.condition.objective == "divergence",
+            micro_batches=config.train.micro_batches,
+        )
+
+    def problems(self, split: str) -> list[Problem]:
+        """The problems of a split, checked, and filtered by difficulty if the config asks."""
+        candidates = problem_set(self.config.problems, split)
+        self.bench.roles.check_problems(candidates)
+        return select_problems(self.config, self.bench, self.grader, candidates, split)
+
+    def solver(self, state: TrainState) -> dict[str, Any]:
+        """The solver's weights."""
+        return {"params": self.bench.base} | state.trainable
+
+    def sample(self, state: TrainState, problems: list[Problem], step: int) -> Samples:
+        """Samples G rollouts of each problem."""
+        num_samples = self.config.train.samples_per_problem
+        repeated = [problem for problem in problems for _ in range(num_samples)]
+        prompts = [self.bench.roles.solver(problem) for problem in repeated]
+        rollouts = self.bench.engine.sample(
+            self.solver(state),
+            prompts,
+            addresses(problems, num_samples, step),
+            seed=self.config.seed,
+            purpose=Purpose.SOLVER,
+            settings=self.config.sampling,
+        )
+        return Samples(repeated, rollouts, self.bench.roles.texts(rollouts))
+
+    def grade(self, samples: Samples) -> None:
+        """Fills in which final answers are right."""
+        pattern = self.config.prompts.answer_pattern
+        answers = [extract_answer(text, pattern) for text in samples.texts]
+        golds = [problem.answer for problem in samples.problems]
+        samples.correct = np.array(self.grader.grade(answers, golds), bool)
+
+    def critique(self, samples: Samples, problems: list[Problem], step: int) -> None:
+        """Fills in the teacher's context of each rollout; the critic is asked if need be."""
+        critiques = None
+        if self.condition.needs_critiques:
+            critiques = self._ask_critic(samples, problems, step)
+            samples.critic_exact = exact_share(samples.problems, samples.texts, critiques)
+        contexts = build_contexts(self.condition, samples.problems, critiques)
+        budget = self.config.prompts.max_context_tokens
+        samples.contexts = fit_budget(contexts, self.bench.roles.count_tokens, budget)
+
+    def _ask_critic(
+        self, samples: Samples, problems: list[Problem], step: int
+    ) -> list[Critique]:
+        if self.config.critic.kind == "oracle":
+            return ask_oracle(samples.problems, samples.texts)
+        return ask_model(
+            self.bench.engine,
+            {"params": self.bench.base},
+            self.bench.roles,
+            self.config.critic,
+            samples.problems,
+            samples.texts,
+            addresses=addresses(problems, self.config.train.samples_per_problem, step),
+            seed=self.config.seed,
+            grade=self.grader.grade,
+        )
+
+    def batch(self, samples: Samples) -> Batch:
+        """Puts rollouts behind the prompts of both roles; failed critiques are masked."""
+        roles, rollouts = self.bench.roles, samples.rollouts
+        distils = self.condition.objective == "divergence"
+        solver_prompts = [roles.solver(problem) for problem in samples.problems]
+        teacher_prompts = solver_prompts
+        if distils:
+            teacher_prompts = [
+                roles.teacher(problem, context.text)
+                for problem, context in zip(samples.problems, samples.contexts, strict=True)
+            ]
+        usable = np.array([context.failure is None for context in samples.contexts])
+        valid = np.arange(rollouts.tokens.shape[1])[None] < rollouts.lengths[:, None]
+        rewards = samples.correct.reshape(-1, self.config.train.samples_per_problem)
+        arrays = (
+            *_join(solver_prompts, rollouts),
+            *_join(teacher_prompts, rollouts),
+            rollouts.tokens,
+            valid & usable[:, None],
+            rollouts.logprobs,
+            group_advantages(jnp.asarray(rewards)).reshape(-1),
+        )
+        return Batch(*map(jnp.asarray, arrays))
+
+    def metrics(self, samples: Samples, scores: TokenScores, batch: Batch, step: int) -> dict:
+        """Metrics that are read off the host's side of a step."""
+        gap = np.abs(np.asarray(scores.solver_logprobs) - samples.rollouts.logprobs)
+        gap = float(np.max(np.where(np.asarray(batch.mask), gap, 0.0)))
+        limit = _LARGEST_LOGPROB_GAP[self.config.model.compute_dtype]
+        if step == 0 and gap > limit:
+            raise UserError(
+                f"log-probabilities of sampler and scorer differ by {gap:.2g} on the first "
+                f"rollouts (rounding explains {limit:.2g}): this is a bug, please report it."
+            )
+        config, failures = self.config, count_failures(samples.contexts)
+        return {
+            "learning_rate": float(
+                learning_rate_at(config.optimizer, config.train.num_steps, step)
+            ),
+            "reward": float(samples.correct.mean()),
+            "mean_tokens": float(samples.rollouts.lengths.mean()),
+            "solver_tokens": float(samples.rollouts.lengths.sum()),
+            "truncated": float(1.0 - samples.rollouts.finished.mean()),
+            "sampler_logprob_gap": gap,
+            "contexts_failed": float(sum(failures.values())),
+            **{f"context_failed/{name}": float(n) for name, n in failures.items() if n},
+            "critic_exact_on_wrong": samples.critic_exact,
+        }
+
+    def rows(self, samples: Samples, scores: TokenScores) -> Iterator[dict[str, Any]]:
+        """One JSON row per rollout, its per-token advantages included."""
+        advantages = np.asarray(scores.advantage)
+        for i, problem in enumerate(samples.problems):
+            length = int(samples.rollouts.lengths[i])
+            yield {
+                "problem": problem.text,
+                "answer": problem.answer,
+                "rollout": samples.texts[i],
+                "tokens": np.asarray(samples.rollouts.tokens[i, :length]).tolist(),
+                "correct": bool(samples.correct[i]),
+                "context": samples.contexts[i].text,
+                "failure": samples.contexts[i].failure,
+                "advantage": [round(float(a), 5) for a in advantages[i, :length]],
+            }
+
+    def evaluate(self, state: TrainState, problems: list[Problem], *, label: str) -> Evaluation:
+        """Evaluates the solver; validation draws its own, smaller number of samples."""
+        config = self.config.evaluation
+        if label == "validate":
+            config = replace(config, num_samples=config.num_validation_samples)
+        total = len(problems) * config.num_samples
+        with progress(total=total, description=label) as bar:
+            return evaluate(
+                self.bench.engine,
+                self.solver(state),
+                self.bench.roles,
+                self.grader,
+                problems,
+                config,
+                seed=self.config.seed,
+                progress=lambda done: (bar.update(done - bar.n), None)[1],
+            )
+
+
+def _join(prompts: list[list[int]], rollouts: Rollouts) -> tuple[np.ndarray, np.ndarray]:
+    """Returns tokens [B, L], prompt then completion then padding, and prompt lengths [B]."""
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    longest = prompt_bucket(int((lengths + rollouts.lengths).max()))
+    tokens = np.zeros((len(prompts), longest), np.int32)
+    for row, (prompt, length) in enumerate(zip(prompts, rollouts.lengths, strict=True)):
+        end = len(prompt) + int(length)
+        tokens[row, :end] = [*prompt, *rollouts.tokens[row, :length]]
+    return tokens, lengths
