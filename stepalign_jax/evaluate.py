@@ -9,7 +9,7 @@ python -m stepalign_jax.evaluate --config configs/tiny.py --run runs/tiny-stepal
 import json
 from pathlib import Path
 
-from stepalign_jax.base.cli import parse_arguments, progress, run_command
+from stepalign_jax.base.cli import advance, parse_arguments, progress, run_command
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.load_config import load_config
 from stepalign_jax.parallel.mesh import use_mesh
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
             problems,
             config.evaluation,
             seed=config.seed,
-            progress=lambda done: (bar.update(done - bar.n), None)[1],
+            progress=advance(bar),
         )
     intervals = found.intervals(config.evaluation, config.seed)
     print(f"{source}: {len(problems)} {arguments.split} problems")

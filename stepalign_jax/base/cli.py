@@ -105,6 +105,15 @@ def progress(
     return bar
 
 
+def advance(bar: "tqdm[Any]") -> Callable[[int], None]:
+    """Returns a callback that moves `bar` to the number of items done so far."""
+
+    def move(done: int) -> None:
+        bar.update(done - bar.n)
+
+    return move
+
+
 def _program_name() -> str:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return f"python -m {spec.name}" if spec else "stepalign_jax"

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from stepalign_jax.base.cli import progress
+from stepalign_jax.base.cli import advance, progress
 from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Problem, Rollouts
@@ -197,7 +197,7 @@ class Trainer:
                 problems,
                 config,
                 seed=self.config.seed,
-                progress=lambda done: (bar.update(done - bar.n), None)[1],
+                progress=advance(bar),
             )
 
 

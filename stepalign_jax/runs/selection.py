@@ -11,7 +11,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from stepalign_jax.base.cli import progress
+from stepalign_jax.base.cli import advance, progress
 from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.hashing import stable_hash32
@@ -51,7 +51,7 @@ def select_problems(
                 problems,
                 settings,
                 seed=_SEED,
-                progress=lambda done: (bar.update(done - bar.n), None)[1],
+                progress=advance(bar),
             )
         scores = zip(problems, found.per_problem["avg_at_k"], strict=True)
         kept = {problem.text for problem, avg in scores if avg < section.base_avg_below}
