@@ -156,19 +156,13 @@ def collect(jobs: Sequence[Job]) -> dict[str, list[dict[str, Any]]]:
     for job in jobs:
         rows = read_jsonl(job.run.metrics_file)
         summary = read_json(job.run.summary_file)
-        start = read_json(job.run.evaluation_file("before"))["avg_at_k"]
-        curve = [
-            [row["step"] + 1, row["validation_avg_at_k"]]
-            for row in rows
-            if "validation_avg_at_k" in row
-        ]
         found.setdefault(job.condition, []).append(
             {
                 "seed": job.seed,
                 "name": job.config.name,
                 "num_steps": job.config.train.num_steps,
                 "summary": summary,
-                "curve": [[0, sum(start) / len(start)], *curve],
+                "curve": job.run.validation_curve(),
                 "critic_exactness": [
                     [row["step"] + 1, row["critic_exact_on_wrong"]] for row in rows
                 ],

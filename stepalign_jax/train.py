@@ -119,6 +119,14 @@ def _loop(
     """Trains from the step that `state` has reached to the last one."""
     config = trainer.config.train
     validation_set = trainer.problems("validation") if config.validate_every_steps else []
+
+    def validate(state: TrainState, done: int) -> float:
+        validation = trainer.evaluate(state, validation_set, label="validate")
+        run.write_evaluation(f"validation_{done:05d}", validation.as_lists())
+        return float(validation.per_problem["avg_at_k"].mean())
+
+    if validation_set and int(state.step) == 0:
+        validate(state, 0)  # where the curve starts
     bar = progress(total=config.num_steps, description=trainer.config.name)
     bar.update(int(state.step))
     for step in range(int(state.step), config.num_steps):
@@ -141,9 +149,7 @@ def _loop(
         last = done == config.num_steps
         if validation_set and (done % config.validate_every_steps == 0 or last):
             with watch.phase("validate"):
-                validation = trainer.evaluate(state, validation_set, label="validate")
-            run.write_evaluation(f"validation_{done:05d}", validation.as_lists())
-            metrics["validation_avg_at_k"] = float(validation.per_problem["avg_at_k"].mean())
+                metrics["validation_avg_at_k"] = validate(state, done)
         writer.write(step, metrics)
         writer.write_timings(step, {**watch.seconds, "total": sum(watch.seconds.values())})
         if config.sample_texts_every_steps and step % config.sample_texts_every_steps == 0:

@@ -39,11 +39,10 @@ def finish(done: Job, *, step_seconds: list[float], validation: dict[int, float]
         {"step": step, "total": seconds} for step, seconds in enumerate(step_seconds)
     ]
     for step, value in validation.items():
-        rows[step]["validation_avg_at_k"] = value
+        done.run.write_evaluation(f"validation_{step:05d}", {"avg_at_k": [value, value]})
         timings[step] |= {"validate": 9.0, "total": timings[step]["total"] + 9.0}
     write_jsonl(done.run.metrics_file, rows)
     write_jsonl(done.run.timings_file, timings)
-    write_json(done.run.evaluation_file("before"), {"avg_at_k": [0.0, 0.5, 1.0, 0.5]})
     summary = {"before": SCORES, "after": SCORES, "gain": SCORES, "solver_tokens": 640}
     write_json(done.run.summary_file, summary | {"step_seconds": sum(step_seconds)})
 
@@ -114,7 +113,7 @@ def test_what_is_collected(tmp_path):
         "name": "tiny-stepalign-seed1",
         "num_steps": 40,
         "summary": read_json(jobs[3].run.summary_file),
-        "curve": [[0, 0.5], [2, 0.6], [3, 0.7]],
+        "curve": [[1, 0.6], [2, 0.7]],
         "critic_exactness": [[1, 0.75], [2, 0.75], [3, 0.75]],
         "solver_tokens": 640,
         "train_seconds": 4.0,

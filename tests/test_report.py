@@ -99,14 +99,15 @@ def test_comparison_markdown():
 def test_plot_run_draws_what_there_is(tmp_path, drawn):
     run = RunDirectory(tmp_path)
     rows = [{"step": s, "loss": 1.0 / (s + 1), "reward": None} for s in range(4)]
-    rows[2]["validation_avg_at_k"] = 0.5
     write_jsonl(run.metrics_file, rows)
+    run.write_evaluation("validation_00000", {"avg_at_k": [0.0, 0.5]})
+    run.write_evaluation("validation_00003", {"avg_at_k": [0.25, 0.75]})
     run.write_summary(make_summary())
     assert report.plot_run(run) == run.report / "run.png"
     assert imread(run.report / "run.png").shape[:2] == (480, 1980)
     titles = [a.get_title(loc="left") for a in drawn]
     assert titles[:2] == ["Validation Avg@k (%)", "Loss"] and titles[2].startswith("Before")
-    np.testing.assert_array_equal(drawn[0].lines[0].get_xydata(), [[2, 50]])
+    np.testing.assert_array_equal(drawn[0].lines[0].get_xydata(), [[0, 25], [3, 50]])
     np.testing.assert_allclose(np.asarray(drawn[1].lines[0].get_ydata())[3], 0.25)
     heights = [bar.get_height() for bar in drawn[2].patches]
     np.testing.assert_allclose(heights, [40] * 3 + [70] * 3)

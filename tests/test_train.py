@@ -149,6 +149,7 @@ def test_a_run_with_its_own_critic(unbroken):
     assert names == [
         "after.json",
         "before.json",
+        "validation_00000.json",
         "validation_00002.json",
         "validation_00004.json",
     ]

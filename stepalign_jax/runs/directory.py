@@ -85,6 +85,13 @@ class RunDirectory:
     def evaluation_file(self, label: str) -> pathlib.Path:
         return self.path / "evaluations" / f"{label}.json"
 
+    def validation_curve(self) -> list[list[float]]:
+        """[optimizer steps done, validation Avg@k], oldest first; 0 is the start."""
+        files = sorted(self.path.glob("evaluations/validation_*.json"))
+        scores = [read_json(file)["avg_at_k"] for file in files]
+        steps = [int(file.stem.removeprefix("validation_")) for file in files]
+        return [[n, sum(s) / len(s)] for n, s in zip(steps, scores, strict=True)]
+
     def write_prompts(self, prompts: Mapping[str, Any]) -> None:
         write_json(self.prompts_file, prompts)
 

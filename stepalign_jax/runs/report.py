@@ -126,6 +126,7 @@ def plot_run(run: RunDirectory) -> pathlib.Path:
     """
     rows = read_jsonl(run.metrics_file) if run.metrics_file.exists() else []
     curves = {name: _column(rows, name) for name in PANELS}
+    curves["validation_avg_at_k"] = np.array(run.validation_curve()).reshape(-1, 2)
     curves = {name: points for name, points in curves.items() if len(points)}
     summary = read_json(run.summary_file) if run.summary_file.exists() else None
     num_panels = max(1, len(curves) + (summary is not None))
