@@ -24,6 +24,7 @@ from stepalign_jax.runs.checkpoint import finished_steps, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, read_json, read_jsonl
 
 SCORES = {"avg_at_k", "pass_at_k", "maj_at_k", "mean_tokens", "greedy", "truncated", "unparsed"}
+ONE_STEP = {"num_steps": 1, "validate_every_steps": 0}
 TWO_STEPS = {"num_steps": 2, "validate_every_steps": 0}
 SHORT = {
     "refsol": {
@@ -32,11 +33,13 @@ SHORT = {
     },
     "grpo": {"train": TWO_STEPS | {"micro_batches": 2}},
     "no_context": {  # what is switched off is not needed
-        "train": TWO_STEPS | {"sample_texts_every_steps": 0},
+        "train": ONE_STEP | {"sample_texts_every_steps": 0},
+        "optimizer": {"warmup_steps": 0},
         "problems": {"num_validation": 0},
     },
     "other_problem": {
-        "train": TWO_STEPS | {"problems_per_step": 4, "samples_per_problem": 1},
+        "train": ONE_STEP | {"problems_per_step": 4, "samples_per_problem": 1},
+        "optimizer": {"warmup_steps": 0},
         "critic": {"kind": "oracle"},
         "teacher": {"kind": "live"},
     },
