@@ -26,7 +26,7 @@ from stepalign_jax.objectives.update import TrainState
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.grading import Grader
 from stepalign_jax.problems.pipeline import ProblemIterator, make_problem_iterator
-from stepalign_jax.runs.assemble import assemble, initial_state
+from stepalign_jax.runs.assemble import SPLITS, assemble, initial_state, problem_set
 from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, open_run, read_json, read_jsonl
 from stepalign_jax.runs.evaluation import Evaluation, gains
@@ -57,6 +57,9 @@ def train(config: Config) -> dict[str, Any]:
     if run.summary_file.exists():
         return read_json(run.summary_file)
     _warn(config)
+    validates = config.train.validate_every_steps > 0
+    splits = SPLITS if validates else ("train", "test")
+    candidates = {split: problem_set(config.problems, split) for split in splits}
     bench = assemble(config)
     with (
         use_mesh(bench.mesh),
@@ -64,7 +67,7 @@ def train(config: Config) -> dict[str, Any]:
             deadline_secs=config.evaluation.grading_secs, num_workers=GRADING_WORKERS
         ) as grader,
     ):
-        trainer = Trainer(config, bench, grader)
+        trainer = Trainer(config, bench, grader, candidates)
         return _train(trainer, run)
 
 

@@ -110,7 +110,7 @@ def test_help_shows_overrides_and_the_example(capsys: pytest.CaptureFixture[str]
         parse("--help")
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
-    for part in ("Trains.", "--train.num_steps=5", "python -m stepalign_jax.train"):
+    for part in ("Trains.", "--train.num_steps=30", "python -m stepalign_jax.train"):
         assert part in text
 
 

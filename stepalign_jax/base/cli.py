@@ -18,7 +18,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 _OVERRIDES_HELP = """\
 any value of the config may be overridden by its dotted name:
-  --train.num_steps=5 --optimizer.learning_rate=1e-4 --seed=1
+  --train.num_steps=30 --optimizer.learning_rate=1e-4 --seed=1
   booleans are true or false, lists are separated by commas
   (--trainable.targets=q_proj,v_proj); an unknown name or an impossible value is
   refused before anything is computed."""

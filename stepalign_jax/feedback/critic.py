@@ -110,8 +110,9 @@ def exact_share(
 ) -> float | None:
     """Returns the share of *wrong* attempts whose critique is the oracle's to the letter.
 
-    Wrong means that some reasoning step is. A failed critique is not exact. None where no
-    attempt is wrong, or no problem can check itself.
+    An attempt is wrong if the oracle would change any of it, its answer line included. A
+    failed critique is not exact. None where no attempt is wrong, or no problem can check
+    itself.
     """
     exact = []
     for problem, attempt, critique in zip(problems, attempts, critiques, strict=True):

@@ -22,7 +22,7 @@ from stepalign_jax.objectives.optimizer import learning_rate_at, make_optimizer
 from stepalign_jax.objectives.policy_gradient import group_advantages
 from stepalign_jax.objectives.update import Batch, TrainState, make_update
 from stepalign_jax.problems.grading import Grader, extract_answer
-from stepalign_jax.runs.assemble import Workbench, problem_set
+from stepalign_jax.runs.assemble import Workbench
 from stepalign_jax.runs.evaluation import Evaluation, evaluate
 from stepalign_jax.runs.selection import select_problems
 from stepalign_jax.sampling.engine import Purpose, prompt_bucket
@@ -46,8 +46,22 @@ class Samples:
 class Trainer:
     """What a run needs at each step; every method is one phase of it."""
 
-    def __init__(self, config: Config, bench: Workbench, grader: Grader):
+    def __init__(
+        self,
+        config: Config,
+        bench: Workbench,
+        grader: Grader,
+        candidates: dict[str, list[Problem]],
+    ):
+        """Args: `candidates` are the problems of each split, before the difficulty filter.
+
+        Raises:
+          UserError: a problem of any split is over its token budget.
+        """
         self.config, self.bench, self.grader = config, bench, grader
+        self.candidates = candidates
+        for problems in candidates.values():
+            bench.roles.check_problems(problems)
         self.condition: Condition = get_condition(config.condition)
         self.update = make_update(
             bench.model,
@@ -59,9 +73,8 @@ class Trainer:
         )
 
     def problems(self, split: str) -> list[Problem]:
-        """The problems of a split, checked, and filtered by difficulty if the config asks."""
-        candidates = problem_set(self.config.problems, split)
-        self.bench.roles.check_problems(candidates)
+        """The problems of a split, filtered by difficulty if the config asks."""
+        candidates = self.candidates[split]
         return select_problems(self.config, self.bench, self.grader, candidates, split)
 
     def solver(self, state: TrainState) -> dict[str, Any]:
