@@ -14,6 +14,7 @@ finished runs are kept, so the same command again goes on. Two variants are comp
 """
 
 import dataclasses
+import functools
 import os
 import queue
 import statistics
@@ -80,7 +81,7 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, description: str) -> None:
     """
     for job in jobs:
         open_run(job.config)
-    cores = sorted(os.sched_getaffinity(0))
+    cores = _cores()
     shares: queue.Queue[list[int]] = queue.Queue()
     for worker in range(num_workers):
         shares.put(cores[worker::num_workers] or cores)
@@ -118,7 +119,7 @@ def _run_one(job: Job, cores: list[int]) -> None:
             stdout=file,
             stderr=subprocess.STDOUT,
             env={**cache, **os.environ},
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+            preexec_fn=functools.partial(_pin, cores),
             check=False,
         ).returncode
     if status:
@@ -126,6 +127,17 @@ def _run_one(job: Job, cores: list[int]) -> None:
             f"{' '.join(['train', *job.arguments])} ended with status {status}; its output is "
             f"in {log}, and this command goes on from there when it is given again."
         )
+
+
+def _cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _pin(cores: list[int]) -> None:
+    if hasattr(os, "sched_setaffinity"):  # Linux; elsewhere the runs share all cores
+        os.sched_setaffinity(0, cores)
 
 
 def seconds_per_step(job: Job) -> float:
@@ -240,7 +252,7 @@ def main(argv: list[str]) -> None:
             },
             "--workers": {
                 "type": int,
-                "default": len(os.sched_getaffinity(0)),
+                "default": len(_cores()),
                 "metavar": "N",
                 "help": "runs at a time (default: one per core; give 1 on an accelerator)",
             },
