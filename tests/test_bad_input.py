@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A mistake ends a command with one sentence that says what, where, and how to mend it."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -150,13 +151,25 @@ def test_help_shows_an_example_that_parses(command, monkeypatch, capsys):
     load_config(spec, [argument for argument in example if "." in argument and "=" in argument])
 
 
+def test_the_papers_config_says_first_that_its_problems_are_missing(
+    refuse, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    said = refuse("train", config=str(ROOT / "configs" / "stepalign.py"))
+    assert "no problem file data/openmath/train.jsonl: make it" in said
+
+
 def test_the_papers_config_stops_at_once_where_its_weights_are_missing(tmp_path):
     """As a command of its own: no traceback, no waiting for a network."""
     started = time.monotonic()
+    for split in ("train", "validation", "test"):
+        line = json.dumps({"problem": "1+1", "answer": "2", "reference": "It is 2."})
+        (tmp_path / f"{split}.jsonl").write_text(line)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "stepalign_jax.train"),
             *("--config", str(ROOT / "configs" / "stepalign.py"), f"--runs_dir={tmp_path}"),
+            f"--problems.path={tmp_path}",
         ],
         cwd=ROOT,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},

@@ -36,7 +36,9 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except FileNotFoundError:
         raise UserError(
-            f"there is no problem file {path}; problems.path must name its directory"
+            f"there is no problem file {path}: make it, one object with problem, answer and "
+            "reference per line (the config's own notes say from what), or name another "
+            "directory with --problems.path=..."
         ) from None
     except OSError as error:
         raise UserError(f"cannot read the problem file {path}: {error.strerror}") from error
