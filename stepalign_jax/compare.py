@@ -14,7 +14,6 @@ finished runs are kept, so the same command again goes on. Two variants are comp
 """
 
 import dataclasses
-import functools
 import os
 import queue
 import statistics
@@ -113,15 +112,14 @@ def _run_one(job: Job, cores: list[int]) -> None:
     # Conditions and seeds share most of their programs: compile each of them once.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(job.run.path.parent / ".compilation_cache")}
     command = [sys.executable, "-m", "stepalign_jax.train", *job.arguments]
-    with log.open("w") as file:
-        status = subprocess.run(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**cache, **os.environ},
-            preexec_fn=functools.partial(_pin, cores),
-            check=False,
-        ).returncode
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env={**cache, **os.environ}
+        ) as process,
+    ):
+        _pin(process.pid, cores)  # long before it starts the threads that inherit this
+        status = process.wait()
     if status:
         raise UserError(
             f"{' '.join(['train', *job.arguments])} ended with status {status}; its output is "
@@ -135,9 +133,9 @@ def _cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def _pin(cores: list[int]) -> None:
+def _pin(process_id: int, cores: list[int]) -> None:
     if hasattr(os, "sched_setaffinity"):  # Linux; elsewhere the runs share all cores
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(process_id, cores)
 
 
 def seconds_per_step(job: Job) -> float:

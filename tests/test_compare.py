@@ -5,6 +5,7 @@
 import dataclasses
 import json
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -143,14 +144,14 @@ def test_finished_runs_are_kept_and_workers_share_the_cores(tmp_path, monkeypatc
 
 
 def test_a_failed_run_ends_the_comparison_with_its_log(tmp_path, monkeypatch):
-    asked = []
+    asked, start = [], subprocess.Popen
 
-    def fail(command: list[str], *, stdout: Any, **_options: Any) -> Any:
+    def fail(command: list[str], **options: Any) -> Any:
         asked.append(command)
-        stdout.write("error: no such thing\n")
-        return subprocess.CompletedProcess(command, 2)
+        program = "print('error: no such thing'); raise SystemExit(2)"
+        return start([sys.executable, "-c", program], **options)
 
-    monkeypatch.setattr(compare.subprocess, "run", fail)
+    monkeypatch.setattr(compare.subprocess, "Popen", fail)
     jobs = [job(tmp_path, "grpo", seed) for seed in range(3)]
     with pytest.raises(UserError) as refusal:
         compare.run_jobs(jobs, 1, "testing")
