@@ -13,8 +13,13 @@ from stepalign_jax.base.cli import advance, parse_arguments, progress, run_comma
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.load_config import load_config
 from stepalign_jax.parallel.mesh import use_mesh
-from stepalign_jax.problems.grading import Grader
-from stepalign_jax.runs.assemble import SPLITS, assemble, initial_state, problem_set
+from stepalign_jax.runs.assemble import (
+    SPLITS,
+    assemble,
+    initial_state,
+    make_grader,
+    problem_set,
+)
 from stepalign_jax.runs.checkpoint import restore_latest
 from stepalign_jax.runs.directory import RunDirectory, write_json
 from stepalign_jax.runs.evaluation import evaluate
@@ -52,7 +57,7 @@ def main(argv: list[str]) -> None:
         source = f"{run.path}, step {restored.step}"
     with (
         use_mesh(bench.mesh),
-        Grader(deadline_secs=config.evaluation.grading_secs, num_workers=2) as grader,
+        make_grader(config) as grader,
         progress(total=None, description="evaluate") as bar,
     ):
         problems = select_problems(config, bench, grader, candidates, arguments.split)

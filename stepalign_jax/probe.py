@@ -26,7 +26,7 @@ from stepalign_jax.feedback.critique import Critique, count_failures
 from stepalign_jax.feedback.roles import addresses
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.grading import Grader, extract_answer
-from stepalign_jax.runs.assemble import SPLITS, Workbench, assemble, problem_set
+from stepalign_jax.runs.assemble import SPLITS, Workbench, assemble, make_grader, problem_set
 from stepalign_jax.runs.directory import write_json
 from stepalign_jax.runs.evaluation import evaluate
 from stepalign_jax.runs.selection import select_problems
@@ -117,7 +117,7 @@ def probe(config: Config, split: str) -> dict[str, Any]:
     bench.roles.check_problems(candidates)
     with (
         use_mesh(bench.mesh),
-        Grader(deadline_secs=config.evaluation.grading_secs, num_workers=2) as grader,
+        make_grader(config) as grader,
     ):
         problems = select_problems(config, bench, grader, candidates, split)
         solver = evaluate(

@@ -24,17 +24,20 @@ from stepalign_jax.base.types import Problem
 from stepalign_jax.feedback.conditions import get_condition
 from stepalign_jax.objectives.update import TrainState
 from stepalign_jax.parallel.mesh import use_mesh
-from stepalign_jax.problems.grading import Grader
 from stepalign_jax.problems.pipeline import ProblemIterator, make_problem_iterator
-from stepalign_jax.runs.assemble import SPLITS, assemble, initial_state, problem_set
+from stepalign_jax.runs.assemble import (
+    SPLITS,
+    assemble,
+    initial_state,
+    make_grader,
+    problem_set,
+)
 from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, open_run, read_json, read_jsonl
 from stepalign_jax.runs.evaluation import Evaluation, gains
 from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.runs.phases import Samples, Trainer
 from stepalign_jax.runs.report import plot_run, summary_table
-
-GRADING_WORKERS = 2
 
 
 class Stopwatch:
@@ -61,12 +64,7 @@ def train(config: Config) -> dict[str, Any]:
     splits = SPLITS if validates else ("train", "test")
     candidates = {split: problem_set(config.problems, split) for split in splits}
     bench = assemble(config)
-    with (
-        use_mesh(bench.mesh),
-        Grader(
-            deadline_secs=config.evaluation.grading_secs, num_workers=GRADING_WORKERS
-        ) as grader,
-    ):
+    with use_mesh(bench.mesh), make_grader(config) as grader:
         trainer = Trainer(config, bench, grader, candidates)
         return _train(trainer, run)
 

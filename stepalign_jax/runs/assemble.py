@@ -24,10 +24,12 @@ from stepalign_jax.objectives.optimizer import make_optimizer
 from stepalign_jax.objectives.update import TrainState
 from stepalign_jax.parallel.mesh import make_mesh, param_shardings
 from stepalign_jax.problems.arithmetic import arithmetic_problems
+from stepalign_jax.problems.grading import Grader
 from stepalign_jax.problems.jsonl import load_problems
 from stepalign_jax.sampling.engine import Engine
 
 SPLITS = ("train", "validation", "test")
+GRADING_WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,11 @@ def initial_state(config: Config, bench: Workbench) -> TrainState:
     # The frozen teacher is the base itself; an average needs weights of its own.
     teacher = jax.tree.map(jnp.copy, trainable) if config.teacher.kind == "ema" else {}
     return TrainState(jnp.int32(0), trainable, teacher, optimizer.init(trainable))  # pyright: ignore[reportCallIssue]
+
+
+def make_grader(config: Config) -> Grader:
+    """Returns the judge of answers; use it as a context manager."""
+    return Grader(deadline_secs=config.evaluation.grading_secs, num_workers=GRADING_WORKERS)
 
 
 def problem_set(config: ProblemsConfig, split: str) -> list[Problem]:
