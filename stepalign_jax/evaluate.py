@@ -9,7 +9,7 @@ python -m stepalign_jax.evaluate --config configs/tiny.py --run runs/tiny-stepal
 import json
 from pathlib import Path
 
-from stepalign_jax.base.cli import advance, parse_arguments, progress, run_command
+from stepalign_jax.base.cli import parse_arguments, run_command
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.load_config import load_config
 from stepalign_jax.parallel.mesh import use_mesh
@@ -22,7 +22,7 @@ from stepalign_jax.runs.assemble import (
 )
 from stepalign_jax.runs.checkpoint import restore_latest
 from stepalign_jax.runs.directory import RunDirectory, write_json
-from stepalign_jax.runs.evaluation import evaluate
+from stepalign_jax.runs.evaluation import evaluate_visibly
 from stepalign_jax.runs.report import evaluation_table
 from stepalign_jax.runs.selection import select_problems
 
@@ -55,22 +55,16 @@ def main(argv: list[str]) -> None:
             raise UserError(f"{run.checkpoints} holds no finished checkpoint; train first.")
         variables |= restored.state.trainable
         source = f"{run.path}, step {restored.step}"
-    with (
-        use_mesh(bench.mesh),
-        make_grader(config) as grader,
-        progress(total=None, description="evaluate") as bar,
-    ):
+    with use_mesh(bench.mesh), make_grader(config) as grader:
         problems = select_problems(config, bench, grader, candidates, arguments.split)
-        bar.reset(total=len(problems) * config.evaluation.num_samples)
-        found = evaluate(
-            bench.engine,
+        found = evaluate_visibly(
+            bench,
             variables,
-            bench.roles,
             grader,
             problems,
             config.evaluation,
             seed=config.seed,
-            progress=advance(bar),
+            description="evaluate",
         )
     intervals = found.intervals(config.evaluation, config.seed)
     print(f"{source}: {len(problems)} {arguments.split} problems")

@@ -28,7 +28,7 @@ from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.grading import Grader, extract_answer
 from stepalign_jax.runs.assemble import SPLITS, Workbench, assemble, make_grader, problem_set
 from stepalign_jax.runs.directory import write_json
-from stepalign_jax.runs.evaluation import evaluate
+from stepalign_jax.runs.evaluation import evaluate_visibly
 from stepalign_jax.runs.selection import select_problems
 from stepalign_jax.sampling.engine import Purpose
 
@@ -120,14 +120,14 @@ def probe(config: Config, split: str) -> dict[str, Any]:
         make_grader(config) as grader,
     ):
         problems = select_problems(config, bench, grader, candidates, split)
-        solver = evaluate(
-            bench.engine,
+        solver = evaluate_visibly(
+            bench,
             {"params": bench.base},
-            bench.roles,
             grader,
             problems,
             config.evaluation,
             seed=config.seed,
+            description="probe the solver",
         )
         critiques, critic = probe_critic(config, bench, grader, problems)
         teacher = probe_teacher(config, bench, grader, problems, critiques)

@@ -137,7 +137,7 @@ def _loop(
         with watch.phase("host"):
             trainer.grade(samples)
         with watch.phase("critique"):
-            trainer.critique(samples, problems, step)
+            trainer.critique(samples)
         with watch.phase("host"):
             batch = trainer.batch(samples)
         with watch.phase("score_and_update"):

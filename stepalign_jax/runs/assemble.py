@@ -37,6 +37,7 @@ class Workbench:
     """One model in its three roles, and how to sample from it.
 
     Attributes:
+      directory: the checkpoint's files.
       model_config: sizes.
       model: the module for scoring, layers scanned.
       base: params of the base in the compute dtype, on the mesh.
@@ -46,6 +47,7 @@ class Workbench:
       mesh: where it all lies.
     """
 
+    directory: Path
     model_config: Qwen3Config
     model: Qwen3
     base: dict[str, Any]
@@ -63,8 +65,8 @@ def assemble(config: Config) -> Workbench:
     """
     check_templates(config.prompts, sees=config.critic.sees)
     mesh = make_mesh(config.parallel)
-    directory: Path = resolve_checkpoint(config.model.path)
-    model_config, params = load_model(config.model.path)
+    directory = resolve_checkpoint(config.model.path)
+    model_config, params = load_model(str(directory))
     dtype = jnp.dtype(config.model.compute_dtype)
     shardings = param_shardings(mesh, abstract_params(model_config))
     base = jax.device_put(
@@ -78,6 +80,7 @@ def assemble(config: Config) -> Workbench:
     stops = stop_ids(tokenizer, directory)
     pad_id = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return Workbench(
+        directory=directory,
         model_config=model_config,
         model=Qwen3(model_config, dtype, lora=lora, remat=config.model.remat),
         base=base,

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from stepalign_jax.base.cli import advance
+from stepalign_jax.base.cli import progress as progress_bar
 from stepalign_jax.base.config import EvaluationConfig
 from stepalign_jax.base.types import Problem
 from stepalign_jax.feedback.roles import Roles, addresses
 from stepalign_jax.problems.grading import Grader, extract_answer
+from stepalign_jax.runs.assemble import Workbench
 from stepalign_jax.runs.statistics import (
     avg_at_k,
     bootstrap_interval,
@@ -139,3 +142,28 @@ def evaluate(
             "unparsed": np.array([a is None for a in answers]).reshape(shape).mean(1),
         }
     )
+
+
+def evaluate_visibly(
+    bench: Workbench,
+    variables: dict[str, Any],
+    grader: Grader,
+    problems: list[Problem],
+    config: EvaluationConfig,
+    *,
+    seed: int,
+    description: str,
+) -> Evaluation:
+    """Returns `evaluate` of a workbench's model, with a progress bar called `description`."""
+    total = len(problems) * config.num_samples
+    with progress_bar(total=total, description=description) as bar:
+        return evaluate(
+            bench.engine,
+            variables,
+            bench.roles,
+            grader,
+            problems,
+            config,
+            seed=seed,
+            progress=advance(bar),
+        )

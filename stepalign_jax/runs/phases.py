@@ -9,7 +9,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from stepalign_jax.base.cli import advance, progress
 from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Problem, Rollouts
@@ -23,7 +22,7 @@ from stepalign_jax.objectives.policy_gradient import group_advantages
 from stepalign_jax.objectives.update import Batch, TrainState, make_update
 from stepalign_jax.problems.grading import Grader, extract_answer
 from stepalign_jax.runs.assemble import Workbench
-from stepalign_jax.runs.evaluation import Evaluation, evaluate
+from stepalign_jax.runs.evaluation import Evaluation, evaluate_visibly
 from stepalign_jax.runs.selection import select_problems
 from stepalign_jax.sampling.engine import Purpose, prompt_bucket
 
@@ -36,6 +35,8 @@ class Samples:
     """One step's rollouts and all that was found out about them, rows in one order."""
 
     problems: list[Problem]
+    prompts: list[list[int]]
+    addresses: np.ndarray
     rollouts: Rollouts
     texts: list[str]
     correct: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
@@ -85,16 +86,18 @@ class Trainer:
         """Samples G rollouts of each problem."""
         num_samples = self.config.train.samples_per_problem
         repeated = [problem for problem in problems for _ in range(num_samples)]
-        prompts = [self.bench.roles.solver(problem) for problem in repeated]
+        rendered = [self.bench.roles.solver(problem) for problem in problems]
+        prompts = [prompt for prompt in rendered for _ in range(num_samples)]
+        at = addresses(problems, num_samples, step)
         rollouts = self.bench.engine.sample(
             self.solver(state),
             prompts,
-            addresses(problems, num_samples, step),
+            at,
             seed=self.config.seed,
             purpose=Purpose.SOLVER,
             settings=self.config.sampling,
         )
-        return Samples(repeated, rollouts, self.bench.roles.texts(rollouts))
+        return Samples(repeated, prompts, at, rollouts, self.bench.roles.texts(rollouts))
 
     def grade(self, samples: Samples) -> None:
         """Fills in which final answers are right."""
@@ -103,19 +106,17 @@ class Trainer:
         golds = [problem.answer for problem in samples.problems]
         samples.correct = np.array(self.grader.grade(answers, golds), bool)
 
-    def critique(self, samples: Samples, problems: list[Problem], step: int) -> None:
+    def critique(self, samples: Samples) -> None:
         """Fills in the teacher's context of each rollout; the critic is asked if need be."""
         critiques = None
         if self.condition.needs_critiques:
-            critiques = self._ask_critic(samples, problems, step)
+            critiques = self._ask_critic(samples)
             samples.critic_exact = exact_share(samples.problems, samples.texts, critiques)
         contexts = build_contexts(self.condition, samples.problems, critiques)
         budget = self.config.prompts.max_context_tokens
         samples.contexts = fit_budget(contexts, self.bench.roles.count_tokens, budget)
 
-    def _ask_critic(
-        self, samples: Samples, problems: list[Problem], step: int
-    ) -> list[Critique]:
+    def _ask_critic(self, samples: Samples) -> list[Critique]:
         if self.config.critic.kind == "oracle":
             return ask_oracle(samples.problems, samples.texts)
         return ask_model(
@@ -125,7 +126,7 @@ class Trainer:
             self.config.critic,
             samples.problems,
             samples.texts,
-            addresses=addresses(problems, self.config.train.samples_per_problem, step),
+            addresses=samples.addresses,
             seed=self.config.seed,
             grade=self.grader.grade,
         )
@@ -134,8 +135,7 @@ class Trainer:
         """Puts rollouts behind the prompts of both roles; failed critiques are masked."""
         roles, rollouts = self.bench.roles, samples.rollouts
         distils = self.condition.objective == "divergence"
-        solver_prompts = [roles.solver(problem) for problem in samples.problems]
-        teacher_prompts = solver_prompts
+        teacher_prompts = samples.prompts
         if distils:
             teacher_prompts = [
                 roles.teacher(problem, context.text)
@@ -145,7 +145,7 @@ class Trainer:
         valid = np.arange(rollouts.tokens.shape[1])[None] < rollouts.lengths[:, None]
         rewards = samples.correct.reshape(-1, self.config.train.samples_per_problem)
         arrays = (
-            *_join(solver_prompts, rollouts),
+            *_join(samples.prompts, rollouts),
             *_join(teacher_prompts, rollouts),
             rollouts.tokens,
             valid & usable[:, None],
@@ -200,18 +200,15 @@ class Trainer:
         config = self.config.evaluation
         if label == "validate":
             config = replace(config, num_samples=config.num_validation_samples)
-        total = len(problems) * config.num_samples
-        with progress(total=total, description=label) as bar:
-            return evaluate(
-                self.bench.engine,
-                self.solver(state),
-                self.bench.roles,
-                self.grader,
-                problems,
-                config,
-                seed=self.config.seed,
-                progress=advance(bar),
-            )
+        return evaluate_visibly(
+            self.bench,
+            self.solver(state),
+            self.grader,
+            problems,
+            config,
+            seed=self.config.seed,
+            description=label,
+        )
 
 
 def _join(prompts: list[list[int]], rollouts: Rollouts) -> tuple[np.ndarray, np.ndarray]:

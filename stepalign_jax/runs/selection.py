@@ -11,16 +11,14 @@ import dataclasses
 import json
 from pathlib import Path
 
-from stepalign_jax.base.cli import advance, progress
 from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.hashing import stable_hash32
 from stepalign_jax.base.types import Problem
-from stepalign_jax.model.weights import resolve_checkpoint
 from stepalign_jax.problems.grading import Grader
 from stepalign_jax.runs.assemble import Workbench
 from stepalign_jax.runs.directory import read_json, write_json
-from stepalign_jax.runs.evaluation import evaluate
+from stepalign_jax.runs.evaluation import evaluate_visibly
 
 _SEED = 1  # not a run's seed: what is selected must not depend on the run
 
@@ -36,23 +34,21 @@ def select_problems(
     section = config.problems
     if section.base_avg_below == 0.0:
         return problems
-    path = Path(config.runs_dir) / ".selected" / f"{_fingerprint(config, problems):08x}.json"
+    fingerprint = _fingerprint(config, bench.directory, problems)
+    path = Path(config.runs_dir) / ".selected" / f"{fingerprint:08x}.json"
     if path.exists():
         kept = set(read_json(path))
     else:
         settings = dataclasses.replace(config.evaluation, num_samples=section.base_avg_samples)
-        total = len(problems) * section.base_avg_samples
-        with progress(total=total, description=f"select {split}") as bar:
-            found = evaluate(
-                bench.engine,
-                {"params": bench.base},
-                bench.roles,
-                grader,
-                problems,
-                settings,
-                seed=_SEED,
-                progress=advance(bar),
-            )
+        found = evaluate_visibly(
+            bench,
+            {"params": bench.base},
+            grader,
+            problems,
+            settings,
+            seed=_SEED,
+            description=f"select {split}",
+        )
         scores = zip(problems, found.per_problem["avg_at_k"], strict=True)
         kept = {problem.text for problem, avg in scores if avg < section.base_avg_below}
         write_json(path, sorted(kept))
@@ -66,9 +62,9 @@ def select_problems(
     return chosen
 
 
-def _fingerprint(config: Config, problems: list[Problem]) -> int:
+def _fingerprint(config: Config, directory: Path, problems: list[Problem]) -> int:
     """A hash of all that decides the selection; weights count by file size and time."""
-    files = sorted(resolve_checkpoint(config.model.path).glob("*.safetensors"))
+    files = sorted(directory.glob("*.safetensors"))
     weights = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     parts = [
         weights,
