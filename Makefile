@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+SLOW := .venv-slow/bin
 SLOW_PAGE := docs/test-slow.md
 TINY := stepalign_jax/checkpoints/tiny
 
@@ -27,11 +28,11 @@ format: .venv/installed-test
 	$(BIN)/ruff format
 
 # The page keeps the tests' own words, so that it never says more than was run.
-test-slow: .venv/installed-test
+test-slow: .venv-slow/installed
 	@printf '# Slow tests\n\nWritten by `make test-slow` on %s, with %s.\n\n```\n' \
-	  "$$(date -u +%Y-%m-%d)" "$$($(BIN)/python --version)" > $(SLOW_PAGE)
-	@$(BIN)/python -m pytest -m slow -v --no-header --durations=0 > .venv/test-slow.txt 2>&1; \
-	  status=$$?; cat .venv/test-slow.txt; cat .venv/test-slow.txt >> $(SLOW_PAGE); \
+	  "$$(date -u +%Y-%m-%d)" "$$($(SLOW)/python --version)" > $(SLOW_PAGE)
+	@$(SLOW)/python -m pytest -m slow -v --no-header --durations=0 > .venv-slow/log.txt 2>&1; \
+	  status=$$?; cat .venv-slow/log.txt; cat .venv-slow/log.txt >> $(SLOW_PAGE); \
 	  printf '```\n' >> $(SLOW_PAGE); exit $$status
 
 # Makes the packaged tiny checkpoint again, from nothing.
@@ -41,7 +42,7 @@ pretrain: .venv/installed
 	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py:hard --to $(TINY)/roles-hard.json
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-slow .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -57,3 +58,9 @@ clean:
 .venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@ .venv/installed
+
+# PyTorch and the TPU compiler stay out of .venv, which is what users have.
+.venv-slow/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PYTHON) -m venv .venv-slow
+	$(SLOW)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,slow]'
+	@touch $@

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes tests/goldens/*.npz: what transformers' Qwen3 computes on random weights.
 
-    pip install -e '.[test,parity]' && python tests/make_goldens.py
+    pip install -e '.[test,slow]' && python tests/make_goldens.py
 
 The weights are not stored. Both sides draw them from the case's seed, and the golden holds
 a checksum of them. Make goldens anew only when a case changes, never to make a test pass.
