@@ -18,7 +18,12 @@ Box = tuple[slice, ...]  # one slice with bounds per axis
 
 def empty_leaf(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding) -> jax.Array:
     """A leaf whose layers are still to be written."""
-    return jax.jit(lambda: jax.lax.empty(shape, dtype), out_shardings=sharding)()
+    return _maker(shape, dtype, sharding)()
+
+
+@functools.cache  # a jit of its own would compile again at every load
+def _maker(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding) -> Any:
+    return jax.jit(lambda: jax.lax.empty(shape, dtype), out_shardings=sharding)
 
 
 def place_tensor(
