@@ -45,6 +45,9 @@ _LAYER_NAMES = {
     ("attention", "k_proj", "kernel"): "self_attn.k_proj",
     ("attention", "v_proj", "kernel"): "self_attn.v_proj",
     ("attention", "o_proj", "kernel"): "self_attn.o_proj",
+    ("attention", "q_proj", "bias"): "self_attn.q_proj",
+    ("attention", "k_proj", "bias"): "self_attn.k_proj",
+    ("attention", "v_proj", "bias"): "self_attn.v_proj",
     ("mlp", "gate_proj", "kernel"): "mlp.gate_proj",
     ("mlp", "up_proj", "kernel"): "mlp.up_proj",
     ("mlp", "down_proj", "kernel"): "mlp.down_proj",
@@ -185,7 +188,8 @@ def _slots(config: Qwen3Config, shapes: Shapes) -> dict[str, Slot]:
             slots[f"{_TOP_NAMES[path]}.weight"] = Slot(path, None, shape)
             continue
         for i in range(config.num_layers):
-            name = f"model.layers.{i}.{_LAYER_NAMES[path[1:]]}.weight"
+            kind = "bias" if path[-1] == "bias" else "weight"
+            name = f"model.layers.{i}.{_LAYER_NAMES[path[1:]]}.{kind}"
             slots[name] = Slot(path, i, shape[1:])
     return slots
 
