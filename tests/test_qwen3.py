@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from make_goldens import (
     CASES,
-    GOLDENS,
     GREEDY_TOKENS,
     case_tokens,
     checksum,
     compared_positions,
+    golden_path,
     random_tensors,
     torch_greedy,
     torch_logits,
@@ -138,7 +138,7 @@ def greedy(config: Qwen3Config, params: Any, prompt: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_the_golden_of_transformers(name, tmp_path):
-    golden = np.load(GOLDENS / f"qwen3_{name}.npz")
+    golden = np.load(golden_path(name))
     config, params, tensors = load_case(name, tmp_path)
     assert checksum(tensors) == pytest.approx(float(golden["checksum"]), rel=1e-12), (
         "the drawn weights changed, so this golden says nothing; see make_goldens.py"
@@ -149,7 +149,7 @@ def test_logits_equal_the_golden_of_transformers(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["greedy"]])
 def test_greedy_decode_equals_the_golden_token_for_token(name, tmp_path):
-    golden = np.load(GOLDENS / f"qwen3_{name}.npz")
+    golden = np.load(golden_path(name))
     config, params, _ = load_case(name, tmp_path)
     ours = greedy(config, params, case_tokens(CASES[name])[:1])
     np.testing.assert_array_equal(ours, golden["greedy"])

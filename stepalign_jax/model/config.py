@@ -250,7 +250,7 @@ def _values(hf: dict[str, Any], kinds: dict[str, Any]) -> dict[str, Any]:
 def _shared_head_dim(hf: dict[str, Any]) -> int | None:
     """hidden / heads, which Qwen2 does not write down; None where it has no such quotient."""
     width, heads = hf.get("hidden_size"), hf.get("num_attention_heads")
-    if not _is_kind(width, int) or not _is_kind(heads, int) or width % heads:
+    if not isinstance(width, int) or not isinstance(heads, int) or heads < 1 or width % heads:
         return None
     return width // heads
 
