@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forward pass: against transformers' values, and against itself in its other forms."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -34,6 +35,7 @@ from stepalign_jax.model.qwen3 import (
     unstack_layers,
 )
 from stepalign_jax.model.weights import load_model
+from stepalign_jax.model.yarn import YarnScaling
 
 CONFIG = Qwen3Config(
     vocab_size=50,
@@ -53,10 +55,36 @@ CONFIG = Qwen3Config(
 )
 
 
+# Stretched so much that every kind of frequency (kept, ramped, divided) is among the six.
+YARN = YarnScaling(
+    factor=4.0,
+    original_max_positions=64,
+    beta_fast=4.0,
+    beta_slow=0.5,
+    truncate=False,
+    attention_factor=None,
+    mscale=None,
+    mscale_all_dim=None,
+)
+QWEN2 = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
+# One config for each way through the layer body.
+VARIANTS = {
+    "qwen3": CONFIG,
+    "qwen2": QWEN2,
+    "qwen3_yarn": dataclasses.replace(CONFIG, yarn=YARN),
+    "qwen2_yarn": dataclasses.replace(QWEN2, yarn=YARN),
+}
+
+
 def enlarged(params: Any, factor: float) -> Any:
-    """Params with every matrix multiplied; the norms keep their scale of one."""
+    """Params with every matrix multiplied; the norms keep their scale of one.
+
+    Biases start at zero, so they get values of their own, of about the size of 1 / 2.
+    """
 
     def scale(path: Any, leaf: jax.Array) -> jax.Array:
+        if path[-1].key == "bias":
+            return jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype) ** 2).reshape(leaf.shape)
         return leaf if path[-1].key == "scale" else leaf * factor
 
     return jax.tree_util.tree_map_with_path(scale, params)
@@ -155,6 +183,7 @@ def test_greedy_decode_equals_the_golden_token_for_token(name, tmp_path):
     np.testing.assert_array_equal(ours, golden["greedy"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_live_transformers_agrees(name, tmp_path):
     pytest.importorskip("torch")
@@ -168,15 +197,20 @@ def test_live_transformers_agrees(name, tmp_path):
         np.testing.assert_array_equal(greedy(config, params, case_tokens(case)[:1]), expected)
 
 
-def test_cached_decode_equals_full_forward_at_every_position(params, tokens):
-    model = Qwen3(CONFIG, jnp.float32, scan_layers=False)
-    variables = {"params": unstack_layers(params, CONFIG.num_layers)}
+@pytest.mark.parametrize("name", VARIANTS)
+def test_cached_decode_equals_full_forward_at_every_position(name, tokens):
+    config = VARIANTS[name]
+    params = enlarged(init_params(config, jax.random.key(0)), 8)
+    model = Qwen3(config, jnp.float32, scan_layers=False)
+    variables = {"params": unstack_layers(params, config.num_layers)}
     step = jax.jit(lambda t, p, c: apply(model, variables, t, positions=p, cache=c))
-    full = forward(params, tokens)
+    full = jax.jit(lambda p: apply(Qwen3(config, jnp.float32), {"params": p}, tokens)[0])(
+        params
+    )
     # Rows prefill different lengths, so that the same call writes different slots.
     lengths = np.array([4, 5, 6])
     prefill = jnp.broadcast_to(jnp.arange(6, dtype=jnp.int32)[None], (3, 6))
-    hidden, cache = step(tokens[:, :6], prefill, init_cache(CONFIG, 3, 16, jnp.float32))
+    hidden, cache = step(tokens[:, :6], prefill, init_cache(config, 3, 16, jnp.float32))
     np.testing.assert_allclose(hidden, full[:, :6], atol=2e-5)
     rows = np.arange(3)
     for offset in range(8):
