@@ -30,7 +30,21 @@ TEMPLATE = (
     "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n"
     "{% if enable_thinking %}<think>\n{% endif %}{% endif %}"
 )
-WORDS = "Step Answer the sum of gives so user model total one 12 34 46 71 + = - x1".split()
+WORDS = [
+    "Step",
+    "Answer",
+    "the",
+    "sum",
+    "of",
+    "so",
+    "user",
+    "model",
+    "12",
+    "34",
+    "46",
+    "+",
+    "=",
+]
 
 
 def train(directory: Path, kind: str) -> None:

@@ -32,7 +32,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "model.remat": ("none", "full", "dots"),
     "trainable.kind": ("lora", "full"),
     "problems.source": ("arithmetic", "jsonl"),
-    "critic.kind": ("self", "oracle"),
+    "critic.kind": ("self", "checkpoint", "oracle"),
+    "critic.compute_dtype": ("float32", "bfloat16", "float16"),
+    "critic.placement": ("own", "in_turns", "shared"),
     "critic.sees": ("question", "answer", "reference"),
     "objective.divergence": ("forward_kl", "reverse_kl", "jsd", "sampled_token"),
     "teacher.kind": ("initial", "ema", "live"),
@@ -54,6 +56,8 @@ _RANGES: dict[str, str] = {
     "sampling.top_p": "(0, 1]",
     "sampling.max_new_tokens": "[1, inf)",
     "sampling.batch_size": "[1, inf)",
+    "critic.num_devices": "[0, inf)",
+    "critic.tensor": "[1, inf)",
     "critic.max_new_tokens": "[1, inf)",
     "critic.temperature": "[0, inf)",
     "critic.batch_size": "[1, inf)",
@@ -106,6 +110,7 @@ def validate(config: Config) -> None:
         _check_run_name,
         _check_trainable,
         _check_problems,
+        _check_critic,
         _check_objective,
         _check_batches,
         _check_periods,
@@ -219,6 +224,38 @@ def _check_problems(config: Config) -> None:
         1 <= low <= high,
         f"problems.min_reasoning_steps is {low} and problems.max_reasoning_steps {high}, but "
         "the first must be at least 1 and the second not below it",
+    )
+
+
+def _check_critic(config: Config) -> None:
+    critic = config.critic
+    if critic.kind != "checkpoint":
+        _require(
+            critic.path == "",
+            f"critic.path is {critic.path!r}, but critic.kind={critic.kind} reads no second "
+            "model; leave it empty, or set critic.kind=checkpoint",
+        )
+        _require(
+            critic.placement == "shared",
+            f"critic.placement is {critic.placement!r}, but critic.kind={critic.kind} has no "
+            "weights of its own to place; set it to shared",
+        )
+    else:
+        _require(
+            critic.path != "",
+            "critic.path is empty, but critic.kind=checkpoint reads a second model; name a "
+            "Hugging Face directory, a hub id, or packaged:tiny",
+        )
+    own = critic.placement == "own"
+    _require(
+        own == (critic.num_devices > 0),
+        f"critic.num_devices is {critic.num_devices}, but critic.placement={critic.placement} "
+        + ("needs at least 1" if own else "takes all devices; set it to 0"),
+    )
+    _require(
+        not own or critic.num_devices % critic.tensor == 0,
+        f"critic.tensor is {critic.tensor}, but it must divide critic.num_devices, which is "
+        f"{critic.num_devices}",
     )
 
 

@@ -52,7 +52,7 @@ class GuardedEncoder:
         return self._markers.sub(lambda match: self._secret_names[match[0]], template_text)
 
     def encode(self, text: str) -> list[int]:
-        """Returns ids, without a beginning- or end-of-text token that `text` does not ask for."""
+        """Returns ids; a beginning- or end-of-text token only where `text` asks for it."""
         return list(self._copy.encode(text, add_special_tokens=False).ids)
 
 
