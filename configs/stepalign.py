@@ -148,7 +148,7 @@ CHECKPOINT_CRITIC = CriticConfig(
     sees="answer",  # ours, as above
     max_new_tokens=16384,  # ours: thinking is most of it; a critique cut short is masked
     temperature=0.0,  # paper: greedy
-    batch_size=32,  # ours
+    batch_size=16,  # ours: keys and values of 16 x 20,000 tokens, 22 GB on each device
 )
 
 
