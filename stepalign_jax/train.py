@@ -28,6 +28,7 @@ from stepalign_jax.problems.pipeline import ProblemIterator, make_problem_iterat
 from stepalign_jax.runs.assemble import (
     SPLITS,
     assemble,
+    assemble_with_critic,
     initial_state,
     make_grader,
     problem_set,
@@ -63,7 +64,8 @@ def train(config: Config) -> dict[str, Any]:
     validates = config.train.validate_every_steps > 0
     splits = SPLITS if validates else ("train", "test")
     candidates = {split: problem_set(config.problems, split) for split in splits}
-    bench = assemble(config)
+    asks = get_condition(config.condition).needs_critiques
+    bench = (assemble_with_critic if asks else assemble)(config)
     with use_mesh(bench.mesh), make_grader(config) as grader:
         trainer = Trainer(config, bench, grader, candidates)
         return _train(trainer, run)
@@ -137,7 +139,7 @@ def _loop(
         with watch.phase("host"):
             trainer.grade(samples)
         with watch.phase("critique"):
-            trainer.critique(samples)
+            state = trainer.critique(samples, state)
         with watch.phase("host"):
             batch = trainer.batch(samples)
         with watch.phase("score_and_update"):
@@ -196,13 +198,14 @@ def _evaluate_once(
 
 def _prompt_examples(trainer: Trainer, problem: Problem) -> dict[str, str]:
     """The prompts of all roles as the model reads them, for one problem."""
-    roles, config = trainer.bench.roles, trainer.config
+    roles, config, critic = trainer.bench.roles, trainer.config, trainer.bench.critic.roles
     rendered = {
         "solver": roles.solver(problem),
         "teacher": roles.teacher(problem, "(the context)"),
-        "critic": roles.critic(problem, "(the rollout)", config.critic.sees) or [],
     }
-    return {role: roles.tokenizer.decode(ids) for role, ids in rendered.items()}
+    shown = {role: roles.tokenizer.decode(ids) for role, ids in rendered.items()}
+    asked = critic.critic(problem, "(the rollout)", config.critic.sees) or []
+    return {**shown, "critic": critic.tokenizer.decode(asked)}
 
 
 def _write_texts(writer: MetricsWriter, samples: Samples, step: int) -> None:

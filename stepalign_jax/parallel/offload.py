@@ -84,5 +84,6 @@ class FrozenWeights:
             delete(self._tree)
 
     def come(self) -> None:
-        """Puts the weights back where they were."""
-        self._tree = restore(self._waiting)
+        """Puts the weights back where they were before they left."""
+        if self._waiting is not None:
+            self._tree = restore(self._waiting)
