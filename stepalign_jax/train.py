@@ -27,6 +27,7 @@ from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.pipeline import ProblemIterator, make_problem_iterator
 from stepalign_jax.runs.assemble import (
     SPLITS,
+    Workbench,
     assemble,
     assemble_with_critic,
     initial_state,
@@ -36,6 +37,7 @@ from stepalign_jax.runs.assemble import (
 from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, open_run, read_json, read_jsonl
 from stepalign_jax.runs.evaluation import Evaluation, gains
+from stepalign_jax.runs.memory import memory_json, memory_shares, memory_table
 from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.runs.phases import Samples, Trainer
 from stepalign_jax.runs.report import plot_run, summary_table
@@ -95,6 +97,7 @@ def _train(trainer: Trainer, run: RunDirectory) -> dict[str, Any]:
         stream.set_state(restored.data_state)
     first_step = int(state.step)
     run.truncate_after(first_step)
+    _report_memory(run, trainer.bench, state)
     run.write_prompts(_prompt_examples(trainer, train_set[0]))
     with (
         closing(
@@ -194,6 +197,12 @@ def _evaluate_once(
     evaluation = trainer.evaluate(state, problems, label=label)
     run.write_evaluation(label, evaluation.as_lists())
     return evaluation
+
+
+def _report_memory(run: RunDirectory, bench: Workbench, state: TrainState) -> None:
+    shares = memory_shares(bench, state)
+    print(memory_table(shares))
+    run.write_memory(memory_json(shares))
 
 
 def _prompt_examples(trainer: Trainer, problem: Problem) -> dict[str, str]:
