@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from testing import small_config
 
-from stepalign_jax import train
+from stepalign_jax import probe, train
 from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.feedback.critic import ask_model
@@ -137,6 +137,13 @@ def test_the_critic_is_the_second_model(same_model, tmp_path):
     assert critiques(other, "in_turns") == critiques(other, "shared") != same
 
 
+def test_probe_finds_the_same_of_the_same_weights_in_turns(same_model, tmp_path):
+    """After the critic's turn the base answers as teacher, so it has to be back."""
+    own = probe.probe(two_steps(tmp_path, {}), "test")
+    second = probe.probe(two_steps(tmp_path, checkpoint(same_model, "in_turns")), "test")
+    assert own == second and own["critic"]["mean_tokens"] > 1
+
+
 def test_without_a_second_model_the_base_is_the_critic(tmp_path):
     config = small_config(tmp_path)
     bench = assemble_with_critic(config)
@@ -245,6 +252,7 @@ def run_on(num_devices: int, config: Config) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # five runs in processes of their own, eight devices on few cores
 def test_every_placement_on_eight_devices_gives_the_run_of_self(same_model, tmp_path):
     """Training on four devices, critic on four; then both on all eight, and in turns."""
     half = {"parallel": {"data": 2, "fsdp": 2, "tensor": 1}}

@@ -14,6 +14,7 @@ from typing import Any
 
 from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.validate_critic import check_critic
 
 CONDITIONS = ("stepalign", "refsol", "grpo", "no_context", "other_problem")
 LORA_TARGETS = (
@@ -106,11 +107,11 @@ def validate(config: Config) -> None:
         _check_name(key, _value(config, key), names)
     for key, interval in _RANGES.items():
         _check_range(key, _value(config, key), interval)
+    check_critic(config.critic)
     for check in (
         _check_run_name,
         _check_trainable,
         _check_problems,
-        _check_critic,
         _check_objective,
         _check_batches,
         _check_periods,
@@ -224,38 +225,6 @@ def _check_problems(config: Config) -> None:
         1 <= low <= high,
         f"problems.min_reasoning_steps is {low} and problems.max_reasoning_steps {high}, but "
         "the first must be at least 1 and the second not below it",
-    )
-
-
-def _check_critic(config: Config) -> None:
-    critic = config.critic
-    if critic.kind != "checkpoint":
-        _require(
-            critic.path == "",
-            f"critic.path is {critic.path!r}, but critic.kind={critic.kind} reads no second "
-            "model; leave it empty, or set critic.kind=checkpoint",
-        )
-        _require(
-            critic.placement == "shared",
-            f"critic.placement is {critic.placement!r}, but critic.kind={critic.kind} has no "
-            "weights of its own to place; set it to shared",
-        )
-    else:
-        _require(
-            critic.path != "",
-            "critic.path is empty, but critic.kind=checkpoint reads a second model; name a "
-            "Hugging Face directory, a hub id, or packaged:tiny",
-        )
-    own = critic.placement == "own"
-    _require(
-        own == (critic.num_devices > 0),
-        f"critic.num_devices is {critic.num_devices}, but critic.placement={critic.placement} "
-        + ("needs at least 1" if own else "takes all devices; set it to 0"),
-    )
-    _require(
-        not own or critic.num_devices % critic.tensor == 0,
-        f"critic.tensor is {critic.tensor}, but it must divide critic.num_devices, which is "
-        f"{critic.num_devices}",
     )
 
 
