@@ -103,6 +103,11 @@ def _easy(condition: str) -> Config:
         ),
         critic=CriticConfig(
             kind="self",
+            path="",  # for kind=checkpoint, as the next four
+            compute_dtype="float32",
+            placement="shared",
+            num_devices=0,
+            tensor=1,
             sees="answer",
             max_new_tokens=56,
             temperature=0.0,
