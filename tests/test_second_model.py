@@ -161,8 +161,13 @@ def test_without_a_second_model_the_base_is_the_critic(tmp_path):
 
 def test_who_asks_nobody_reads_no_second_model(same_model, tmp_path, monkeypatch):
     read = []
-    load = outline.load_model
-    monkeypatch.setattr(outline, "load_model", lambda path: read.append(path) or load(path))
+    load = outline.load_params
+
+    def count(directory, *args, **options):
+        read.append(str(directory))
+        return load(directory, *args, **options)
+
+    monkeypatch.setattr(outline, "load_params", count)
     config = small_config(tmp_path, critic=checkpoint(same_model, "shared"))
     assemble(config)
     assert len(read) == 1 and same_model not in read
@@ -201,7 +206,7 @@ def test_readable_bytes(number, text):
 def test_what_cannot_work_is_refused_before_any_weight_is_read(
     same_model, tmp_path, monkeypatch, critic, sentence
 ):
-    monkeypatch.setattr(outline, "load_model", None)
+    monkeypatch.setattr(outline, "load_params", None)
     config = small_config(tmp_path, critic=checkpoint(same_model, "in_turns") | critic)
     with pytest.raises(UserError) as error:
         train.train(config)
@@ -209,7 +214,7 @@ def test_what_cannot_work_is_refused_before_any_weight_is_read(
 
 
 def test_a_budget_that_the_model_itself_has_no_room_for_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(outline, "load_model", None)
+    monkeypatch.setattr(outline, "load_params", None)
     with pytest.raises(UserError, match=r"critic\.max_new_tokens is 450"):
         train.train(small_config(tmp_path, critic={"max_new_tokens": 450}))
 
