@@ -135,7 +135,8 @@ SELF_CRITIC = CriticConfig(
     batch_size=32,  # ours
 )
 
-# The variant `checkpoint_critic`: a second model as critic.
+# The variant `checkpoint_critic`: a second model as critic. What waits in host memory comes
+# to more than the runtime pins by default: set XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB=128.
 CHECKPOINT_CRITIC = CriticConfig(
     kind="checkpoint",  # paper
     path="Qwen/QwQ-32B",  # paper

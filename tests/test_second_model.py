@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import test_sentencepiece
 from safetensors.numpy import load_file, save_file
 from testing import small_config
 
@@ -22,7 +23,9 @@ from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.feedback.critic import ask_model
 from stepalign_jax.feedback.roles import addresses
-from stepalign_jax.model.weights import resolve_checkpoint
+from stepalign_jax.model.qwen3 import init_params
+from stepalign_jax.model.tokenizer import load_tokenizer
+from stepalign_jax.model.weights import load_config, resolve_checkpoint, save_model
 from stepalign_jax.parallel.mesh import make_critic_mesh, split_devices
 from stepalign_jax.problems.arithmetic import arithmetic_problems
 from stepalign_jax.runs import outline
@@ -135,6 +138,40 @@ def test_the_critic_is_the_second_model(same_model, tmp_path):
 
     same, other = critiques(same_model, "shared"), other_model(tmp_path / "other")
     assert critiques(other, "in_turns") == critiques(other, "shared") != same
+
+
+def test_a_critic_of_another_family_reads_and_speaks_its_own_tokens(tmp_path):
+    directory = test_sentencepiece.build(tmp_path, "bpe", "LlamaTokenizer")
+    size = len(load_tokenizer(directory))
+    sizes = dataclasses.replace(
+        load_config(resolve_checkpoint("packaged:tiny")), vocab_size=size, num_layers=1
+    )
+    save_model(directory, sizes, init_params(sizes, jax.random.key(0)))
+    config = small_config(
+        tmp_path,
+        critic=checkpoint(str(directory), "shared", max_new_tokens=8),
+        prompts={"critic_thinking": True},
+    )
+    bench = assemble_with_critic(config)
+    (problem,) = arithmetic_problems("training", 1, 3, 3)
+    prompt = bench.critic.roles.critic(problem, "Step 1: </s>12", "answer") or []
+    text = bench.critic.roles.tokenizer.decode(prompt)
+    assert text.startswith(f"<s><start_of_turn>user\n{problem.text}\nExpected: ")
+    assert text.endswith("Step 1: </s>12<end_of_turn>\n<start_of_turn>model\n<think>\n")
+    assert bench.roles.solver(problem) == assemble(config).roles.solver(problem)
+    critiques, lengths, finished = ask_model(
+        bench.critic,
+        config.critic,
+        [problem],
+        ["Step 1: </s>12"],
+        addresses=addresses([problem], 1, 0),
+        seed=0,
+        grade=lambda answers, golds: [True] * len(golds),
+    )
+    # The prompt had opened the thought, and noise does not close it.
+    assert [critique.failure for critique in critiques] == ["truncated_thinking"]
+    assert (lengths.tolist(), finished.tolist()) == ([8], [False])
+    assert "<think>" not in critiques[0].text
 
 
 def test_probe_finds_the_same_of_the_same_weights_in_turns(same_model, tmp_path):

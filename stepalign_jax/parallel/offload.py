@@ -7,6 +7,8 @@
 
 Where the platform has pinned host memory (TPU, GPU, CPU), the arrays stay JAX arrays, cut
 as they were, each part in the memory of its own host; elsewhere they become NumPy arrays.
+On a GPU the runtime bounds pinned memory, at 64 GiB a process unless the environment
+variable XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB says otherwise.
 """
 
 from dataclasses import dataclass
