@@ -18,7 +18,7 @@ from stepalign_jax.model.memory import (
     state_bytes,
 )
 from stepalign_jax.model.safetensors_files import DTYPES, INDEX
-from stepalign_jax.model.safetensors_writer import TensorSpec, _header, _shards
+from stepalign_jax.model.safetensors_writer import TensorSpec, header_bytes, shard_names
 from stepalign_jax.model.weights import check_tensors
 
 GIB = 1 << 30
@@ -43,9 +43,9 @@ def write_hollow(directory: Path, name: str) -> None:
         for tensor, slot in tensor_slots(published_config(name)).items()
     }
     weight_map = {}
-    for i, names in enumerate(_shards(tensors, 4 * GIB)):
+    for i, names in enumerate(shard_names(tensors, 4 * GIB)):
         shard = {tensor: tensors[tensor] for tensor in names}
-        header = _header(shard)
+        header = header_bytes(shard)
         with (directory / f"model-{i}.safetensors").open("wb") as file:
             file.write(header)
             file.truncate(len(header) + sum(spec.nbytes for spec in shard.values()))

@@ -18,7 +18,18 @@ BF16_BYTES = 2
 # Per trained number, all fp32: the weight, its gradient and Adam's two moments.
 TRAINED_BYTES = 16
 
-# Name -> (model_type, hidden, layers, heads, key-value heads, head size, mlp, vocabulary, tied).
+_KEYS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "tie_word_embeddings",
+)
+# Name -> values of _KEYS.
 _PUBLISHED = {
     "Qwen3-0.6B": ("qwen3", 1024, 28, 16, 8, 128, 3072, 151936, True),
     "Qwen3-1.7B": ("qwen3", 2048, 28, 16, 8, 128, 6144, 151936, True),
@@ -66,18 +77,7 @@ def state_bytes(config: Qwen3Config, lora: LoraSpec) -> StateBytes:
 
 def published_config(name: str) -> Qwen3Config:
     """The sizes of a published checkpoint, one of `published_names`."""
-    keys = (
-        "model_type",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "intermediate_size",
-        "vocab_size",
-        "tie_word_embeddings",
-    )
-    sizes = dict(zip(keys, _PUBLISHED[name], strict=True))
+    sizes = dict(zip(_KEYS, _PUBLISHED[name], strict=True))
     # Constants that no size depends on.
     constants = {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "max_position_embeddings": 40960}
     return Qwen3Config.from_hf({**sizes, **constants})
