@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     """Evaluates, and prints a table with intervals."""
     arguments = parse_arguments(
         argv,
-        description="Evaluates the model that training starts from, or a run's newest checkpoint.",
+        description="Evaluates what training starts from, or a run's newest checkpoint.",
         example="python -m stepalign_jax.evaluate --config configs/tiny.py "
         "--run runs/tiny-stepalign --split validation",
         options={

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters in PEFT's layout: adapter_config.json beside adapter_model.safetensors.
 
-    ours  layers.attention.q_proj.a [L, in, r]    PEFT  ...layers.<i>.self_attn.q_proj.lora_A [r, in]
-          layers.attention.q_proj.b [L, r, out]         ...layers.<i>.self_attn.q_proj.lora_B [out, r]
+    layers.attention.q_proj.a [L, in, r]    layers.<i>.self_attn.q_proj.lora_A.weight [r, in]
+    layers.attention.q_proj.b [L, r, out]   layers.<i>.self_attn.q_proj.lora_B.weight [out, r]
 
 Strict both ways: a setting that would change what the adapter computes and is not done here
 is refused by name, and so is a tensor that is missing, left over, misshapen or not finite.
@@ -208,7 +208,11 @@ def _read_config(path: Path) -> Tree:
 
 def _number(path: Path, settings: Tree, key: str) -> float:
     value = settings.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+    ):
         raise UserError(f"{path} has {key} = {json.dumps(value)}, but it must be a number.")
     return value
 
@@ -229,7 +233,10 @@ def _targets(path: Path, modules: Any) -> tuple[str, ...]:
 def _refuse_names(path: Path, found: set[str], expected: set[str]) -> None:
     for names, what in (
         (expected - found, f"lacks {{}}, which {CONFIG} and the model's config.json ask for"),
-        (found - expected, f"holds {{}}, which {CONFIG} and the model's config.json do not name"),
+        (
+            found - expected,
+            f"holds {{}}, which {CONFIG} and the model's config.json do not name",
+        ),
     ):
         if names:
             first = min(names) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
