@@ -141,7 +141,7 @@ def test_a_config_that_is_not_the_adapters_is_refused(
     directory, tmp_path, monkeypatch, capsys, change, sentence
 ):
     """Before the weights are loaded."""
-    monkeypatch.setattr(assembling, "load_model", None)
+    monkeypatch.setattr(assembling, "load_params", None)
     config = make_config(tmp_path, directory)
     config = dataclasses.replace(
         config, trainable=dataclasses.replace(config.trainable, **change)

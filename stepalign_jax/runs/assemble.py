@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from stepalign_jax.base.config import Config, ProblemsConfig, TrainableConfig
 from stepalign_jax.base.errors import UserError
@@ -20,7 +19,7 @@ from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3, abstract_params
 from stepalign_jax.model.tokenizer import load_tokenizer, stop_ids
-from stepalign_jax.model.weights import load_config, load_model, resolve_checkpoint
+from stepalign_jax.model.weights import load_config, load_params, resolve_checkpoint
 from stepalign_jax.objectives.optimizer import make_optimizer
 from stepalign_jax.objectives.update import TrainState
 from stepalign_jax.parallel.mesh import make_mesh, param_shardings
@@ -79,13 +78,11 @@ def assemble(config: Config) -> Workbench:
     check_templates(config.prompts, sees=config.critic.sees)
     mesh = make_mesh(config.parallel)
     directory = resolve_checkpoint(config.model.path)
-    lora, adapter = make_lora(config.trainable, load_config(directory))
-    model_config, params = load_model(str(directory))
+    model_config = load_config(directory)
+    lora, adapter = make_lora(config.trainable, model_config)
     dtype = jnp.dtype(config.model.compute_dtype)
     shardings = param_shardings(mesh, abstract_params(model_config))
-    base = jax.device_put(
-        jax.tree.map(lambda x: np.asarray(x).astype(dtype), params), shardings
-    )
+    base = load_params(directory, model_config, dtype=dtype, shardings=shardings)
     tokenizer = load_tokenizer(directory)
     stops = stop_ids(tokenizer, directory)
     pad_id = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
