@@ -140,12 +140,18 @@ def export_adapter(trained: Trained, spec: LoraSpec, directory: Path) -> None:
     save_adapter(directory, spec, lora, base_name=base_name)
 
 
-def rounding_matters(found: dict[str, Any]) -> bool:
-    """Whether rounding undid a good part of what training did."""
-    kl_share = 0.0
+def rounding_warning(found: dict[str, Any]) -> str | None:
+    """Returns a sentence where rounding undid a good part of what training did."""
+    lost, kl_share = found["lost"], 0.0
     if found.get("kl_of_training"):
         kl_share = found["kl_of_rounding"] / found["kl_of_training"]
-    return kl_share > _LARGEST_KL_SHARE or found["lost"] > _LARGEST_LOSS
+    if kl_share <= _LARGEST_KL_SHARE and lost <= _LARGEST_LOSS:
+        return None
+    measured = f" and {100 * kl_share:.2g} % of the KL" if "kl_of_training" in found else ""
+    return (
+        f"warning: rounding to {found['dtype']} costs {100 * lost:.2g} % of the delta"
+        f"{measured} that training made: export with --dtype float32 or --form adapter."
+    )
 
 
 def _print_rounding(found: dict[str, Any]) -> None:
@@ -158,12 +164,8 @@ def _print_rounding(found: dict[str, Any]) -> None:
         )
     else:
         print("  KL not measured: there are no rollouts to measure it on")
-    if rounding_matters(found):
-        print(
-            f"warning: rounding to {found['dtype']} undoes a good part of the training; export "
-            "with --dtype float32 or --form adapter.",
-            file=sys.stderr,
-        )
+    if warning := rounding_warning(found):
+        print(warning, file=sys.stderr)
 
 
 def check_options(arguments: argparse.Namespace) -> None:
