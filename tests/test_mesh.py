@@ -30,6 +30,9 @@ CONFIG = Qwen3Config(
     rms_norm_eps=1e-6,
     tie_word_embeddings=False,
     max_positions=64,
+    qkv_bias=False,
+    qk_norm=True,
+    yarn=None,
 )
 ONE = jax.devices()[:1]
 

@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Qwen3 transformer as one Flax Linen module: solver, teacher and critic alike.
 
+Two fields of its config make it a Qwen2: biases on q, k and v, and no q/k norms.
+
 `params`, canonical (scanned) form; every leaf under `layers` is stacked [L, ...]:
 
     embedding [V, D]    lm_head [V, D] (untied only)    final_norm.scale [D]
     layers.attention_norm.scale [D]           layers.mlp_norm.scale [D]
-    layers.attention.{q,k,v,o}_proj.kernel    layers.attention.{q,k}_norm.scale [Dh]
-    layers.mlp.{gate,up,down}_proj.kernel     kernels are [in, out]
+    layers.attention.{q,k,v,o}_proj.kernel    layers.mlp.{gate,up,down}_proj.kernel
+    layers.attention.{q,k}_norm.scale [Dh] (qk_norm)
+    layers.attention.{q,k,v}_proj.bias [out] (qkv_bias)     kernels are [in, out]
 
 The unrolled form has `layer_0`, `layer_1`, ... in place of `layers`; decoding derives it.
 """
@@ -21,7 +24,7 @@ from flax.linen.spmd import with_logical_constraint
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model import attention as attn
-from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
+from stepalign_jax.model.config import BIASED, PROJECTIONS, Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, Projection, named_init
 
 Tree = dict[str, Any]
@@ -62,6 +65,16 @@ class Context(NamedTuple):
     first_slot: jax.Array | None
 
 
+def residual_dtype(dtype: Any) -> Any:
+    """The dtype of the residual stream, for a compute dtype.
+
+    A few channels of trained Qwen models grow past 65,504, the largest fp16 number, along
+    the residual stream, and infinity would be all that is left. The norms bring what each
+    layer computes with back into range, so the stream alone is kept in fp32.
+    """
+    return jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * scale over the last axis, in fp32, returned in the compute dtype."""
 
@@ -80,7 +93,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with per-head q/k norms before RoPE."""
+    """Grouped-query self-attention, with per-head q/k norms before RoPE if `qk_norm`."""
 
     config: Qwen3Config
     dtype: Any
@@ -93,8 +106,10 @@ class Attention(nn.Module):
         """([B, T, D], context, cache) -> ([B, T, D], the cache with these tokens written)."""
         heads = {"q_proj": "heads", "k_proj": "kv_heads", "v_proj": "kv_heads"}
         q, k, v = (self._project(name, x, axis) for name, axis in heads.items())
-        q = attn.rope(self._norm("q_norm")(q), context.cos, context.sin)
-        k = attn.rope(self._norm("k_norm")(k), context.cos, context.sin)
+        if self.config.qk_norm:
+            q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
+        q = attn.rope(q, context.cos, context.sin)
+        k = attn.rope(k, context.cos, context.sin)
         if cache is not None:
             cache = LayerCache(
                 _write(cache.k, k, context.first_slot), _write(cache.v, v, context.first_slot)
@@ -130,9 +145,18 @@ class Mlp(nn.Module):
 
 def _projection(parent: "Attention | Mlp", name: str) -> Projection:
     """The projection `name` of a module that is being called (Linen attaches it there)."""
-    lora, features = parent.lora, parent.config.projection_shape(name)[1]
-    scale = lora.scale if lora is not None and name in lora.targets else None
-    return Projection(features, PROJECTIONS[name][1], parent.dtype, scale, name=name)
+    config, lora, axes = parent.config, parent.lora, PROJECTIONS[name][1]
+    # What is added to the residual stream is summed in its dtype.
+    to_residual = axes[1] == "embed"
+    return Projection(
+        config.projection_shape(name)[1],
+        axes,
+        parent.dtype,
+        residual_dtype(parent.dtype) if to_residual else parent.dtype,
+        use_bias=config.qkv_bias and name in BIASED,
+        scale=lora.scale if lora is not None and name in lora.targets else None,
+        name=name,
+    )
 
 
 def _write(cache: jax.Array, new: jax.Array, first_slot: jax.Array | None) -> jax.Array:
@@ -171,7 +195,8 @@ class Qwen3(nn.Module):
 
     Attributes:
       config: sizes of the checkpoint.
-      dtype: compute dtype; norms, RoPE, attention scores and softmax are fp32 anyway.
+      dtype: compute dtype; norms, RoPE, attention scores and softmax are fp32 anyway, and
+        so is the residual stream if this is fp16.
       lora: which projections look for an adapter in the `lora` collection.
       remat: "none" | "full" | "dots" (matmul outputs are saved, the rest is recomputed).
       scan_layers: True takes stacked params (`layers`), False unrolled ones (`layer_0`..).
@@ -248,6 +273,7 @@ class Qwen3(nn.Module):
             positions = jnp.broadcast_to(row, tokens.shape)
         context = self._context(positions, segment_ids, cache)
         x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        x = x.astype(residual_dtype(self.dtype))
         x = with_logical_constraint(x, ("batch", "length", "width"))
         if self.scan_layers:
             x, _ = self.layers(x, context, None)
@@ -261,7 +287,8 @@ class Qwen3(nn.Module):
     def _context(
         self, positions: jax.Array, segment_ids: jax.Array | None, cache: Cache | None
     ) -> Context:
-        cos, sin = attn.rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        cos, sin = attn.rope_angles(positions, config.head_dim, config.rope_theta, config.yarn)
         if cache is None:
             mask = attn.causal_mask(positions.shape[1], segment_ids)
             return Context(cos, sin, mask, None)
@@ -291,7 +318,7 @@ def _remat_block(remat: str, scanned: bool) -> type[Block]:
 
 
 def init_params(config: Qwen3Config, key: jax.Array, dtype: Any = jnp.float32) -> Tree:
-    """Random params in the stacked form: normal(0.02) weights, norm scales of one."""
+    """Random params in the stacked form: normal(0.02) weights, scales of one, no bias yet."""
 
     @jax.jit  # one compilation instead of one per operation
     def run(key: jax.Array) -> Tree:
