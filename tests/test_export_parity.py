@@ -5,6 +5,7 @@
 python -m pytest -m slow tests/test_export_parity.py      (needs torch and peft)
 """
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,21 +39,29 @@ class Case(NamedTuple):
     adapter: Any
 
 
-@pytest.fixture(scope="module", params=["packaged tiny (tied)", "grouped queries, untied"])
+@pytest.fixture(scope="module", params=["tiny, tied", "Qwen3, untied", "Qwen2, biases"])
 def case(request, tmp_path_factory) -> Case:
     """A base, and a run that trained an adapter on all its projections."""
     directory = tmp_path_factory.mktemp("case")
     base = TINY_BASE
-    if "untied" in request.param:
-        base = directory / "base"
-        params = enlarged(init_params(CONFIG, jax.random.key(0)), 4)
-        save_model(base, CONFIG, params, max_shard_bytes=10**9, overwrite=False)
+    if request.param != "tiny, tied":
+        base, config = directory / "base", CONFIG
+        if request.param == "Qwen2, biases":
+            config = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
+        params = enlarged(init_params(config, jax.random.key(0)), 4)
+        params = jax.tree_util.tree_map_with_path(_with_biases, params)
+        save_model(base, config, params, max_shard_bytes=10**9, overwrite=False)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(TINY_BASE / name, base)
     adapter = random_adapter(load_config(base), SPEC)
     lora = {"kind": "lora", "rank": 3, "alpha": 6.0, "targets": SPEC.targets}
     config = small_config(directory / "runs", trainable=lora, model={"path": str(base)})
     return Case(base, make_run(config, [{"lora": adapter}]), adapter)
+
+
+def _with_biases(path: Any, leaf: jax.Array) -> jax.Array:
+    """Biases start at zero; here they count."""
+    return leaf + 0.5 if path[-1].key == "bias" else leaf
 
 
 def our_logits(base: Path, adapter: Any, spec: LoraSpec | None) -> np.ndarray:
