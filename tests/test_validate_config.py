@@ -142,6 +142,10 @@ def test_an_impossible_value_is_refused(config: Config, override: str, sentence:
             ("condition=grpo", "train.samples_per_problem=8", "sampling.temperature=0"),
             "grpo needs samples that differ",
         ),
+        (
+            ("trainable.kind=full", "trainable.adapter=somewhere"),
+            "trainable.adapter is 'somewhere', but only trainable.kind=lora",
+        ),
     ],
 )
 def test_values_at_odds_are_refused(

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stepalign_jax.base.config import Config, ProblemsConfig
+from stepalign_jax.base.config import Config, ProblemsConfig, TrainableConfig
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Problem
 from stepalign_jax.feedback.critic import Critic
 from stepalign_jax.feedback.prompts import check_templates
 from stepalign_jax.feedback.roles import Roles
+from stepalign_jax.model.adapters import load_adapter
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3
@@ -43,6 +44,7 @@ class Workbench:
       model: the module for scoring, layers scanned.
       frozen: params of the base in the compute dtype, on the mesh or waiting.
       lora: the adapter's spec, or None when all weights train.
+      adapter: the adapter to start from, fp32 in host memory, or None for a fresh one.
       engine: samples from the same module.
       roles: prompts and tokenizer.
       mesh: where it all lies.
@@ -54,6 +56,7 @@ class Workbench:
     model: Qwen3
     frozen: FrozenWeights
     lora: LoraSpec | None
+    adapter: dict[str, Any] | None
     engine: Engine
     roles: Roles
     mesh: jax.sharding.Mesh
@@ -64,14 +67,25 @@ class Workbench:
         """Params of the base; ask again after the critic's turn, which may move them."""
         return self.frozen.tree
 
+    def initial_solver(self) -> dict[str, Any]:
+        """The solver's weights before training; a frozen teacher has the same.
+
+        A fresh adapter changes nothing, so the base alone stands for it.
+        """
+        if self.adapter is None:
+            return {"params": self.base}
+        return {"params": self.base, "lora": _to_device(self.adapter)}
+
 
 def assemble(config: Config) -> Workbench:
     """Loads the model and its tokenizer; a second model as critic is left out.
 
     Raises:
-      UserError: for prompts that cannot work, or a checkpoint that cannot be had.
+      UserError: for prompts that cannot work, a checkpoint that cannot be had, or an
+        adapter that does not fit it or the config.
     """
-    return _load(config, _outline(config))
+    known = _outline(config)
+    return _load(config, known, *make_lora(config.trainable, known.model_config))
 
 
 def assemble_with_critic(config: Config) -> Workbench:
@@ -81,15 +95,16 @@ def assemble_with_critic(config: Config) -> Workbench:
       UserError: as `assemble`, for both models, before the weights of either are read.
     """
     known = _outline(config)
+    adapter = make_lora(config.trainable, known.model_config)
     if config.critic.kind != "checkpoint":
         if config.critic.kind == "self":
             check_room(config, known.roles, known.model_config.max_positions)
-        return _load(config, known)
+        return _load(config, known, *adapter)
     second = outline_critic(config)
     check_room(config, second.roles, second.model_config.max_positions)
     # First, so that one that takes turns has left the devices when the other comes.
     critic = load_critic(config, second)
-    return replace(_load(config, known), critic=critic)
+    return replace(_load(config, known, *adapter), critic=critic)
 
 
 def _outline(config: Config) -> Outline:
@@ -98,10 +113,9 @@ def _outline(config: Config) -> Outline:
     return outline(config.model.path, config.model.compute_dtype, mesh, config.prompts)
 
 
-def _load(config: Config, known: Outline) -> Workbench:
-    trainable, lora = config.trainable, None
-    if trainable.kind == "lora":
-        lora = LoraSpec(trainable.rank, trainable.alpha, trainable.targets)
+def _load(
+    config: Config, known: Outline, lora: LoraSpec | None, adapter: dict[str, Any] | None
+) -> Workbench:
     frozen = FrozenWeights(load_weights(known))
     engine = make_engine(known, lora)
     max_positions = known.model_config.max_positions
@@ -111,6 +125,7 @@ def _load(config: Config, known: Outline) -> Workbench:
         model=Qwen3(known.model_config, known.dtype, lora=lora, remat=config.model.remat),
         frozen=frozen,
         lora=lora,
+        adapter=adapter,
         engine=engine,
         roles=known.roles,
         mesh=known.mesh,
@@ -118,19 +133,61 @@ def _load(config: Config, known: Outline) -> Workbench:
     )
 
 
+def make_lora(
+    config: TrainableConfig, model_config: Qwen3Config
+) -> tuple[LoraSpec | None, dict[str, Any] | None]:
+    """Returns the adapter's spec (None: all weights train), and its values if it has a file.
+
+    Raises:
+      UserError: the adapter of the file cannot be read, or is another than the config's.
+    """
+    if config.kind != "lora":
+        return None, None
+    spec = LoraSpec(config.rank, config.alpha, config.targets)
+    if config.adapter == "":
+        return spec, None
+    found, adapter = load_adapter(Path(config.adapter), model_config)
+    wanted = {"rank": spec.rank, "alpha": spec.alpha, "targets": ",".join(sorted(spec.targets))}
+    actual = {
+        "rank": found.rank,
+        "alpha": found.alpha,
+        "targets": ",".join(sorted(found.targets)),
+    }
+    for key, value in actual.items():
+        if wanted[key] != value:
+            raise UserError(
+                f"trainable.{key} is {wanted[key]}, but the adapter in {config.adapter} has "
+                f"{value}: set trainable.{key}={value} to start from it."
+            )
+    return spec, adapter
+
+
 def initial_state(config: Config, bench: Workbench) -> TrainState:
     """Returns the state before the first optimizer step."""
     if bench.lora is None:
         # Copies even where the base is float32: an update may overwrite what it trains.
         params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), bench.base)
-        trainable = {"params": params}
-    else:
-        key = jax.random.key(config.seed)
-        trainable = {"lora": init_lora(bench.model_config, bench.lora, key)}
+        return make_state(config, {"params": params})
+    if bench.adapter is not None:
+        return make_state(config, {"lora": _to_device(bench.adapter)})
+    key = jax.random.key(config.seed)
+    return make_state(config, {"lora": init_lora(bench.model_config, bench.lora, key)})
+
+
+def make_state(config: Config, trainable: dict[str, Any]) -> TrainState:
+    """Returns the state of a run that starts to train the tree `trainable`."""
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
-    # The frozen teacher is the base itself; an average needs weights of its own.
-    teacher = jax.tree.map(jnp.copy, trainable) if config.teacher.kind == "ema" else {}
+    # The frozen teacher is the base, with the adapter frozen where the run starts from one;
+    # an average needs weights of its own. Either costs a second copy of `trainable`.
+    frozen = config.teacher.kind == "initial" and config.trainable.adapter != ""
+    own = frozen or config.teacher.kind == "ema"
+    teacher = jax.tree.map(jnp.copy, trainable) if own else {}
     return TrainState(jnp.int32(0), trainable, teacher, optimizer.init(trainable))  # pyright: ignore[reportCallIssue]
+
+
+def _to_device(tree: Any) -> Any:
+    # Copies: an update may overwrite what it trains, and never the host's arrays.
+    return jax.tree.map(jnp.array, tree)
 
 
 def make_grader(config: Config) -> Grader:
