@@ -96,7 +96,8 @@ def golden_path(name: str) -> Path:
 
 def random_tensors(hf: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     """Hugging Face name -> fp32 tensor in its [out, in] orientation, drawn in name order."""
-    shapes = {"model.embed_tokens.weight": (hf["vocab_size"], hf["hidden_size"])}
+    shapes: dict[str, tuple[int, ...]] = {}
+    shapes["model.embed_tokens.weight"] = (hf["vocab_size"], hf["hidden_size"])
     shapes["model.norm.weight"] = (hf["hidden_size"],)
     if not hf["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (hf["vocab_size"], hf["hidden_size"])
