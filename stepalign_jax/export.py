@@ -101,14 +101,12 @@ def export_merged(
     base = load_params(trained.base, trained.model, dtype=None, shardings=shardings)
     dtype = jnp.dtype(dtype_name or base["embedding"].dtype)
     merged = merge(base, trainable, trained.spec, dtype)
-    with use_mesh(mesh):
-        found = measure(
-            Qwen3(trained.model, jnp.float32, lora=trained.spec),
-            base,
-            trainable,
-            jax.device_put(merged.params, shardings),
-            probe_texts(trained, tokenizer, num_probe_texts),
-        )
+    found: dict[str, Any] = {}
+    if texts := probe_texts(trained, tokenizer, num_probe_texts):
+        model = Qwen3(trained.model, jnp.float32, lora=trained.spec)
+        exported = jax.device_put(merged.params, shardings)
+        with use_mesh(mesh):
+            found = measure(model, base, trainable, exported, texts)
     write_model(directory, trained.model, merged.params, max_shard_bytes=max_shard_bytes)
     _write_companions(trained.base, directory, dtype.name, stop_ids(tokenizer, trained.base))
     return {"dtype": dtype.name, "lost": merged.lost, **found}

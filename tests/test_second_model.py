@@ -25,7 +25,7 @@ from stepalign_jax.feedback.critic import ask_model
 from stepalign_jax.feedback.roles import addresses
 from stepalign_jax.model.qwen3 import init_params
 from stepalign_jax.model.tokenizer import load_tokenizer
-from stepalign_jax.model.weights import load_config, resolve_checkpoint, save_model
+from stepalign_jax.model.weights import load_config, resolve_checkpoint, write_model
 from stepalign_jax.parallel.mesh import make_critic_mesh, split_devices
 from stepalign_jax.problems.arithmetic import arithmetic_problems
 from stepalign_jax.runs import outline
@@ -146,7 +146,8 @@ def test_a_critic_of_another_family_reads_and_speaks_its_own_tokens(tmp_path):
     sizes = dataclasses.replace(
         load_config(resolve_checkpoint("packaged:tiny")), vocab_size=size, num_layers=1
     )
-    save_model(directory, sizes, init_params(sizes, jax.random.key(0)))
+    params = init_params(sizes, jax.random.key(0))
+    write_model(directory, sizes, params, max_shard_bytes=1 << 30)
     config = small_config(
         tmp_path,
         critic=checkpoint(str(directory), "shared", max_new_tokens=8),

@@ -144,7 +144,7 @@ def test_an_impossible_value_is_refused(config: Config, override: str, sentence:
         ),
         (
             ("trainable.kind=full", "trainable.adapter=somewhere"),
-            "trainable.adapter is 'somewhere', but only trainable.kind=lora",
+            "trainable.adapter is 'somewhere', but only trainable.kind=lora starts",
         ),
     ],
 )

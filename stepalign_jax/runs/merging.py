@@ -121,17 +121,15 @@ class ProbeText(NamedTuple):
 def measure(
     model: Qwen3, base: Tree, trainable: Tree, exported: Tree, texts: Sequence[ProbeText]
 ) -> dict[str, float]:
-    """Returns `kl_of_training` and `kl_of_rounding`, means over `num_tokens`; {} without texts.
+    """Returns `kl_of_training` and `kl_of_rounding`, means over `num_tokens`.
 
     Args:
       model: see `hidden_states`.
       base: params of the base.
       trainable: {"lora": ...} or {"params": ...}, fp32.
       exported: params after merging and rounding.
-      texts: the run's own.
+      texts: at least one, of the run's own.
     """
-    if not texts:
-        return {}
     trained = {"params": base} | trainable
 
     def view(variables: Tree) -> View:
