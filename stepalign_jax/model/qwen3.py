@@ -28,7 +28,7 @@ Tree = dict[str, Any]
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, [B, S, K, Dh] each; slot s holds position s."""
+    """Keys and values of one layer, [B, K, S, Dh] each; slot s holds position s."""
 
     k: jax.Array
     v: jax.Array
@@ -39,7 +39,7 @@ Cache = tuple[LayerCache, ...]
 
 def init_cache(config: Qwen3Config, batch: int, slots: int, dtype: Any) -> Cache:
     """An empty cache: one LayerCache of zeros per layer."""
-    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    shape = (batch, config.num_kv_heads, slots, config.head_dim)
     zeros = (
         LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         for _ in range(config.num_layers)
@@ -51,9 +51,9 @@ class Context(NamedTuple):
     """What every layer of one forward pass shares.
 
     Attributes:
-      cos, sin: [B, T, 1, Dh / 2] fp32 rotary angles.
+      cos, sin: [1 or B, T, 1, Dh / 2] fp32 rotary angles.
       mask: [1 or B, T, S] bool, True where attention is allowed.
-      first_slot: [B] int32 cache slot of each row's first token; None without a cache.
+      first_slot: [1 or B] int32 cache slot of each row's first token; None without a cache.
     """
 
     cos: jax.Array
@@ -95,6 +95,7 @@ class Attention(nn.Module):
         q, k, v = (self._project(name, x, axis) for name, axis in heads.items())
         q = attn.rope(self._norm("q_norm")(q), context.cos, context.sin)
         k = attn.rope(self._norm("k_norm")(k), context.cos, context.sin)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, Dh], the cache's order
         if cache is not None:
             cache = LayerCache(
                 _write(cache.k, k, context.first_slot), _write(cache.v, v, context.first_slot)
@@ -136,11 +137,18 @@ def _projection(parent: "Attention | Mlp", name: str) -> Projection:
 
 
 def _write(cache: jax.Array, new: jax.Array, first_slot: jax.Array | None) -> jax.Array:
-    """`cache` [B, S, K, Dh] with `new` [B, T, K, Dh] at slots first_slot[b] .. + T - 1."""
+    """`cache` [B, K, S, Dh] with `new` [B, K, T, Dh] at slots first_slot[b] .. + T - 1.
+
+    A `first_slot` of one element is that of all rows.
+    """
+    assert first_slot is not None
+    new = new.astype(cache.dtype)
+    if first_slot.shape[0] == 1:
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, first_slot[0], axis=2)
     update = jax.vmap(
-        lambda row, rows, slot: jax.lax.dynamic_update_slice_in_dim(row, rows, slot, 0)
+        lambda row, rows, slot: jax.lax.dynamic_update_slice_in_dim(row, rows, slot, axis=1)
     )
-    return update(cache, new.astype(cache.dtype), first_slot)
+    return update(cache, new, first_slot)
 
 
 class Block(nn.Module):
@@ -231,7 +239,7 @@ class Qwen3(nn.Module):
 
         Args:
           tokens: [B, T] int32.
-          positions: [B, T] int32, or None for 0..T-1 in every row.
+          positions: [1 or B, T] int32, or None for 0..T-1 in every row.
           segment_ids: [B, T] int32, or None.
           cache: one LayerCache per layer, or None.
 
@@ -244,8 +252,7 @@ class Qwen3(nn.Module):
         if cache is not None and (self.scan_layers or segment_ids is not None):
             raise ValueError("a cache needs scan_layers=False and takes no segment_ids")
         if positions is None:
-            row = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-            positions = jnp.broadcast_to(row, tokens.shape)
+            positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         context = self._context(positions, segment_ids, cache)
         x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
         x = with_logical_constraint(x, ("batch", "length", "width"))
@@ -265,7 +272,7 @@ class Qwen3(nn.Module):
         if cache is None:
             mask = attn.causal_mask(positions.shape[1], segment_ids)
             return Context(cos, sin, mask, None)
-        mask = attn.cache_mask(positions, cache[0].k.shape[1])
+        mask = attn.cache_mask(positions, cache[0].k.shape[2])
         return Context(cos, sin, mask, positions[:, 0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
