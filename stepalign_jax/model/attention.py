@@ -43,9 +43,12 @@ def cache_mask(positions: jax.Array, num_slots: int) -> jax.Array:
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Grouped-query attention; scores and softmax are fp32 whatever the inputs are.
 
+    Both products are plain row-major ones, [n, Dh] @ [Dh, S] and [n, S] @ [S, Dh] per key
+    head: on a CPU keys that lie as [S, Dh] make a decode turn's attention twice as slow.
+
     Args:
       q: [B, T, H, Dh] queries; head h reads key head h // (H / K).
-      k: [B, K, S, Dh] keys; a head's keys lie together, as one token's query reads them.
+      k: [B, K, Dh, S] keys.
       v: [B, K, S, Dh] values.
       mask: [1 or B, T, S] bool, True where attention is allowed.
 
@@ -53,12 +56,17 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
       [B, T, H, Dh] in the dtype of `q`.
     """
     batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[1]
-    grouped = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    scores = jnp.einsum("btkgd,bksd->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bksd->btkgd", weights, v).reshape(q.shape)
+    num_kv_heads, num_slots = k.shape[1], k.shape[3]
+    group = num_heads // num_kv_heads
+    grouped = q.reshape(batch, length, num_kv_heads, group, head_dim)
+    rows = grouped.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, -1, head_dim)
+    scores = jnp.einsum("bknd,bkds->bkns", rows, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, num_kv_heads, group, length, num_slots) * head_dim**-0.5
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, _MASKED), axis=-1)
+    weights = weights.reshape(batch, num_kv_heads, -1, num_slots).astype(v.dtype)
+    out = jnp.einsum("bkns,bksd->bknd", weights, v)
+    out = out.reshape(batch, num_kv_heads, group, length, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def rope_angles(

@@ -28,10 +28,15 @@ Tree = dict[str, Any]
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, [B, K, S, Dh] each; slot s holds position s."""
+    """Keys [B, K, Dh, S] and values [B, K, S, Dh] of one layer; slot s holds position s."""
 
     k: jax.Array
     v: jax.Array
+
+    @property
+    def num_slots(self) -> int:
+        """S."""
+        return self.v.shape[2]
 
 
 Cache = tuple[LayerCache, ...]
@@ -39,9 +44,10 @@ Cache = tuple[LayerCache, ...]
 
 def init_cache(config: Qwen3Config, batch: int, slots: int, dtype: Any) -> Cache:
     """An empty cache: one LayerCache of zeros per layer."""
-    shape = (batch, config.num_kv_heads, slots, config.head_dim)
+    heads = (batch, config.num_kv_heads)
+    k_shape, v_shape = (*heads, config.head_dim, slots), (*heads, slots, config.head_dim)
     zeros = (
-        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        LayerCache(jnp.zeros(k_shape, dtype), jnp.zeros(v_shape, dtype))
         for _ in range(config.num_layers)
     )
     return tuple(zeros)
@@ -95,10 +101,11 @@ class Attention(nn.Module):
         q, k, v = (self._project(name, x, axis) for name, axis in heads.items())
         q = attn.rope(self._norm("q_norm")(q), context.cos, context.sin)
         k = attn.rope(self._norm("k_norm")(k), context.cos, context.sin)
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, Dh], the cache's order
+        k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)  # as in LayerCache
         if cache is not None:
             cache = LayerCache(
-                _write(cache.k, k, context.first_slot), _write(cache.v, v, context.first_slot)
+                _write(cache.k, k, context.first_slot, axis=3),
+                _write(cache.v, v, context.first_slot, axis=2),
             )
             k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
         out = attn.attention(q, k, v, context.mask)
@@ -136,19 +143,21 @@ def _projection(parent: "Attention | Mlp", name: str) -> Projection:
     return Projection(features, PROJECTIONS[name][1], parent.dtype, scale, name=name)
 
 
-def _write(cache: jax.Array, new: jax.Array, first_slot: jax.Array | None) -> jax.Array:
-    """`cache` [B, K, S, Dh] with `new` [B, K, T, Dh] at slots first_slot[b] .. + T - 1.
+def _write(
+    cache: jax.Array, new: jax.Array, first_slot: jax.Array | None, *, axis: int
+) -> jax.Array:
+    """`cache` with `new`, T long on `axis`, at slots first_slot[b] .. + T - 1 of row b.
 
     A `first_slot` of one element is that of all rows.
     """
     assert first_slot is not None
     new = new.astype(cache.dtype)
     if first_slot.shape[0] == 1:
-        return jax.lax.dynamic_update_slice_in_dim(cache, new, first_slot[0], axis=2)
-    update = jax.vmap(
-        lambda row, rows, slot: jax.lax.dynamic_update_slice_in_dim(row, rows, slot, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, first_slot[0], axis)
+    update = jax.lax.dynamic_update_slice_in_dim
+    return jax.vmap(lambda row, rows, slot: update(row, rows, slot, axis - 1))(
+        cache, new, first_slot
     )
-    return update(cache, new, first_slot)
 
 
 class Block(nn.Module):
@@ -272,7 +281,7 @@ class Qwen3(nn.Module):
         if cache is None:
             mask = attn.causal_mask(positions.shape[1], segment_ids)
             return Context(cos, sin, mask, None)
-        mask = attn.cache_mask(positions, cache[0].k.shape[2])
+        mask = attn.cache_mask(positions, cache[0].num_slots)
         return Context(cos, sin, mask, positions[:, 0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:

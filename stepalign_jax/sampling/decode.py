@@ -211,8 +211,8 @@ def generate(
     slots = jnp.broadcast_to(jnp.arange(prompt_width), prompts.shape)
     empty = init_cache(model.config, batch, prompt_width, cache_dtype)
     hidden, cache = forward(prompts, slots, empty)
-    room = ((0, 0), (0, 0), (0, max_new_tokens), (0, 0))
-    cache = jax.tree.map(lambda leaf: jnp.pad(leaf, room), cache)
+    z, room = (0, 0), (0, max_new_tokens)
+    cache = tuple(type(c)(jnp.pad(c.k, (z, z, z, room)), jnp.pad(c.v, (z, z, room, z))) for c in cache)
     last_of_prompt = jnp.maximum(prompt_lengths - 1, 0)[:, None, None]
     logits = logits_of(jnp.take_along_axis(hidden, last_of_prompt, axis=1)[:, 0])
     rollouts = emit(jnp.int32(0), logits, _blank(prompt_lengths, max_new_tokens, pad_id))
