@@ -206,7 +206,7 @@ class Qwen3(nn.Module):
         table = named_init(init, ("vocab", "embed"))
         shape = (config.vocab_size, config.hidden_size)
         self.embedding = self.param("embedding", table, shape, jnp.float32)
-        if not config.tie_word_embeddings:
+        if not config.tie_word_embeddings and not self.has_variable("decode", "head"):
             self.lm_head = self.param("lm_head", table, shape, jnp.float32)
         self.final_norm = RMSNorm(config.rms_norm_eps, self.dtype, "norm")
         block = _remat_block(self.remat, self.scan_layers)
@@ -285,9 +285,17 @@ class Qwen3(nn.Module):
         return Context(cos, sin, mask, positions[:, 0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] hidden states -> [..., V] fp32 logits (products in the compute dtype)."""
-        head = self.embedding if self.config.tie_word_embeddings else self.lm_head
-        contract = (((hidden.ndim - 1,), (1,)), ((), ()))
+        """[..., D] hidden states -> [..., V] fp32 logits (products in the compute dtype).
+
+        A `decode` collection may hold `head`, the head as [D, V]: what some devices read
+        faster, row by row.
+        """
+        if self.has_variable("decode", "head"):
+            head, axis = self.get_variable("decode", "head"), 0
+        else:
+            head = self.embedding if self.config.tie_word_embeddings else self.lm_head
+            axis = 1
+        contract = (((hidden.ndim - 1,), (axis,)), ((), ()))
         return jax.lax.dot_general(
             hidden, head.astype(self.dtype), contract, preferred_element_type=jnp.float32
         )
