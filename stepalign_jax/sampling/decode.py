@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The device's part of sampling: slots, and the programs that fill, grow and decode them.
+"""The device's part of sampling: the programs that prefill, copy, resize and decode.
 
 A slot holds one request. The prefill computes keys and values of all but the last prompt
 token, which is the first that decoding feeds; so a request of n completion tokens takes n
@@ -14,6 +14,9 @@ turns, and the prefill needs no logits. Prompts are right-padded, so cache slot 
 A decoded token overwrites the padding that the prefill left in its cache slot before any
 query can see it, for a query at position p attends to cache slots <= p only. What an
 earlier request left behind is out of sight for the same reason.
+
+Between programs the cache stays on the device, where it is updated in place; the rest of
+a slot's state is a few numbers, which the host keeps.
 """
 
 import functools
@@ -32,24 +35,20 @@ _CACHE_AXES = ("batch", "kv_heads", None, None)
 
 
 class Slots(NamedTuple):
-    """The state of decoding, one row per slot.
+    """Where decoding stands, one row per slot.
 
     Attributes:
-      cache: keys and values, S cache slots each.
       tokens: [B] int32, what the next turn feeds.
       positions: [B] int32, where it stands.
-      row_keys: [B] random keys of the requests.
       emitted: [B] int32 completion tokens drawn so far.
       done: [B] bool; a slot without a request is done. Its row is computed like the
         others and changes nothing but its own part of the cache.
     """
 
-    cache: Cache
-    tokens: jax.Array
-    positions: jax.Array
-    row_keys: jax.Array
-    emitted: jax.Array
-    done: jax.Array
+    tokens: Any
+    positions: Any
+    emitted: Any
+    done: Any
 
 
 class Chunk(NamedTuple):
@@ -57,27 +56,23 @@ class Chunk(NamedTuple):
 
     Attributes:
       tokens: [C, B] int32. A slot draws in consecutive turns from turn 0 on, until it is
-        done; how many they were, `emitted` tells. What stands behind them means nothing.
+        done; how many they were, `slots.emitted` tells. What stands behind them means
+        nothing.
       logprobs: [C, B] float32, see `Rollouts`.
       sampling_logprobs: [C, B] float32, see `Rollouts`.
-      emitted: [B] int32 completion tokens since the request began.
-      done: [B] bool.
+      slots: where decoding stands now.
     """
 
-    tokens: jax.Array
-    logprobs: jax.Array
-    sampling_logprobs: jax.Array
-    emitted: jax.Array
-    done: jax.Array
+    tokens: Any
+    logprobs: Any
+    sampling_logprobs: Any
+    slots: Slots
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_slots", "width", "dtype"))
-def empty_slots(config: Qwen3Config, num_slots: int, width: int, dtype: Any) -> Slots:
-    """`num_slots` slots without a request, with `width` cache slots each."""
-    zeros = jnp.zeros(num_slots, jnp.int32)
-    keys = make_row_keys(jnp.uint32(0), jnp.uint32(0), jnp.zeros((num_slots, 4), jnp.uint32))
-    cache = init_cache(config, num_slots, width, dtype)
-    return _pinned(Slots(cache, zeros, zeros, keys, zeros, jnp.ones(num_slots, bool)))
+def empty_cache(config: Qwen3Config, num_slots: int, width: int, dtype: Any) -> Cache:
+    """A cache for `num_slots` slots, `width` cache slots each."""
+    return _pinned(init_cache(config, num_slots, width, dtype))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "dtype"))
@@ -103,7 +98,7 @@ def prefill(
         wide = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_rows, axis=0), prefix)
         cache = _copied(cache, wide, 0)
     positions = first + jnp.arange(length, dtype=jnp.int32)[None]
-    return _pin_cache(model.apply(variables, tokens, positions=positions, cache=cache)[1])  # pyright: ignore[reportArgumentType]
+    return _pinned(model.apply(variables, tokens, positions=positions, cache=cache)[1])  # pyright: ignore[reportArgumentType]
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
@@ -126,7 +121,7 @@ def copy_rows(
         )
         return _copied(cache, row, targets[index])
 
-    return _pin_cache(lax.fori_loop(0, count, body, cache))
+    return _pinned(lax.fori_loop(0, count, body, cache))
 
 
 def _copied(cache: Cache, rows: Cache, first_row: jax.Array | int) -> Cache:
@@ -146,52 +141,22 @@ def resize(cache: Cache, *, width: int) -> Cache:
         room[axis] = (0, width - leaf.shape[axis])
         return jnp.pad(leaf, room)
 
-    return _pin_cache(tuple(LayerCache(change(c.k, 3), change(c.v, 2)) for c in cache))
-
-
-@functools.partial(jax.jit, donate_argnames="slots")
-def admit(
-    slots: Slots,
-    fresh: jax.Array,
-    tokens: jax.Array,
-    positions: jax.Array,
-    addresses: jax.Array,
-    seed: jax.Array,
-    purpose: jax.Array,
-) -> Slots:
-    """Puts new requests into slots, whose cache rows `copy_rows` has filled.
-
-    Args:
-      slots: the state; updated in place.
-      fresh: [B] bool, the slots that get a request; the other rows below mean nothing.
-      tokens: [B] int32 last prompt tokens.
-      positions: [B] int32 their positions.
-      addresses: [B, 4] uint32, see `make_row_keys`, as for `seed` and `purpose`.
-      seed: see there.
-      purpose: see there.
-    """
-    keys = make_row_keys(seed, purpose, addresses)
-    return _pinned(
-        Slots(
-            cache=slots.cache,
-            tokens=jnp.where(fresh, tokens, slots.tokens),
-            positions=jnp.where(fresh, positions, slots.positions),
-            row_keys=jnp.where(fresh, keys, slots.row_keys),
-            emitted=jnp.where(fresh, 0, slots.emitted),
-            done=slots.done & ~fresh,
-        )
-    )
+    return _pinned(tuple(LayerCache(change(c.k, 3), change(c.v, 2)) for c in cache))
 
 
 @functools.partial(
     jax.jit,
     static_argnames=("model", "num_turns", "max_new_tokens", "chosen_by", "stop_ids"),
-    donate_argnames="slots",
+    donate_argnames="cache",
 )
 def decode_chunk(
     model: Qwen3,
     variables: Any,
+    cache: Cache,
     slots: Slots,
+    addresses: jax.Array,
+    seed: jax.Array,
+    purpose: jax.Array,
     turns: jax.Array,
     idle_limit: jax.Array,
     *,
@@ -199,7 +164,7 @@ def decode_chunk(
     max_new_tokens: int,
     chosen_by: Filter,
     stop_ids: tuple[int, ...],
-) -> tuple[Slots, Chunk]:
+) -> tuple[Cache, Chunk]:
     """Draws one token per live slot and turn.
 
     It returns after `turns` turns, or as soon as `idle_limit` slots are done: enough to be
@@ -208,7 +173,11 @@ def decode_chunk(
     Args:
       model: unrolled (`scan_layers=False`).
       variables: its collections in the unrolled layout; with `lora` the adapter is on.
-      slots: the state; the cache is updated in place.
+      cache: B rows of S cache slots; updated in place.
+      slots: where decoding stands.
+      addresses: [B, 4] uint32 of the requests, see `make_row_keys`.
+      seed: see there.
+      purpose: see there.
       turns: int32 scalar, at most `num_turns`. No position may reach S meanwhile.
       idle_limit: int32 scalar, in [1, B].
       num_turns: C, the rows of the result.
@@ -216,66 +185,61 @@ def decode_chunk(
       chosen_by: how tokens are drawn.
       stop_ids: a request is done once it has drawn one of these; that token counts.
     """
-    blank = jnp.zeros((num_turns, slots.done.shape[0]), jnp.float32)
+    row_keys = make_row_keys(seed, purpose, addresses)
+    blank = jnp.zeros((num_turns, addresses.shape[0]), jnp.float32)
     drawn = (blank.astype(jnp.int32), blank, blank)
 
     def unfinished(carry: Any) -> jax.Array:
-        index, slots, _ = carry
+        index, _, slots, _ = carry
         return (index < turns) & (jnp.sum(slots.done) < idle_limit)
 
     def turn(carry: Any) -> Any:
-        index, slots, drawn = carry
-        logits, cache = _forward(model, variables, slots)
-        keys = jax.vmap(jax.random.fold_in)(slots.row_keys, slots.emitted)
+        index, cache, slots, drawn = carry
+        logits, cache = _forward(model, variables, cache, slots)
+        keys = jax.vmap(jax.random.fold_in)(row_keys, slots.emitted)
         new = sample_token(logits, keys, chosen_by)
         put = functools.partial(lax.dynamic_update_index_in_dim, index=index, axis=0)
         drawn = tuple(put(rows, row) for rows, row in zip(drawn, new, strict=True))
-        advanced = _advance(slots, cache, new[0], max_new_tokens, stop_ids)
-        return index + 1, advanced, drawn
+        return index + 1, cache, _advance(slots, new[0], max_new_tokens, stop_ids), drawn
 
-    _, slots, drawn = lax.while_loop(unfinished, turn, (jnp.int32(0), slots, drawn))
-    slots = _pinned(slots)
-    return slots, Chunk(*map(_replicated, drawn), slots.emitted, slots.done)
+    start = (jnp.int32(0), cache, slots, drawn)
+    _, cache, slots, drawn = lax.while_loop(unfinished, turn, start)
+    return _pinned(cache), jax.tree.map(_replicated, Chunk(*drawn, slots))
 
 
-def _forward(model: Qwen3, variables: Any, slots: Slots) -> tuple[jax.Array, Cache]:
+def _forward(
+    model: Qwen3, variables: Any, cache: Cache, slots: Slots
+) -> tuple[jax.Array, Cache]:
     """Logits [B, V] of each slot's next token, and the cache with the token just fed."""
     hidden, cache = model.apply(
-        variables, slots.tokens[:, None], positions=slots.positions[:, None], cache=slots.cache
+        variables, slots.tokens[:, None], positions=slots.positions[:, None], cache=cache
     )
     return model.apply(variables, hidden[:, 0], method=model.logits), cache  # pyright: ignore[reportReturnType]
 
 
 def _advance(
-    slots: Slots, cache: Cache, token: jax.Array, max_new_tokens: int, stop_ids: tuple[int, ...]
+    slots: Slots, token: jax.Array, max_new_tokens: int, stop_ids: tuple[int, ...]
 ) -> Slots:
-    """The state after each live slot drew `token` [B]."""
+    """Where decoding stands after each live slot drew its element of `token` [B]."""
     live = ~slots.done
     emitted = slots.emitted + live
     stopped = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
     return Slots(
-        cache=cache,
         tokens=jnp.where(live, token, slots.tokens),
         positions=slots.positions + live,
-        row_keys=slots.row_keys,
         emitted=emitted,
         done=slots.done | stopped | (emitted >= max_new_tokens),
     )
 
 
-def _pinned(slots: Slots) -> Slots:
-    """Slots laid out over the mesh as every program expects them.
+def _pinned(cache: Cache) -> Cache:
+    """A cache that lies on the mesh as every program expects it.
 
-    A layout left to the compiler could differ between programs, and cost a compilation
-    more. The flags lie whole on every device: each host decides from them alone.
+    Left to the compiler, its layout could differ between programs and cost compilations.
     """
-    rest = jax.tree.map(_replicated, slots._replace(cache=()))
-    return rest._replace(cache=_pin_cache(slots.cache))
-
-
-def _pin_cache(cache: Cache) -> Cache:
     return jax.tree.map(lambda leaf: with_logical_constraint(leaf, _CACHE_AXES), cache)
 
 
 def _replicated(leaf: jax.Array) -> jax.Array:
+    """An array that lies whole on every device, so that every host can read it."""
     return with_logical_constraint(leaf, (None,) * leaf.ndim)

@@ -47,14 +47,13 @@ def make_row_keys(seed: jax.Array, purpose: jax.Array, addresses: jax.Array) -> 
     """
     # The generator is named, because its bits are part of what a run repeats.
     root = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), purpose)
-
-    def fold(address: jax.Array) -> jax.Array:
-        key = root
-        for field in range(len(ADDRESS_FIELDS)):
-            key = jax.random.fold_in(key, address[field])
-        return key
-
-    return jax.vmap(fold)(addresses)
+    keys = jnp.broadcast_to(root, addresses.shape[:1])
+    return lax.fori_loop(
+        0,
+        len(ADDRESS_FIELDS),
+        lambda field, keys: jax.vmap(jax.random.fold_in)(keys, addresses[:, field]),
+        keys,
+    )
 
 
 def sample_token(

@@ -7,13 +7,14 @@ the done flags, which all hosts see alike, so that all hosts take it alike.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 _SMALLEST_PROMPT = 16
 _SMALLEST_CACHE = 128
 _SHORTEST_PREFIX = 128  # a shorter one costs more to set apart than it saves
-_PREFILL_TOKENS = 2048  # computed by one call: enough to keep a device busy
+_PREFILL_TOKENS = 512  # computed by one call: enough to keep a device busy
 _REFILLS_PER_ROUND = 16  # a slot waits at most until 1/16 of the slots do
 
 
@@ -105,31 +106,43 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return widths[-2] if len(widths) > 1 else 0
 
 
-def prefill_widths(prompts: Sequence[Sequence[int]], prefix: int) -> np.ndarray:
-    """Padded width of each prompt's prefill behind the prefix, its last token left out."""
-    return np.array([prompt_bucket(len(prompt) - 1 - prefix) for prompt in prompts])
+class PrefillBatch(NamedTuple):
+    """Prompts that one call prefills: in order, each once, padded to the width of the first.
+
+    Attributes:
+      width: P, what stands in the shared prefix and each prompt's last token left out.
+      num_rows: R, at least the number of prompts.
+      requests: one request for each prompt.
+    """
+
+    width: int
+    num_rows: int
+    requests: list[int]
 
 
-def prefill_rows(count: int, width: int, num_slots: int, *, refills: bool) -> list[int]:
-    """Rows of the calls that prefill `count` prompts of one width.
-
-    There are two numbers of rows per width: many, and for refills an eighth of that.
+def prefill_batches(
+    prompts: Sequence[tuple[int, ...]], order: Sequence[int], prefix: int, num_slots: int
+) -> list[PrefillBatch]:
+    """Cuts distinct prompts, longest first, into batches: one number of rows per width.
 
     Args:
-      count: how many prompts there are.
-      width: cache slots that each takes, the prefix included.
-      num_slots: B.
-      refills: whether there are more requests than slots.
+      prompts: those of all requests.
+      order: of `serving_order`.
+      prefix: how many leading tokens all share and have prefilled already.
+      num_slots: B; more rows are not needed.
     """
-    many = 1
-    while 2 * many * width <= _PREFILL_TOKENS and many < num_slots:
-        many *= 2
-    few = max(1, many // 8) if refills else many
-    calls = []
-    while count > 0:
-        calls.append(many if count > many // 2 else few)
-        count -= calls[-1]
-    return calls
+    batches: list[PrefillBatch] = []
+    seen = set()
+    for request in order:
+        if prompts[request] in seen:
+            continue
+        seen.add(prompts[request])
+        if not batches or len(batches[-1].requests) == batches[-1].num_rows:
+            width = prompt_bucket(len(prompts[request]) - 1 - prefix)
+            rows = max(1, min(_PREFILL_TOKENS // (prefix + width), num_slots))
+            batches.append(PrefillBatch(width, rows, []))
+        batches[-1].requests.append(request)
+    return batches
 
 
 def cache_bucket(needed: int, limit: int) -> int:

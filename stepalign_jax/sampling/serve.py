@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from stepalign_jax.model.qwen3 import Qwen3
-from stepalign_jax.sampling.decode import Chunk, admit, decode_chunk, empty_slots, resize
+from stepalign_jax.sampling.decode import Chunk, Slots, decode_chunk, empty_cache, resize
 from stepalign_jax.sampling.draw import Filter
 from stepalign_jax.sampling.prefill import Prefills
 from stepalign_jax.sampling.schedule import Schedule, cache_bucket, resized, serving_order
@@ -59,7 +59,8 @@ class Session:
     ):
         """Args: see `Engine.sample` and `decode_chunk`; there is at least one prompt."""
         self._model, self._variables = model, variables
-        self._addresses, self._seed, self._purpose = addresses, seed, purpose
+        self._addresses = addresses
+        self._root = (np.uint32(seed), np.uint32(purpose))
         self._statics = {
             "num_turns": min(TURNS, max_new_tokens),
             "max_new_tokens": max_new_tokens,
@@ -68,67 +69,67 @@ class Session:
         }
         self._last_tokens = np.array([prompt[-1] for prompt in prompts], np.int32)
         self._last_positions = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
-        self._prefills = Prefills(model, variables, prompts, num_slots=num_slots, dtype=dtype)
-        self._schedule = Schedule(serving_order(prompts), num_slots)
-        self._limit = int(self._prefills.widths.max()) + max_new_tokens
-        self._emitted = np.zeros(num_slots, np.int32)
-        width = cache_bucket(int(self._prefills.widths.max()) + 1, self._limit)
-        self._slots = empty_slots(model.config, num_slots, width, dtype)
+        order = serving_order(prompts)
+        self._schedule = Schedule(order, num_slots)
+        self._prefills = Prefills(
+            model, variables, prompts, order, num_slots=num_slots, dtype=dtype
+        )
+        zeros = np.zeros(num_slots, np.int32)
+        self._slots = Slots(zeros, zeros, zeros, np.ones(num_slots, bool))
+        widest = int(self._prefills.widths(order).max())
+        self._limit = widest + max_new_tokens
+        width = cache_bucket(widest + 1, self._limit)
+        self._cache = empty_cache(model.config, num_slots, width, dtype)
 
     def run(self, turns: int) -> Iterator[Served]:
         """Yields chunks of at most `turns` (up to TURNS) until all requests are through."""
         schedule = self._schedule
         while not schedule.over:
             fresh = schedule.refill()
-            self._emitted[fresh] = 0
             requests = schedule.request.copy()
-            self._make_room(requests, fresh)
-            self._seat(requests, fresh)
+            self._seat(fresh, requests[fresh])
+            first = self._slots.emitted
             chunk = self._decode(requests, turns)
-            schedule.retire(chunk.done)
-            first, self._emitted = self._emitted, np.array(chunk.emitted)
-            count = np.where(requests >= 0, chunk.emitted - first, 0)
+            schedule.retire(chunk.slots.done)
+            count = np.where(requests >= 0, chunk.slots.emitted - first, 0)
             yield Served(chunk, requests, first, count, schedule.num_done)
 
-    def _reach(self, requests: np.ndarray) -> int:
-        """The highest cache slot that the next turn writes, of the live requests."""
-        reached = self._last_positions[requests] + self._emitted
-        return int(reached[requests >= 0].max())
-
-    def _make_room(self, requests: np.ndarray, fresh: np.ndarray) -> None:
-        filled = self._prefills.widths[requests[fresh]].max(initial=0)
-        needed = max(self._reach(requests) + 1, int(filled))
-        width = resized(self._width, needed, self._limit)
+    def _seat(self, fresh: np.ndarray, requests: np.ndarray) -> None:
+        """Puts `requests` into the slots `fresh`, in a cache wide enough for all."""
+        slots = Slots(*(leaf.copy() for leaf in self._slots))
+        slots.tokens[fresh] = self._last_tokens[requests]
+        slots.positions[fresh] = self._last_positions[requests]
+        slots.emitted[fresh] = 0
+        slots.done[fresh] = False
+        self._slots = slots
+        filled = self._prefills.widths(requests).max(initial=0)
+        width = resized(self._width, max(self._reach() + 1, int(filled)), self._limit)
         if width != self._width:
-            self._slots = self._slots._replace(cache=resize(self._slots.cache, width=width))
+            self._cache = resize(self._cache, width=width)
+        self._cache = self._prefills.fill(self._cache, fresh.tolist(), requests.tolist())
 
     @property
     def _width(self) -> int:
-        return self._slots.cache[0].num_slots
+        return self._cache[0].num_slots
 
-    def _seat(self, requests: np.ndarray, fresh: np.ndarray) -> None:
-        if not len(fresh):
-            return
-        cache = self._prefills.fill(self._slots.cache, fresh, requests[fresh])
-        self._slots = admit(
-            self._slots._replace(cache=cache),
-            np.isin(np.arange(len(requests)), fresh),
-            self._last_tokens[requests],
-            self._last_positions[requests],
-            self._addresses[requests],
-            np.uint32(self._seed),
-            np.uint32(self._purpose),
-        )
+    def _reach(self) -> int:
+        """The highest cache slot that the next turn writes for a live slot."""
+        return int(self._slots.positions[~self._slots.done].max())
 
     def _decode(self, requests: np.ndarray, turns: int) -> Chunk:
         """Decodes until enough slots are idle, and waits for the tokens."""
-        turns = min(turns, self._width - self._reach(requests), self._statics["num_turns"])
-        self._slots, chunk = decode_chunk(
+        turns = min(turns, self._width - self._reach(), self._statics["num_turns"])
+        self._cache, chunk = decode_chunk(
             self._model,
             self._variables,
+            self._cache,
             self._slots,
+            self._addresses[requests],
+            *self._root,
             np.int32(turns),
             np.int32(self._schedule.idle_limit()),
             **self._statics,
         )
-        return jax.device_get(chunk)
+        chunk = jax.device_get(chunk)
+        self._slots = chunk.slots
+        return chunk
