@@ -37,6 +37,7 @@ class Filter(NamedTuple):
     top_p: float
 
 
+@jax.jit
 def make_row_keys(seed: jax.Array, purpose: jax.Array, addresses: jax.Array) -> jax.Array:
     """Random keys [B] of the requests at `addresses`.
 

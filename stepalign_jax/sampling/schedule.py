@@ -63,7 +63,7 @@ class Schedule:
         self.num_done += int(through.sum())
 
 
-def serving_order(prompts: Sequence[Sequence[int]]) -> np.ndarray:
+def serving_order(prompts: Sequence[Sequence[int]]) -> list[int]:
     """Request numbers, longest prompts first, equal prompts side by side.
 
     Neighbours then share a width, and samples of one problem their prefill; the longest
@@ -72,7 +72,7 @@ def serving_order(prompts: Sequence[Sequence[int]]) -> np.ndarray:
     first: dict[tuple[int, ...], int] = {}
     group = [first.setdefault(tuple(prompt), index) for index, prompt in enumerate(prompts)]
     lengths = [-len(prompt) for prompt in prompts]
-    return np.lexsort((np.arange(len(prompts)), group, lengths))
+    return np.lexsort((np.arange(len(prompts)), group, lengths)).tolist()
 
 
 def prompt_bucket(length: int) -> int:
@@ -88,7 +88,7 @@ def prompt_bucket(length: int) -> int:
     return bucket
 
 
-def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
     """How many leading tokens of all prompts are worth a prefill of their own; 0 for none.
 
     The longest common prefix, less the last token of the shortest prompt, rounded down to
@@ -159,4 +159,4 @@ def cache_bucket(needed: int, limit: int) -> int:
 def resized(current: int, needed: int, limit: int) -> int:
     """The cache's next width: it grows when it must, and shrinks when half is enough."""
     wanted = cache_bucket(needed, limit)
-    return wanted if wanted > current or 2 * wanted <= current else current
+    return wanted if needed > current or 2 * wanted <= current else current

@@ -78,7 +78,7 @@ class Session:
         self._slots = Slots(zeros, zeros, zeros, np.ones(num_slots, bool))
         widest = int(self._prefills.widths(order).max())
         self._limit = widest + max_new_tokens
-        width = cache_bucket(widest + 1, self._limit)
+        width = cache_bucket(widest, self._limit)
         self._cache = empty_cache(model.config, num_slots, width, dtype)
 
     def run(self, turns: int) -> Iterator[Served]:
@@ -102,7 +102,7 @@ class Session:
         slots.emitted[fresh] = 0
         slots.done[fresh] = False
         self._slots = slots
-        filled = self._prefills.widths(requests).max(initial=0)
+        filled = self._prefills.widths(requests.tolist()).max(initial=0)
         width = resized(self._width, max(self._reach() + 1, int(filled)), self._limit)
         if width != self._width:
             self._cache = resize(self._cache, width=width)
