@@ -71,8 +71,7 @@ def serving_order(prompts: Sequence[Sequence[int]]) -> list[int]:
     """
     first: dict[tuple[int, ...], int] = {}
     group = [first.setdefault(tuple(prompt), index) for index, prompt in enumerate(prompts)]
-    lengths = [-len(prompt) for prompt in prompts]
-    return np.lexsort((np.arange(len(prompts)), group, lengths)).tolist()
+    return sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), group[i], i))
 
 
 def prompt_bucket(length: int) -> int:
