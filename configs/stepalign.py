@@ -147,6 +147,7 @@ def get_config(variant: str) -> Config:
                 "up_proj",
                 "down_proj",
             ),
+            adapter="",  # paper: a fresh one
         ),
         problems=ProblemsConfig(
             source="jsonl",  # ours

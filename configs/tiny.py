@@ -70,6 +70,7 @@ def _easy(condition: str) -> Config:
                 "up_proj",
                 "down_proj",
             ),
+            adapter="",  # for kind=lora: a fresh one
         ),
         problems=ProblemsConfig(
             source="arithmetic",

@@ -42,7 +42,7 @@ def probe_critic(
     """
     at = addresses(problems, 1, 0)
     rollouts = bench.engine.sample(
-        {"params": bench.base},
+        bench.initial_solver(),
         [bench.roles.solver(problem) for problem in problems],
         at,
         seed=config.seed,
@@ -96,7 +96,7 @@ def probe_teacher(
             continue
         asked = [problem for problem, _ in pairs]
         rollouts = bench.engine.sample(
-            {"params": bench.base},
+            bench.initial_solver(),
             [bench.roles.teacher(problem, context.text) for problem, context in pairs],
             addresses(asked, 1, 0),
             seed=config.seed,
@@ -111,7 +111,7 @@ def probe_teacher(
 
 
 def probe(config: Config, split: str) -> dict[str, Any]:
-    """Returns the role metrics of the base on one split."""
+    """Returns the role metrics of the model that training starts from, on one split."""
     candidates = problem_set(config.problems, split)
     bench = assemble(config)
     bench.roles.check_problems(candidates)
@@ -122,7 +122,7 @@ def probe(config: Config, split: str) -> dict[str, Any]:
         problems = select_problems(config, bench, grader, candidates, split)
         solver = evaluate_visibly(
             bench,
-            {"params": bench.base},
+            bench.initial_solver(),
             grader,
             problems,
             config.evaluation,

@@ -22,6 +22,7 @@ class TrainableConfig:
     rank: int
     alpha: float
     targets: tuple[str, ...]  # of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj
+    adapter: str  # directory in PEFT's layout to start from; "" is a fresh adapter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class ProblemsConfig:
     num_test: int
     min_reasoning_steps: int  # arithmetic only
     max_reasoning_steps: int
-    base_avg_below: float  # keep problems with base Avg@n below this (paper: 5/16); 0 keeps all
+    base_avg_below: float  # keep problems with initial Avg@n below this (paper: 5/16); 0: all
     base_avg_samples: int  # that n (paper: 16)
 
 

@@ -179,6 +179,11 @@ def _check_run_name(config: Config) -> None:
 def _check_trainable(config: Config) -> None:
     trainable = config.trainable
     if trainable.kind != "lora":
+        _require(
+            trainable.adapter == "",
+            f"trainable.adapter is {trainable.adapter!r}, but only trainable.kind=lora starts "
+            "from an adapter; to train all weights, merge it and give the result as model.path",
+        )
         return
     _require(
         trainable.rank >= 1,

@@ -87,10 +87,14 @@ class RunDirectory:
 
     def validation_curve(self) -> list[list[float]]:
         """[optimizer steps done, validation Avg@k], oldest first; 0 is the start."""
+        return [[step, score] for step, score in self.validation_scores("avg_at_k").items()]
+
+    def validation_scores(self, metric: str) -> dict[int, float]:
+        """Mean of a metric of `Evaluation` by optimizer steps done, oldest first."""
         files = sorted(self.path.glob("evaluations/validation_*.json"))
-        scores = [read_json(file)["avg_at_k"] for file in files]
+        scores = [read_json(file)[metric] for file in files]
         steps = [int(file.stem.removeprefix("validation_")) for file in files]
-        return [[n, sum(s) / len(s)] for n, s in zip(steps, scores, strict=True)]
+        return {n: sum(s) / len(s) for n, s in zip(steps, scores, strict=True)}
 
     def write_prompts(self, prompts: Mapping[str, Any]) -> None:
         write_json(self.prompts_file, prompts)
