@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decoding loop, on a model whose next token is known, and against a full forward."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ def chunks(prompts: Sequence[Sequence[int]], turns: int = 64, **changes: Any) ->
         stop_ids=(),
         dtype=jnp.float32,
     )
-    return list(Session(prompts=prompts, **{**options, **changes}).run(turns))
+    return list(Session(prompts=prompts, **{**options, **changes}).run(itertools.repeat(turns)))
 
 
 def run(prompts: Sequence[Sequence[int]], turns: int = 64, **changes: Any) -> Rollouts:

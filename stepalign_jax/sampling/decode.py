@@ -198,8 +198,10 @@ def decode_chunk(
         logits, cache = _forward(model, variables, cache, slots)
         keys = jax.vmap(jax.random.fold_in)(row_keys, slots.emitted)
         new = sample_token(logits, keys, chosen_by)
-        put = functools.partial(lax.dynamic_update_index_in_dim, index=index, axis=0)
-        drawn = tuple(put(rows, row) for rows, row in zip(drawn, new, strict=True))
+        drawn = tuple(
+            lax.dynamic_update_index_in_dim(rows, row, index, axis=0)
+            for rows, row in zip(drawn, new, strict=True)
+        )
         return index + 1, cache, _advance(slots, new[0], max_new_tokens, stop_ids), drawn
 
     start = (jnp.int32(0), cache, slots, drawn)
@@ -211,9 +213,10 @@ def _forward(
     model: Qwen3, variables: Any, cache: Cache, slots: Slots
 ) -> tuple[jax.Array, Cache]:
     """Logits [B, V] of each slot's next token, and the cache with the token just fed."""
-    hidden, cache = model.apply(
+    fed: Any = model.apply(
         variables, slots.tokens[:, None], positions=slots.positions[:, None], cache=cache
     )
+    hidden, cache = fed
     return model.apply(variables, hidden[:, 0], method=model.logits), cache  # pyright: ignore[reportReturnType]
 
 

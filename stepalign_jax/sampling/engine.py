@@ -4,6 +4,7 @@
 
 import enum
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -124,7 +125,7 @@ class Engine:
         """
         results = _empty(len(prompts), settings.max_new_tokens, self._pad_id)
         session = self._session(variables, prompts, addresses, seed, purpose, settings)
-        for served in session.run(TURNS) if session else ():
+        for served in session.run(itertools.repeat(TURNS)) if session else ():
             _place(results, served)
             if progress is not None:
                 progress(served.num_done)
@@ -141,13 +142,14 @@ class Engine:
         settings: SamplingSettings,
         turns: int,
     ) -> Iterator[list[int]]:
-        """Yields the tokens of one completion, up to `turns` at a time.
+        """Yields the tokens of one completion: the first, then up to `turns` at a time.
 
         They are those that `sample` would give; arguments and refusals are as there.
         """
         addresses = np.asarray([address])
         session = self._session(variables, [prompt], addresses, seed, purpose, settings)
-        for served in session.run(turns) if session else ():
+        limits = itertools.chain([1], itertools.repeat(turns))
+        for served in session.run(limits) if session else ():
             slot = int(served.requests.argmax())
             yield served.chunk.tokens[: served.count[slot], slot].tolist()
 

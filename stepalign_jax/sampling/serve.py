@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Continuous batching: decode in chunks, and refill slots between them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -81,18 +81,20 @@ class Session:
         width = cache_bucket(widest, self._limit)
         self._cache = empty_cache(model.config, num_slots, width, dtype)
 
-    def run(self, turns: int) -> Iterator[Served]:
-        """Yields chunks of at most `turns` (up to TURNS) until all requests are through."""
+    def run(self, turns: Iterable[int]) -> Iterator[Served]:
+        """Yields chunks of at most so many turns each, until all requests are through."""
         schedule = self._schedule
-        while not schedule.over:
+        for limit in turns:
             fresh = schedule.refill()
             requests = schedule.request.copy()
             self._seat(fresh, requests[fresh])
             first = self._slots.emitted
-            chunk = self._decode(requests, turns)
+            chunk = self._decode(requests, limit)
             schedule.retire(chunk.slots.done)
             count = np.where(requests >= 0, chunk.slots.emitted - first, 0)
             yield Served(chunk, requests, first, count, schedule.num_done)
+            if schedule.over:
+                return
 
     def _seat(self, fresh: np.ndarray, requests: np.ndarray) -> None:
         """Puts `requests` into the slots `fresh`, in a cache wide enough for all."""
