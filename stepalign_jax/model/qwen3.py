@@ -31,10 +31,15 @@ Tree = dict[str, Any]
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, [B, S, K, Dh] each; slot s holds position s."""
+    """Keys [B, K, Dh, S] and values [B, K, S, Dh] of one layer; slot s holds position s."""
 
     k: jax.Array
     v: jax.Array
+
+    @property
+    def num_slots(self) -> int:
+        """S."""
+        return self.v.shape[2]
 
 
 Cache = tuple[LayerCache, ...]
@@ -42,9 +47,10 @@ Cache = tuple[LayerCache, ...]
 
 def init_cache(config: Qwen3Config, batch: int, slots: int, dtype: Any) -> Cache:
     """An empty cache: one LayerCache of zeros per layer."""
-    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    heads = (batch, config.num_kv_heads)
+    k_shape, v_shape = (*heads, config.head_dim, slots), (*heads, slots, config.head_dim)
     zeros = (
-        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        LayerCache(jnp.zeros(k_shape, dtype), jnp.zeros(v_shape, dtype))
         for _ in range(config.num_layers)
     )
     return tuple(zeros)
@@ -54,9 +60,9 @@ class Context(NamedTuple):
     """What every layer of one forward pass shares.
 
     Attributes:
-      cos, sin: [B, T, 1, Dh / 2] fp32 rotary angles.
+      cos, sin: [1 or B, T, 1, Dh / 2] fp32 rotary angles.
       mask: [1 or B, T, S] bool, True where attention is allowed.
-      first_slot: [B] int32 cache slot of each row's first token; None without a cache.
+      first_slot: [1 or B] int32 cache slot of each row's first token; None without a cache.
     """
 
     cos: jax.Array
@@ -110,9 +116,11 @@ class Attention(nn.Module):
             q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
         q = attn.rope(q, context.cos, context.sin)
         k = attn.rope(k, context.cos, context.sin)
+        k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)  # as in LayerCache
         if cache is not None:
             cache = LayerCache(
-                _write(cache.k, k, context.first_slot), _write(cache.v, v, context.first_slot)
+                _write(cache.k, k, context.first_slot, axis=3),
+                _write(cache.v, v, context.first_slot, axis=2),
             )
             k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
         out = attn.attention(q, k, v, context.mask)
@@ -159,12 +167,21 @@ def _projection(parent: "Attention | Mlp", name: str) -> Projection:
     )
 
 
-def _write(cache: jax.Array, new: jax.Array, first_slot: jax.Array | None) -> jax.Array:
-    """`cache` [B, S, K, Dh] with `new` [B, T, K, Dh] at slots first_slot[b] .. + T - 1."""
-    update = jax.vmap(
-        lambda row, rows, slot: jax.lax.dynamic_update_slice_in_dim(row, rows, slot, 0)
+def _write(
+    cache: jax.Array, new: jax.Array, first_slot: jax.Array | None, *, axis: int
+) -> jax.Array:
+    """`cache` with `new`, T long on `axis`, at slots first_slot[b] .. + T - 1 of row b.
+
+    A `first_slot` of one element is that of all rows.
+    """
+    assert first_slot is not None
+    new = new.astype(cache.dtype)
+    if first_slot.shape[0] == 1:
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, first_slot[0], axis)
+    update = jax.lax.dynamic_update_slice_in_dim
+    return jax.vmap(lambda row, rows, slot: update(row, rows, slot, axis - 1))(
+        cache, new, first_slot
     )
-    return update(cache, new.astype(cache.dtype), first_slot)
 
 
 class Block(nn.Module):
@@ -214,7 +231,7 @@ class Qwen3(nn.Module):
         table = named_init(init, ("vocab", "embed"))
         shape = (config.vocab_size, config.hidden_size)
         self.embedding = self.param("embedding", table, shape, jnp.float32)
-        if not config.tie_word_embeddings:
+        if not config.tie_word_embeddings and not self.has_variable("decode", "head"):
             self.lm_head = self.param("lm_head", table, shape, jnp.float32)
         self.final_norm = RMSNorm(config.rms_norm_eps, self.dtype, "norm")
         block = _remat_block(self.remat, self.scan_layers)
@@ -256,7 +273,7 @@ class Qwen3(nn.Module):
 
         Args:
           tokens: [B, T] int32.
-          positions: [B, T] int32, or None for 0..T-1 in every row.
+          positions: [1 or B, T] int32, or None for 0..T-1 in every row.
           segment_ids: [B, T] int32, or None.
           cache: one LayerCache per layer, or None.
 
@@ -269,8 +286,7 @@ class Qwen3(nn.Module):
         if cache is not None and (self.scan_layers or segment_ids is not None):
             raise ValueError("a cache needs scan_layers=False and takes no segment_ids")
         if positions is None:
-            row = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-            positions = jnp.broadcast_to(row, tokens.shape)
+            positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         context = self._context(positions, segment_ids, cache)
         x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
         x = x.astype(residual_dtype(self.dtype))
@@ -292,13 +308,21 @@ class Qwen3(nn.Module):
         if cache is None:
             mask = attn.causal_mask(positions.shape[1], segment_ids)
             return Context(cos, sin, mask, None)
-        mask = attn.cache_mask(positions, cache[0].k.shape[1])
+        mask = attn.cache_mask(positions, cache[0].num_slots)
         return Context(cos, sin, mask, positions[:, 0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] hidden states -> [..., V] fp32 logits (products in the compute dtype)."""
-        head = self.embedding if self.config.tie_word_embeddings else self.lm_head
-        contract = (((hidden.ndim - 1,), (1,)), ((), ()))
+        """[..., D] hidden states -> [..., V] fp32 logits (products in the compute dtype).
+
+        A `decode` collection may hold `head`, the head as [D, V]: what some devices read
+        faster, row by row.
+        """
+        if self.has_variable("decode", "head"):
+            head, axis = self.get_variable("decode", "head"), 0
+        else:
+            head = self.embedding if self.config.tie_word_embeddings else self.lm_head
+            axis = 1
+        contract = (((hidden.ndim - 1,), (axis,)), ((), ()))
         return jax.lax.dot_general(
             hidden, head.astype(self.dtype), contract, preferred_element_type=jnp.float32
         )
