@@ -234,7 +234,7 @@ def test_a_biased_model_samples_with_the_log_probs_that_it_is_scored_with(dtype)
     expected = np.asarray(score(params))[np.arange(8), np.asarray(rollouts.tokens[0])]
     # Rounding differs between compiled shapes; a bias that is rounded in one of the two
     # alone would add its own error, of 0.7 x 2**-9 in bf16, to every channel.
-    tolerance = {"float32": 1e-5, "bfloat16": 0.1, "float16": 0.01}[dtype]
+    tolerance = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.01}[dtype]
     assert length > 2
     np.testing.assert_allclose(
         rollouts.logprobs[0, :length], expected[:length], rtol=0, atol=tolerance
