@@ -245,7 +245,9 @@ def test_a_biased_model_samples_with_the_log_probs_that_it_is_scored_with(dtype)
 def test_the_decode_layout_changes_no_bit_of_a_biased_model(dtype):
     config = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
     params = jax.tree.map(lambda leaf: leaf * 8 + 0.3, init_params(config, jax.random.key(0)))
-    layout = _decode_layout({"params": params}, num_layers=2, dtype=jnp.dtype(dtype))
+    layout = _decode_layout(
+        {"params": params}, num_layers=2, dtype=jnp.dtype(dtype), turn_head=False
+    )
     model = Qwen3(config, jnp.dtype(dtype), scan_layers=False)
     tokens = np.array([PROMPTS[1]], np.int32)
     forward = jax.jit(lambda variables: model.apply(variables, tokens)[0])
