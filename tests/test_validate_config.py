@@ -68,6 +68,8 @@ IMPOSSIBLE = [
         "objective.loss_temperature=0",
         "objective.loss_temperature is 0.0, but it must be above 0",
     ),
+    ("objective.element_clip=-0.05", "must be at least 0"),
+    ("objective.top_k=-1", "must be at least 0"),
     ("objective.token_tile=0", "must be at least 1"),
     ("objective.grpo_clip=0", "objective.grpo_clip is 0.0, but it must be in (0, 1)"),
     ("teacher.kind=initail", "did you mean 'initial'?"),
@@ -136,6 +138,14 @@ def test_an_impossible_value_is_refused(config: Config, override: str, sentence:
         (
             (*SECOND, "critic.placement=own", "critic.num_devices=4", "critic.tensor=3"),
             "critic.tensor is 3, but it must divide critic.num_devices, which is 4",
+        ),
+        (
+            ("objective.divergence=sampled_token", "objective.element_clip=0.05"),
+            "objective.element_clip is 0.05, but objective.divergence=sampled_token reads one",
+        ),
+        (
+            ("objective.divergence=sampled_token", "objective.top_k=20"),
+            "objective.top_k is 20, but objective.divergence=sampled_token reads one",
         ),
         (("condition=grpo",), "grpo compares the samples of one problem and needs at least 2"),
         (

@@ -20,13 +20,11 @@ import optax
 
 from stepalign_jax.base.config import ObjectiveConfig, TeacherConfig
 from stepalign_jax.model.qwen3 import Qwen3, output_head
-from stepalign_jax.objectives.divergence import (
-    TokenScores,
-    masked_mean,
-    tiled_divergence,
-    tiled_logprobs,
-)
+from stepalign_jax.objectives.divergence import TokenScores, masked_mean
 from stepalign_jax.objectives.policy_gradient import grpo_token_loss
+from stepalign_jax.objectives.tiled_divergence import tiled_divergence
+from stepalign_jax.objectives.tiled_logprobs import tiled_logprobs
+from stepalign_jax.parallel.mesh import active_mesh
 
 Variables = dict[str, Any]
 
@@ -96,12 +94,13 @@ def distillation_scores(
     teacher: Variables,
     batch: Batch,
     config: ObjectiveConfig,
-) -> TokenScores:
-    """Returns [B, T] scores of the same completion tokens under both roles.
+) -> tuple[jax.Array, TokenScores]:
+    """Returns the sum of the divergence over the tokens that count, and all tokens' scores.
 
-    Differentiable with respect to `solver` (`divergence`, `solver_logprobs`) alone.
+    The sum is differentiable with respect to `solver`; the scores [B, T] are constants.
     """
     shape = batch.tokens.shape
+    solver_head, teacher_head = output_head(solver["params"]), output_head(teacher["params"])
     teacher = jax.lax.stop_gradient(teacher)
     teacher_hidden = completion_hidden(
         model, teacher, batch.teacher_tokens, batch.teacher_starts, shape[1]
@@ -109,27 +108,32 @@ def distillation_scores(
     solver_hidden = completion_hidden(
         model, solver, batch.solver_tokens, batch.solver_starts, shape[1]
     )
-    scores = tiled_divergence(
+    total, scores = tiled_divergence(
         solver_hidden.reshape(-1, solver_hidden.shape[-1]),
         teacher_hidden.reshape(-1, teacher_hidden.shape[-1]),
-        output_head(solver["params"]),
-        output_head(teacher["params"]),
+        solver_head,
+        None if teacher_head is solver_head else teacher_head,
         batch.tokens.reshape(-1),
+        token_weights=batch.mask.reshape(-1),
         divergence=config.divergence,
         jsd_beta=config.jsd_beta,
         loss_temperature=config.loss_temperature,
+        element_clip=config.element_clip,
+        top_k=config.top_k,
         token_tile=config.token_tile,
+        mesh=active_mesh(),
     )
-    return TokenScores(*(score.reshape(shape) for score in scores))
+    return total, TokenScores(*(score.reshape(shape) for score in scores))
 
 
 def policy_gradient_scores(
     model: Qwen3, solver: Variables, batch: Batch, config: ObjectiveConfig
-) -> TokenScores:
-    """Returns [B, T] scores with the clipped surrogate in place of the divergence.
+) -> tuple[jax.Array, TokenScores]:
+    """Returns the sum of the clipped surrogate over the tokens that count, and [B, T] scores.
 
-    Ratios are taken at temperature 1, whatever the rollouts were drawn at. `advantage` is
-    the rollout's, on each of its tokens; teacher log-probabilities are 0.
+    Ratios are taken at temperature 1, whatever the rollouts were drawn at. In the scores the
+    surrogate stands in place of the divergence, and `advantage` is the rollout's, on each of
+    its tokens; the teacher's log-probabilities are 0, and so are both entropies.
     """
     shape = batch.tokens.shape
     hidden = completion_hidden(
@@ -141,10 +145,13 @@ def policy_gradient_scores(
         batch.tokens.reshape(-1),
         temperature=1.0,
         token_tile=config.token_tile,
+        mesh=active_mesh(),
     ).reshape(shape)
     loss = grpo_token_loss(logprobs, batch.logprobs, batch.advantages, config.grpo_clip)
     advantages = jnp.broadcast_to(batch.advantages[:, None], shape)
-    return TokenScores(loss, advantages, logprobs, jnp.zeros(shape, jnp.float32))
+    total = jnp.sum(jnp.where(batch.mask, loss, 0.0))
+    zeros = jnp.zeros(shape, jnp.float32)
+    return total, TokenScores(loss, advantages, logprobs, zeros, zeros, zeros)
 
 
 def teacher_tree(
@@ -183,7 +190,7 @@ def make_update(
 
     def score(
         trainable: Variables, state: TrainState, base: Variables, part: Batch
-    ) -> TokenScores:
+    ) -> tuple[jax.Array, TokenScores]:
         solver = {"params": base} | trainable
         if not distils:
             return policy_gradient_scores(model, solver, part, objective)
@@ -195,8 +202,7 @@ def make_update(
         num_tokens = jnp.maximum(jnp.sum(batch.mask, dtype=jnp.int32), 1)
 
         def part_loss(trainable: Variables, part: Batch) -> tuple[jax.Array, TokenScores]:
-            scores = score(trainable, state, base, part)
-            total = jnp.sum(jnp.where(part.mask, scores.divergence, 0.0))
+            total, scores = score(trainable, state, base, part)
             return total / num_tokens, scores
 
         def accumulate(carry: Any, part: Batch) -> Any:
