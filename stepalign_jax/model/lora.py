@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
+from stepalign_jax.model.linear import linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +76,11 @@ class Projection(nn.Module):
         init = named_init(nn.initializers.normal(0.02), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         x = x.astype(self.dtype)
-        y = x @ kernel.astype(self.dtype)
+        y = linear(x, kernel)
         if self.scale is None or not self.has_variable("lora", "a"):
             return y
-        a = self.get_variable("lora", "a").astype(self.dtype)
-        b = self.get_variable("lora", "b").astype(self.dtype)
-        return y + (x @ a) @ b * jnp.asarray(self.scale, self.dtype)
+        a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
+        return y + linear(linear(x, a), b) * jnp.asarray(self.scale, self.dtype)
 
 
 def init_lora(config: Qwen3Config, spec: LoraSpec, key: jax.Array) -> dict[str, Any]:

@@ -1,0 +1,38 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A matrix product whose gradient is written out.
+
+The automatic gradient of a [B, T, in] @ [in, out] product makes XLA's CPU compiler transpose
+the larger of its two operands on the fly, column by column: for the packaged model that was
+half of an optimizer step. And it rounds the weights' gradient to the compute dtype before it
+reaches float32 weights.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x` [B, T, in] times `kernel` [in, out], in the dtype of `x`: [B, T, out].
+
+    The kernel's gradient is summed over B and T in float32, and has the kernel's
+    own dtype: float32 weights get it unrounded, whatever the compute dtype.
+    """
+    return x @ kernel.astype(x.dtype)
+
+
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return linear(x, kernel), (x, kernel)
+
+
+def _backward(
+    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    for_x = jnp.einsum("bto,io->bti", gradient, kernel.astype(x.dtype))
+    for_kernel = jnp.einsum("bti,bto->io", x, gradient, preferred_element_type=jnp.float32)
+    return for_x, for_kernel.astype(kernel.dtype)
+
+
+linear.defvjp(_forward, _backward)
