@@ -196,6 +196,8 @@ def get_config(variant: str) -> Config:
             divergence="forward_kl",  # paper; that this is KL(teacher || solver), inherited
             jsd_beta=0.5,  # not read for forward_kl
             loss_temperature=1.1,  # inherited: both sides' logits over the sampling temperature
+            element_clip=0.0,  # paper is silent; 0.05 in the code that it builds on
+            top_k=0,  # paper is silent; inherited: the whole vocabulary
             token_tile=256,  # ours: 256 x 151936 float32 logits are 156 MB
             grpo_clip=0.2,  # ours; read for grpo alone
         ),

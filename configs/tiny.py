@@ -112,6 +112,8 @@ def _easy(condition: str) -> Config:
             divergence="forward_kl",
             jsd_beta=0.5,  # for divergence=jsd
             loss_temperature=1.0,
+            element_clip=0.0,
+            top_k=0,
             token_tile=1024,
             grpo_clip=0.2,  # never active: one update per rollout
         ),

@@ -60,6 +60,8 @@ IMPOSSIBLE = [
         "objective.loss_temperature=0",
         "objective.loss_temperature is 0.0, but it must be above 0",
     ),
+    ("objective.element_clip=-0.05", "must be at least 0"),
+    ("objective.top_k=-1", "must be at least 0"),
     ("objective.token_tile=0", "must be at least 1"),
     ("objective.grpo_clip=0", "objective.grpo_clip is 0.0, but it must be in (0, 1)"),
     ("teacher.kind=initail", "did you mean 'initial'?"),
@@ -119,6 +121,14 @@ def test_an_impossible_value_is_refused(config: Config, override: str, sentence:
         (ARITHMETIC, "problems.min_reasoning_steps is 0"),
         ((*ARITHMETIC, "problems.min_reasoning_steps=5"), "problems.max_reasoning_steps 4"),
         (("objective.divergence=jsd", "objective.jsd_beta=0"), "jsd needs it in (0, 1)"),
+        (
+            ("objective.divergence=sampled_token", "objective.element_clip=0.05"),
+            "objective.element_clip is 0.05, but objective.divergence=sampled_token reads one",
+        ),
+        (
+            ("objective.divergence=sampled_token", "objective.top_k=20"),
+            "objective.top_k is 20, but objective.divergence=sampled_token reads one",
+        ),
         (("condition=grpo",), "grpo compares the samples of one problem and needs at least 2"),
         (
             ("condition=grpo", "train.samples_per_problem=8", "sampling.temperature=0"),

@@ -76,6 +76,8 @@ class ObjectiveConfig:
     divergence: str  # forward_kl | reverse_kl | jsd | sampled_token
     jsd_beta: float
     loss_temperature: float
+    element_clip: float  # largest term of one vocabulary entry; 0 is off
+    top_k: int  # the teacher's k most probable entries and one for the rest; 0 is off
     token_tile: int  # tokens whose logits exist at once
     grpo_clip: float
 

@@ -59,6 +59,8 @@ _RANGES: dict[str, str] = {
     "critic.batch_size": "[1, inf)",
     "objective.jsd_beta": "[0, 1]",
     "objective.loss_temperature": "(0, inf)",
+    "objective.element_clip": "[0, inf)",
+    "objective.top_k": "[0, inf)",
     "objective.token_tile": "[1, inf)",
     "objective.grpo_clip": "(0, 1)",
     "teacher.ema_decay": "[0, 1]",
@@ -229,6 +231,12 @@ def _check_objective(config: Config) -> None:
         f"objective.jsd_beta is {objective.jsd_beta}, but jsd needs it in (0, 1); "
         "forward_kl and reverse_kl are divergences of their own",
     )
+    for key, value in (("element_clip", objective.element_clip), ("top_k", objective.top_k)):
+        _require(
+            value == 0 or objective.divergence != "sampled_token",
+            f"objective.{key} is {value}, but objective.divergence=sampled_token reads one "
+            "vocabulary entry only; set it to 0",
+        )
     if config.condition != "grpo":
         return
     _require(

@@ -21,8 +21,11 @@ import jax.numpy as jnp
 
 from stepalign_jax.base.config import ObjectiveConfig
 from stepalign_jax.model.qwen3 import Qwen3, output_head
-from stepalign_jax.objectives.divergence import TokenScores, tiled_divergence, tiled_logprobs
+from stepalign_jax.objectives.divergence import TokenScores
 from stepalign_jax.objectives.policy_gradient import grpo_token_loss
+from stepalign_jax.objectives.tiled_divergence import tiled_divergence
+from stepalign_jax.objectives.tiled_logprobs import tiled_logprobs
+from stepalign_jax.parallel.mesh import active_mesh
 
 Variables = dict[str, Any]
 
@@ -98,18 +101,21 @@ def distillation_scores(
       part: the rollouts.
       config: which divergence.
     """
-    scores = tiled_divergence(
+    return tiled_divergence(
         packed_hidden(model, solver, part.solver_tokens, part.solver_at),
         teacher_hidden,
         output_head(solver["params"]),
         teacher_head,
         part.tokens.reshape(-1),
+        token_weights=part.counts.reshape(-1),
         divergence=config.divergence,
         jsd_beta=config.jsd_beta,
         loss_temperature=config.loss_temperature,
+        element_clip=config.element_clip,
+        top_k=config.top_k,
         token_tile=config.token_tile,
+        mesh=active_mesh(),
     )
-    return _total(scores.divergence, part), scores
 
 
 def policy_gradient_scores(
@@ -118,7 +124,7 @@ def policy_gradient_scores(
     """Returns what `distillation_scores` does, the clipped surrogate being the divergence.
 
     Ratios are taken at temperature 1, whatever the rollouts were drawn at. `advantage` is
-    the rollout's, on each of its tokens; teacher log-probabilities are 0.
+    the rollout's, on each of its tokens; teacher log-probabilities and entropies are 0.
     """
     logprobs = tiled_logprobs(
         packed_hidden(model, solver, part.solver_tokens, part.solver_at),
@@ -126,14 +132,13 @@ def policy_gradient_scores(
         part.tokens.reshape(-1),
         temperature=1.0,
         token_tile=config.token_tile,
+        mesh=active_mesh(),
     )
     advantages = part.advantages.reshape(-1)
     # One advantage per token: each token is a group of its own to the loss.
     loss = grpo_token_loss(
         logprobs[:, None], part.logprobs.reshape(-1, 1), advantages, config.grpo_clip
     )[:, 0]
-    return _total(loss, part), TokenScores(loss, advantages, logprobs, jnp.zeros_like(logprobs))
-
-
-def _total(losses: jax.Array, part: Part) -> jax.Array:
-    return jnp.sum(jnp.where(part.counts.reshape(-1), losses, 0.0))
+    total = jnp.sum(jnp.where(part.counts.reshape(-1), loss, 0.0))
+    zeros = jnp.zeros_like(logprobs)
+    return total, TokenScores(loss, advantages, logprobs, zeros, zeros, zeros)

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.linen.spmd import logical_to_mesh, logical_to_mesh_axes
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from stepalign_jax.base.config import ParallelConfig
 from stepalign_jax.base.errors import UserError
@@ -74,6 +74,12 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
     """
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
+
+
+def active_mesh() -> AbstractMesh | None:
+    """The mesh of the enclosing `use_mesh`, or None where one device does everything."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if not mesh.empty and mesh.size > 1 else None
 
 
 def param_shardings(mesh: Mesh, abstract: Any) -> Any:
