@@ -10,20 +10,28 @@ reaches float32 weights.
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+# What `linear` returns, to a rematerialisation policy, which cannot see the product inside.
+PRODUCT = "product"
 
 
-@jax.custom_vjp
 def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`x` [B, T, in] times `kernel` [in, out], in the dtype of `x`: [B, T, out].
 
     The kernel's gradient is summed over B and T in float32, and has the kernel's
     own dtype: float32 weights get it unrounded, whatever the compute dtype.
     """
+    return checkpoint_name(_product(x, kernel), PRODUCT)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ kernel.astype(x.dtype)
 
 
 def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return linear(x, kernel), (x, kernel)
+    return _product(x, kernel), (x, kernel)
 
 
 def _backward(
@@ -35,4 +43,4 @@ def _backward(
     return for_x, for_kernel.astype(kernel.dtype)
 
 
-linear.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward)

@@ -21,7 +21,9 @@ from flax.linen.spmd import with_logical_constraint
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model import attention as attn
+from stepalign_jax.model.causal_attention import causal_attention
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
+from stepalign_jax.model.linear import PRODUCT
 from stepalign_jax.model.lora import LoraSpec, Projection, named_init
 
 Tree = dict[str, Any]
@@ -95,12 +97,14 @@ class Attention(nn.Module):
         q, k, v = (self._project(name, x, axis) for name, axis in heads.items())
         q = attn.rope(self._norm("q_norm")(q), context.cos, context.sin)
         k = attn.rope(self._norm("k_norm")(k), context.cos, context.sin)
-        if cache is not None:
+        if cache is None:
+            out = causal_attention(q, k, v, context.mask)
+        else:
             cache = LayerCache(
                 _write(cache.k, k, context.first_slot), _write(cache.v, v, context.first_slot)
             )
             k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
-        out = attn.attention(q, k, v, context.mask)
+            out = attn.attention(q, k, v, context.mask)
         out = with_logical_constraint(out, ("batch", "length", "heads", "head_size"))
         out = out.reshape(*out.shape[:2], -1)
         return _projection(self, "o_proj")(out), cache
@@ -283,7 +287,7 @@ def _remat_block(remat: str, scanned: bool) -> type[Block]:
         return Block
     policies = {
         "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     }
     if remat not in policies:
         raise UserError(f"model.remat is {remat!r}: choose none, full or dots.")
