@@ -22,13 +22,14 @@ from stepalign_jax.base.config import (
 )
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.model.lora import LoraSpec, init_lora
-from stepalign_jax.model.qwen3 import Qwen3
-from stepalign_jax.model.weights import load_model
+from stepalign_jax.model.qwen3 import Qwen3, abstract_params
+from stepalign_jax.model.weights import load_config, load_params
 from stepalign_jax.objectives.optimizer import make_optimizer
 from stepalign_jax.objectives.update import TrainState, Update, make_update
-from stepalign_jax.parallel.mesh import make_mesh
+from stepalign_jax.parallel.mesh import make_mesh, param_shardings
 from stepalign_jax.runs.packing import Packed, pack
 
+MESH = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1))
 OBJECTIVE = ObjectiveConfig(
     divergence="forward_kl",
     jsd_beta=0.5,
@@ -52,8 +53,9 @@ OPTIMIZER = OptimizerConfig(
 
 def load(directory: Path, trainable: str, remat: str) -> tuple[Any, TrainState, Update]:
     """Returns base weights, the state, and the functions of a step, in float32."""
-    config, loaded = load_model(str(directory))
-    base = jax.tree.map(jnp.asarray, loaded)
+    config = load_config(directory)
+    shardings = param_shardings(MESH, abstract_params(config))
+    base = load_params(directory, config, dtype=jnp.float32, shardings=shardings)
     spec = LoraSpec(work.RANK, work.ALPHA, work.TARGETS) if trainable == "lora" else None
     model = Qwen3(config, jnp.float32, lora=spec, remat=remat)
     if spec is None:
@@ -107,7 +109,7 @@ def batch() -> list[Packed]:
         np.ones(rows, bool),
         np.zeros(rows, np.float32),
         num_parts=1,
-        mesh=make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1)),
+        mesh=MESH,
     )
 
 
@@ -151,7 +153,8 @@ def main() -> None:
         return state, loss, {"score": scored - started, "update": ended - scored}
 
     state, loss, first = step(state)
-    np.savez(arguments.to.with_suffix(".npz"), **gradients(state, arguments.trainable))
+    found = gradients(state, arguments.trainable)
+    np.savez(arguments.to.with_suffix(".npz"), **found)  # pyright: ignore[reportArgumentType]
     reset_peak_memory()
     timings = []
     for _ in range(arguments.steps):

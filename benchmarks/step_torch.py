@@ -1,5 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
+# pyright: reportMissingImports=false, reportCallIssue=false, reportArgumentType=false
 """The rival of benchmarks/step.py: the same step in PyTorch, transformers and peft.
 
 Written as one would write it with care: no gradient through the teacher, the adapter switched

@@ -1,5 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
+# pyright: reportMissingImports=false, reportCallIssue=false, reportArgumentType=false
 """The work of benchmarks/step.py, as NumPy arrays that either framework reads."""
 
 from pathlib import Path

@@ -70,6 +70,7 @@ def _easy(condition: str) -> Config:
                 "up_proj",
                 "down_proj",
             ),
+            adapter="",  # for kind=lora: a fresh one
         ),
         problems=ProblemsConfig(
             source="arithmetic",
@@ -103,6 +104,11 @@ def _easy(condition: str) -> Config:
         ),
         critic=CriticConfig(
             kind="self",
+            path="",  # for kind=checkpoint, as the next four
+            compute_dtype="float32",
+            placement="shared",
+            num_devices=0,
+            tensor=1,
             sees="answer",
             max_new_tokens=56,
             temperature=0.0,

@@ -1,6 +1,8 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Avg@k, Pass@k and Maj@k of a base model, or of a run's newest checkpoint.
+"""Avg@k, Pass@k and Maj@k of the solver at the start, or at a run's newest checkpoint.
+
+The start is the base model, with the adapter of `trainable.adapter` if there is one.
 
 python -m stepalign_jax.evaluate --config configs/tiny.py
 python -m stepalign_jax.evaluate --config configs/tiny.py --run runs/tiny-stepalign
@@ -31,7 +33,7 @@ def main(argv: list[str]) -> None:
     """Evaluates, and prints a table with intervals."""
     arguments = parse_arguments(
         argv,
-        description="Evaluates a base model, or the newest checkpoint of a run.",
+        description="Evaluates what training starts from, or a run's newest checkpoint.",
         example="python -m stepalign_jax.evaluate --config configs/tiny.py "
         "--run runs/tiny-stepalign --split validation",
         options={
@@ -47,7 +49,8 @@ def main(argv: list[str]) -> None:
     candidates = problem_set(config.problems, arguments.split)
     bench = assemble(config)
     bench.roles.check_problems(candidates)
-    variables, source = {"params": bench.base}, config.model.path
+    variables = bench.initial_solver()
+    source = " with ".join(filter(None, [config.model.path, config.trainable.adapter]))
     if arguments.run:
         run = RunDirectory(Path(arguments.run))
         restored = restore_latest(run.checkpoints, initial_state(config, bench))

@@ -43,11 +43,12 @@ from stepalign_jax.feedback.pretraining_corpus import (
 from stepalign_jax.feedback.prompts import check_templates
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.qwen3 import Qwen3, init_params, stack_layers, unstack_layers
-from stepalign_jax.model.weights import load_model, save_model
+from stepalign_jax.model.weights import load_model, write_model
 from stepalign_jax.problems.arithmetic_tokenizer import VOCABULARY, save_tokenizer
 from stepalign_jax.runs.directory import read_jsonl
 
 LOG = "pretraining.jsonl"
+MAX_SHARD_BYTES = 1 << 30  # the whole model in one file
 CARRY_FORGETTING = Slips(forget_carry=0.92, result=0.03, operand=0.0)
 
 
@@ -63,6 +64,9 @@ MODEL = Qwen3Config(
     rms_norm_eps=1e-6,
     tie_word_embeddings=True,
     max_positions=512,
+    qkv_bias=False,
+    qk_norm=True,
+    yarn=None,
 )
 
 
@@ -305,7 +309,9 @@ def _train_stage(
                     f"pre-training diverged before step {row['step']}; change STAGES."
                 )
             print(json.dumps(row), file=log, flush=True)
-            save_model(directory, stage.model, stack_layers(params, num_layers))
+            # Beside the log that is being written, so not a directory of its own.
+            stacked = stack_layers(params, num_layers)
+            write_model(directory, stage.model, stacked, max_shard_bytes=MAX_SHARD_BYTES)
     return stack_layers(params, num_layers), row
 
 

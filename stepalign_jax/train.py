@@ -29,7 +29,9 @@ from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.pipeline import ProblemIterator, make_problem_iterator
 from stepalign_jax.runs.assemble import (
     SPLITS,
+    Workbench,
     assemble,
+    assemble_with_critic,
     initial_state,
     make_grader,
     problem_set,
@@ -37,6 +39,7 @@ from stepalign_jax.runs.assemble import (
 from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, open_run, read_json, read_jsonl
 from stepalign_jax.runs.evaluation import Evaluation, gains
+from stepalign_jax.runs.memory import memory_json, memory_shares, memory_table
 from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.runs.packing import Packed
 from stepalign_jax.runs.phases import Samples, Trainer
@@ -53,7 +56,8 @@ def train(config: Config) -> dict[str, Any]:
     validates = config.train.validate_every_steps > 0
     splits = SPLITS if validates else ("train", "test")
     candidates = {split: problem_set(config.problems, split) for split in splits}
-    bench = assemble(config)
+    asks = get_condition(config.condition).needs_critiques
+    bench = (assemble_with_critic if asks else assemble)(config)
     with use_mesh(bench.mesh), make_grader(config) as grader:
         trainer = Trainer(config, bench, grader, candidates)
         return _train(trainer, run)
@@ -83,6 +87,7 @@ def _train(trainer: Trainer, run: RunDirectory) -> dict[str, Any]:
         stream.set_state(restored.data_state)
     first_step = int(state.step)
     run.truncate_after(first_step)
+    _report_memory(run, trainer.bench, state)
     run.write_prompts(_prompt_examples(trainer, train_set[0]))
     with (
         closing(
@@ -130,7 +135,7 @@ def _loop(
                 samples = trainer.sample(state, problems, step)
             grading = beside.submit(trainer.grade, samples)
             with watch.phase("critique"):
-                trainer.critique(samples)
+                state = trainer.critique(samples, state)
             with watch.phase("host"):
                 grading.result()
                 packed = trainer.pack(samples)
@@ -211,15 +216,22 @@ def _evaluate_once(
     return evaluation
 
 
+def _report_memory(run: RunDirectory, bench: Workbench, state: TrainState) -> None:
+    shares = memory_shares(bench, state)
+    print(memory_table(shares))
+    run.write_memory(memory_json(shares))
+
+
 def _prompt_examples(trainer: Trainer, problem: Problem) -> dict[str, str]:
     """The prompts of all roles as the model reads them, for one problem."""
-    roles, config = trainer.bench.roles, trainer.config
+    roles, config, critic = trainer.bench.roles, trainer.config, trainer.bench.critic.roles
     rendered = {
         "solver": roles.solver(problem),
         "teacher": roles.teacher(problem, "(the context)"),
-        "critic": roles.critic(problem, "(the rollout)", config.critic.sees) or [],
     }
-    return {role: roles.tokenizer.decode(ids) for role, ids in rendered.items()}
+    shown = {role: roles.tokenizer.decode(ids) for role, ids in rendered.items()}
+    asked = critic.critic(problem, "(the rollout)", config.critic.sees) or []
+    return {**shown, "critic": critic.tokenizer.decode(asked)}
 
 
 def _write_texts(writer: MetricsWriter, samples: Samples, step: int) -> None:

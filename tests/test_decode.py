@@ -1,7 +1,9 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling against distributions worked out in NumPy, and the loop against a full forward."""
+"""The decoding loop, on a model whose next token is known, and against a full forward."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +15,8 @@ import pytest
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.qwen3 import Qwen3, init_params, unstack_layers
-from stepalign_jax.sampling.decode import generate, make_row_keys, sample_token
+from stepalign_jax.sampling.draw import Filter
+from stepalign_jax.sampling.serve import Served, Session
 
 CONFIG = Qwen3Config(
     vocab_size=24,
@@ -26,7 +29,10 @@ CONFIG = Qwen3Config(
     rope_theta=10_000.0,
     rms_norm_eps=1e-6,
     tie_word_embeddings=True,
-    max_positions=64,
+    max_positions=1024,
+    qkv_bias=False,
+    qk_norm=True,
+    yarn=None,
 )
 PAD, BUDGET = 0, 12
 # Large weights, so that the distributions are far from uniform and differ by position.
@@ -36,57 +42,51 @@ VARIABLES = {"params": unstack_layers(PARAMS, CONFIG.num_layers)}
 UNIFORM = jax.tree.map(jnp.zeros_like, VARIABLES)
 MODEL = Qwen3(CONFIG, jnp.float32, scan_layers=False)
 
-SETTINGS = [
-    pytest.param(dict(temperature=1.0, top_k=0, top_p=1.0), id="plain"),
-    pytest.param(dict(temperature=0.6, top_k=0, top_p=1.0), id="temperature"),
-    pytest.param(dict(temperature=1.3, top_k=5, top_p=1.0), id="top_k"),
-    pytest.param(dict(temperature=0.8, top_k=0, top_p=0.7), id="top_p"),
-    pytest.param(dict(temperature=1.1, top_k=6, top_p=0.8), id="all"),
-]
-PLAIN: dict[str, Any] = dict(temperature=1.0, top_k=0, top_p=1.0)
-GREEDY: dict[str, Any] = {**PLAIN, "temperature": 0.0}
+PLAIN, GREEDY = Filter(1.0, 0, 1.0), Filter(0.0, 0, 1.0)
 
 
-def reference_log_probs(
-    logits: np.ndarray, *, temperature: float, top_k: int, top_p: float
-) -> np.ndarray:
-    """log of the sampling distribution of one row [V], float64, by set arithmetic."""
-    scaled = logits.astype(np.float64) / temperature
-    kept = sorted(range(len(scaled)), key=lambda token: -scaled[token])
-    kept = kept[:top_k] if top_k else kept
-    weights = np.exp(scaled - scaled.max())
-    total, mass, nucleus = weights[kept].sum(), 0.0, []
-    for token in kept:
-        nucleus.append(token)
-        mass += weights[token] / total
-        if mass >= top_p:
-            break
-    log_probs = np.full(len(scaled), -np.inf)
-    log_probs[nucleus] = scaled[nucleus] - np.log(np.exp(scaled[nucleus]).sum())
-    return log_probs
-
-
-def keys_for(batch: int, *, seed: int = 0, purpose: int = 0, **fields: int) -> jax.Array:
-    """Row keys of `batch` samples of one problem; fields shift the address."""
+def addresses_for(batch: int, **fields: int) -> np.ndarray:
+    """[B, 4] addresses of `batch` samples of one problem; fields shift them."""
     address = [fields.get("step", 3), fields.get("problem", 77), 0, fields.get("retry", 0)]
     addresses = np.tile(np.array(address, np.uint32), (batch, 1))
     addresses[:, 2] = np.arange(batch)
-    return make_row_keys(np.uint32(seed), np.uint32(purpose), addresses)
+    return addresses
 
 
-def run(prompts: list[list[int]], keys: jax.Array, **changes: Any) -> Rollouts:
-    """NumPy rollouts of the tiny model; prompts are padded to eight tokens."""
+def chunks(prompts: Sequence[Sequence[int]], turns: int = 64, **changes: Any) -> list[Served]:
+    """What a session on the tiny model serves; by default a slot for each prompt."""
     options: dict[str, Any] = dict(
-        PLAIN, max_new_tokens=BUDGET, stop_ids=(), pad_id=PAD, cache_dtype=jnp.float32
+        model=MODEL,
+        variables=VARIABLES,
+        addresses=addresses_for(len(prompts)),
+        seed=0,
+        purpose=0,
+        num_slots=len(prompts),
+        max_new_tokens=BUDGET,
+        chosen_by=PLAIN,
+        stop_ids=(),
+        dtype=jnp.float32,
     )
-    model, variables = changes.pop("model", MODEL), changes.pop("variables", VARIABLES)
-    tokens = np.full((len(prompts), 8), PAD, np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    return jax.device_get(
-        generate(model, variables, tokens, lengths, keys, **{**options, **changes})
-    )
+    return list(Session(prompts=prompts, **{**options, **changes}).run(itertools.repeat(turns)))
+
+
+def run(prompts: Sequence[Sequence[int]], turns: int = 64, **changes: Any) -> Rollouts:
+    """The rollouts put together from the chunks, request by request."""
+    budget = changes.get("max_new_tokens", BUDGET)
+    shape = (len(prompts), budget)
+    tokens, lengths = np.full(shape, PAD, np.int32), np.zeros(len(prompts), np.int32)
+    logprobs, sampling_logprobs = np.zeros((2, *shape), np.float32)
+    for served in chunks(prompts, turns, **changes):
+        for slot, request in enumerate(served.requests):
+            first, count = served.first[slot], served.count[slot]
+            assert count == 0 or (request >= 0 and lengths[request] == first)
+            columns = slice(first, first + count)
+            tokens[request, columns] = served.chunk.tokens[:count, slot]
+            logprobs[request, columns] = served.chunk.logprobs[:count, slot]
+            sampled = served.chunk.sampling_logprobs[:count, slot]
+            sampling_logprobs[request, columns] = sampled
+            lengths[request] += count
+    return Rollouts(tokens, logprobs, sampling_logprobs, lengths, lengths < budget)
 
 
 PROMPTS = [[5, 6, 7], [9, 2, 3, 4, 8, 1, 20, 11], [13], [5, 6, 7, 8, 9]]
@@ -112,83 +112,7 @@ def full_forward_log_probs(prompts: list[list[int]], rollouts: Rollouts) -> np.n
     )
 
 
-# --- one token -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_log_probs_equal_an_independent_computation(settings):
-    logits = np.random.default_rng(0).normal(0, 3, (64, 40)).astype(np.float32)
-    tokens, logprobs, sampling_logprobs = sample_token(
-        jnp.asarray(logits), keys_for(64), **settings
-    )
-    for row in range(64):
-        plain = reference_log_probs(logits[row], **PLAIN)
-        drawn_from = reference_log_probs(logits[row], **settings)
-        assert logprobs[row] == pytest.approx(plain[tokens[row]], abs=2e-5)
-        assert sampling_logprobs[row] == pytest.approx(drawn_from[tokens[row]], abs=2e-5)
-
-
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_frequencies_follow_the_distribution(settings):
-    num_draws = 20_000
-    logits = np.random.default_rng(1).normal(0, 1, 10).astype(np.float32)
-    rows = np.tile(logits, (num_draws, 1))
-    tokens, _, _ = sample_token(jnp.asarray(rows), keys_for(num_draws), **settings)
-    counts = np.bincount(np.asarray(tokens), minlength=10)
-    expected = num_draws * np.exp(reference_log_probs(logits, **settings))
-    allowed = expected > 0
-    assert counts[~allowed].sum() == 0
-    chi_square = ((counts - expected)[allowed] ** 2 / expected[allowed]).sum()
-    # 27.9 is the 99.9 % quantile for 9 degrees of freedom, the most there are here.
-    assert chi_square < 27.9
-
-
-def test_temperature_zero_takes_the_argmax_whatever_the_key():
-    logits = np.random.default_rng(2).normal(0, 1, (32, 40)).astype(np.float32)
-    logits[0, [7, 19]] = 9.0  # equals: the lower id
-    for seed in range(3):
-        tokens, _, sampling_logprobs = sample_token(
-            jnp.asarray(logits), keys_for(32, seed=seed), **GREEDY
-        )
-        assert np.array_equal(tokens, logits.argmax(axis=-1))
-        assert not np.any(sampling_logprobs)
-
-
-def test_top_k_of_one_is_greedy_even_among_equals():
-    logits = np.round(np.random.default_rng(3).normal(0, 1, (256, 12))).astype(np.float32)
-    tokens, _, sampling_logprobs = sample_token(
-        jnp.asarray(logits), keys_for(256), temperature=1.5, top_k=1, top_p=1.0
-    )
-    assert np.array_equal(tokens, logits.argmax(axis=-1))
-    assert not np.any(sampling_logprobs)
-
-
-@pytest.mark.parametrize(
-    ("top_p", "admissible"),
-    [(0.3, {2}), (0.55, {2, 0}), (0.85, {2, 0, 3}), (0.99, {0, 1, 2, 3})],
-)
-def test_top_p_draws_all_of_the_admissible_set_and_nothing_else(top_p, admissible):
-    logits = np.log(np.tile(np.array([0.3, 0.05, 0.5, 0.15], np.float32), (2_000, 1)))
-    tokens, _, _ = sample_token(
-        jnp.asarray(logits), keys_for(2_000), temperature=1.0, top_k=0, top_p=top_p
-    )
-    # The rarest admissible token has mass 0.05: all 2,000 draws miss it once in 10^44.
-    assert set(np.asarray(tokens).tolist()) == admissible
-
-
-@pytest.mark.parametrize(
-    ("settings", "sorts"), [(PLAIN, False), ({**PLAIN, "top_p": 0.9}, True)]
-)
-def test_the_vocabulary_is_sorted_only_for_a_filter(settings, sorts):
-    trace = str(
-        jax.make_jaxpr(lambda logits, keys: sample_token(logits, keys, **settings))(
-            jnp.zeros((2, 40)), keys_for(2)
-        )
-    )
-    assert ("top_k[" in trace or "sort[" in trace) is sorts
-
-
-# --- the loop on a model whose next token is known ---------------------------------------
+# --- on a model whose next token is known -------------------------------------------------
 
 
 CALLS: list[tuple[int, ...]] = []
@@ -214,21 +138,19 @@ class Successor(nn.Module):
 
 def run_successor(prompts: list[list[int]], **changes: Any) -> Rollouts:
     CALLS.clear()
-    result = run(
-        prompts,
-        keys_for(len(prompts)),
-        model=Successor(CONFIG),
-        variables={},
-        stop_ids=(10, 22),
-        **changes,
-    )
+    result = run(prompts, model=Successor(CONFIG), variables={}, stop_ids=(10, 22), **changes)
     jax.effects_barrier()
     return result
 
 
-def test_lengths_count_the_stop_token_and_finished_is_false_at_the_budget():
+MIXED = [[3, 9], [1, 1, 8], [20], [10], [1]]
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 5, 7])
+@pytest.mark.parametrize("turns", [1, 4, 64])
+def test_each_request_gets_its_completion_whatever_the_slots_and_chunks(num_slots, turns):
     # The last prompt tokens, not the padding behind them, decide what follows.
-    rollouts = run_successor([[3, 9], [1, 1, 8], [20], [10], [1]], max_new_tokens=9)
+    rollouts = run_successor(MIXED, max_new_tokens=9, num_slots=num_slots, turns=turns)
     assert rollouts.tokens.tolist() == [
         [10, 0, 0, 0, 0, 0, 0, 0, 0],
         [9, 10, 0, 0, 0, 0, 0, 0, 0],
@@ -237,43 +159,50 @@ def test_lengths_count_the_stop_token_and_finished_is_false_at_the_budget():
         [2, 3, 4, 5, 6, 7, 8, 9, 10],
     ]
     assert rollouts.lengths.tolist() == [1, 2, 2, 9, 9]
-    # The last row stops with its last token: that is a stop, not a cut.
-    assert rollouts.finished.tolist() == [True, True, True, False, True]
 
 
 def test_log_probs_are_zero_after_the_stop_and_not_before():
-    rollouts = run_successor([[3, 9], [1, 1, 8], [20], [10], [1]], max_new_tokens=9)
+    rollouts = run_successor(MIXED, max_new_tokens=9)
     valid = np.arange(9)[None] < np.array([1, 2, 2, 9, 9])[:, None]
     for values in (rollouts.logprobs, rollouts.sampling_logprobs):
         assert np.all(values[valid] < 0) and not np.any(values[~valid])
 
 
-def test_the_loop_stops_with_the_longest_row():
-    run_successor([[5], [8], [3, 7]])
-    # [5] needs five tokens to reach 10: the prefill gives one, four turns the others.
-    assert CALLS == [(3, 8)] + [(3, 1)] * 4
+def test_a_request_takes_one_turn_per_token_and_equal_prompts_one_prefill():
+    run_successor([[5], [8], [3, 7], [5], [5]])
+    # [5] needs five tokens to reach 10. Three distinct prompts, as wide as the first is.
+    assert CALLS == [(5, 16)] + [(5, 1)] * 5
 
 
-def test_the_loop_does_not_run_past_the_budget_or_for_dummy_rows():
-    run_successor([[10], [12]], max_new_tokens=3)
-    assert CALLS == [(2, 8)] + [(2, 1)] * 2
-    rollouts = run_successor([[9], []], max_new_tokens=3)
-    assert CALLS == [(2, 8)]
-    assert rollouts.lengths.tolist() == [1, 0]
+def test_a_free_slot_is_refilled_before_the_next_turn():
+    # In 2 slots: [2] for 8 turns beside [9], [8], [7], [6] for 1 + 2 + 3 + 4.
+    run_successor([[2], [9], [8], [7], [6]], num_slots=2)
+    assert CALLS.count((2, 1)) == 10
+    assert CALLS.count((2, 16)) == 3  # two prompts at a time, and never one twice
 
 
-# --- the loop on Qwen3 -------------------------------------------------------------------
+def test_the_cache_is_as_wide_as_the_longest_live_request_needs():
+    def widths(served: list[Served]) -> list[int]:
+        return [int(chunk.count.max()) for chunk in served]
+
+    # From position 100 on, 28 tokens fit into 128 cache slots; the next width holds all.
+    prompt = [1] * 101
+    served = chunks([prompt], max_new_tokens=100, model=Successor(CONFIG), variables={})
+    assert widths(served) == [28, 64, 8]
+
+
+# --- on Qwen3 -----------------------------------------------------------------------------
 
 
 def test_greedy_equals_the_argmax_of_the_full_forward_at_every_position():
-    rollouts = run(PROMPTS, keys_for(4), **GREEDY)
+    rollouts = run(PROMPTS, chosen_by=GREEDY)
     expected = full_forward_log_probs(PROMPTS, rollouts)
     assert np.array_equal(rollouts.tokens, expected.argmax(axis=-1))
-    assert np.array_equal(rollouts.tokens, run(PROMPTS, keys_for(4, seed=9), **GREEDY).tokens)
+    assert np.array_equal(rollouts.tokens, run(PROMPTS, chosen_by=GREEDY, seed=9).tokens)
 
 
 def test_log_probs_equal_those_of_the_full_forward():
-    rollouts = run(PROMPTS, keys_for(4))
+    rollouts = run(PROMPTS)
     expected = full_forward_log_probs(PROMPTS, rollouts)
     picked = np.take_along_axis(expected, np.asarray(rollouts.tokens)[..., None], axis=-1)
     np.testing.assert_allclose(rollouts.logprobs, picked[..., 0], atol=1e-4, rtol=0)
@@ -283,36 +212,54 @@ def test_log_probs_equal_those_of_the_full_forward():
 
 def test_same_keys_give_the_same_rollouts_and_rows_differ():
     prompts = [[5, 6, 7]] * 4
-    first, second = (run(prompts, keys_for(4)) for _ in range(2))
+    first, second = (run(prompts) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert len({tuple(row) for row in first.tokens}) == 4
+
+
+ROOT = ("seed", "purpose")
 
 
 @pytest.mark.parametrize(
     "change", [{"step": 4}, {"problem": 78}, {"retry": 1}, {"seed": 1}, {"purpose": 1}]
 )
 def test_every_part_of_the_address_changes_the_noise(change):
-    first, second = (
-        run([[5]] * 4, keys, variables=UNIFORM).tokens
-        for keys in (keys_for(4), keys_for(4, **change))
-    )
+    options: dict[str, Any] = {name: change[name] for name in change if name in ROOT}
+    addresses = addresses_for(4, **{name: change[name] for name in change if name not in ROOT})
+    first = run([[5]] * 4, variables=UNIFORM).tokens
+    second = run([[5]] * 4, variables=UNIFORM, addresses=addresses, **options).tokens
     # 4 x 12 draws from 24 tokens: two positions agree by chance in 2 of 48 places.
     assert np.mean(first == second) < 0.2
 
 
 def test_rows_and_positions_have_noise_of_their_own():
-    tokens = run([[5]] * 4, keys_for(4), variables=UNIFORM).tokens
+    tokens = run([[5]] * 4, variables=UNIFORM).tokens
     assert len(set(tokens.ravel().tolist())) > 12
     assert np.mean(tokens[:-1] == tokens[1:]) < 0.2
     assert np.mean(tokens[:, :-1] == tokens[:, 1:]) < 0.2
 
 
-def num_compiled() -> int:
-    return generate._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+def test_a_shared_prefix_is_prefilled_once_and_changes_no_token():
+    generator = np.random.default_rng(4)
+    prefix = generator.integers(3, 24, 130).tolist()
+    rests = [generator.integers(3, 24, length).tolist() for length in (4, 9, 2)]
+    prompts = [prefix + rest for rest in rests]
+    run_successor(prompts)
+    assert CALLS[:2] == [(1, 128), (3, 16)]
+    # One prompt alone shares nothing, and prefills whole.
+    shared, addresses = run(prompts), addresses_for(3)
+    alone = [run([p], addresses=addresses[i : i + 1]) for i, p in enumerate(prompts)]
+    for row, rollouts in enumerate(alone):
+        np.testing.assert_array_equal(shared.tokens[row], rollouts.tokens[0])
+        np.testing.assert_allclose(shared.logprobs[row], rollouts.logprobs[0], atol=1e-4)
 
 
-def test_other_values_in_the_same_shapes_do_not_recompile():
-    run(PROMPTS, keys_for(4))
-    compiled = num_compiled()
-    run([[1], [2, 3], [4], []], keys_for(4, seed=5, step=8))
-    assert num_compiled() == compiled
+def test_a_cache_that_grows_and_shrinks_changes_no_token():
+    generator = np.random.default_rng(5)
+    lengths = (120, 300, 4, 7)
+    prompts = [generator.integers(3, 24, length).tolist() for length in lengths]
+    # Two slots: the long prompts want 512 cache slots, the short ones 128 after them.
+    rollouts = run(prompts, num_slots=2, chosen_by=GREEDY)
+    expected = full_forward_log_probs(prompts, rollouts)
+    assert np.array_equal(rollouts.tokens, expected.argmax(axis=-1))
+    assert np.array_equal(rollouts.tokens, run(prompts, num_slots=4, chosen_by=GREEDY).tokens)

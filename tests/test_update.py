@@ -35,6 +35,9 @@ CONFIG = Qwen3Config(
     rms_norm_eps=1e-6,
     tie_word_embeddings=True,
     max_positions=64,
+    qkv_bias=False,
+    qk_norm=True,
+    yarn=None,
 )
 SPEC = LoraSpec(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
 MODEL = Qwen3(CONFIG, jnp.float32, lora=SPEC)

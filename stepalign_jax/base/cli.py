@@ -74,26 +74,50 @@ def parse_arguments(
     Raises:
       UserError: for a missing or malformed argument.
     """
-    parser = _Parser(
-        prog=_program_name(),
-        description=description,
-        epilog=f"{_OVERRIDES_HELP}\n\nexample:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = _make_parser(description, f"{_OVERRIDES_HELP}\n\nexample:\n  {example}", options)
     parser.add_argument(
         "--config",
         required=config_required,
         metavar="FILE[:VARIANT]",
         help="a config file, and which of its variants (configs/tiny.py:refsol)",
     )
-    for name, keywords in (options or {}).items():
-        parser.add_argument(name, **keywords)
     arguments, rest = parser.parse_known_args(list(argv))
     for argument in rest:
         _check_override_form(argument, parser.prog)
     arguments.overrides = tuple(rest)
     return arguments
+
+
+def parse_options(
+    argv: Sequence[str],
+    *,
+    description: str,
+    example: str,
+    options: Mapping[str, Mapping[str, Any]],
+) -> argparse.Namespace:
+    """Parses the options of a command that has no config.
+
+    Args and Raises: as for `parse_arguments`.
+
+    Returns:
+      A namespace with one attribute per option.
+    """
+    return _make_parser(description, f"example:\n  {example}", options).parse_args(list(argv))
+
+
+def _make_parser(
+    description: str, epilog: str, options: Mapping[str, Mapping[str, Any]] | None
+) -> _Parser:
+    parser = _Parser(
+        prog=_program_name(),
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for name, keywords in (options or {}).items():
+        parser.add_argument(name, **keywords)
+    return parser
 
 
 def progress(

@@ -22,6 +22,7 @@ class TrainableConfig:
     rank: int
     alpha: float
     targets: tuple[str, ...]  # of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj
+    adapter: str  # directory in PEFT's layout to start from; "" is a fresh adapter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class ProblemsConfig:
     num_test: int
     min_reasoning_steps: int  # arithmetic only
     max_reasoning_steps: int
-    base_avg_below: float  # keep problems with base Avg@n below this (paper: 5/16); 0 keeps all
+    base_avg_below: float  # keep problems with initial Avg@n below this (paper: 5/16); 0: all
     base_avg_samples: int  # that n (paper: 16)
 
 
@@ -64,9 +65,16 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CriticConfig:
-    kind: str  # self | oracle
+    kind: str  # self (the model trained, its base) | checkpoint (a second model) | oracle
+    path: str  # checkpoint: as model.path; "" for the others, as the next four are at rest
+    compute_dtype: str  # checkpoint: float32 | bfloat16 | float16
+    # checkpoint: own (its own devices) | in_turns (all devices, which idle weights leave for
+    # host memory) | shared (all devices, which hold both models)
+    placement: str
+    num_devices: int  # own: the critic takes so many of the last devices; 0 for the others
+    tensor: int  # checkpoint: devices that share one copy of its weights; more hold more copies
     sees: str  # question | answer | reference
-    max_new_tokens: int
+    max_new_tokens: int  # thinking included
     temperature: float
     batch_size: int
 

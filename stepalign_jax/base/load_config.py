@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.util
+import json
 import math
 import re
 import sys
@@ -50,6 +51,55 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
     config = apply_overrides(_run_config_file(Path(path), variant), overrides)
     validate(config)
     return config
+
+
+def config_from_json(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Loads the config that a run wrote to its directory, overrides and validates it.
+
+    Every key of the schema must be there and no other: what the key of another version of
+    this package meant is not guessed.
+
+    Raises:
+      UserError: the file is missing, is not JSON, lacks a key or holds an unknown one, or a
+        value is impossible.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as a run's config ({error}): name the directory of a run."
+        ) from error
+    try:
+        config = apply_overrides(_from_json(Config, values, ""), overrides)
+        validate(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
+
+
+def _from_json(schema: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{prefix.rstrip('.') or 'the file'} must be an object of keys")
+    hints = typing.get_type_hints(schema)
+    for key in values:
+        if key not in hints:
+            nearest = _nearest(key, list(hints))
+            raise UserError(
+                f"the config has no key {prefix + key!r}; did you mean {prefix + nearest!r}?"
+            )
+    found: dict[str, Any] = {}
+    for name, annotation in hints.items():
+        if name not in values:
+            raise UserError(
+                f"the key {prefix + name!r} is missing; was it written by another version?"
+            )
+        value = values[name]
+        if dataclasses.is_dataclass(annotation):
+            value = _from_json(typing.cast(type, annotation), value, f"{prefix}{name}.")
+        elif annotation == tuple[str, ...] and isinstance(value, list):
+            value = tuple(value)
+        found[name] = value
+    return schema(**found)
 
 
 def split_spec(spec: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.validate_critic import check_critic
 
 CONDITIONS = ("stepalign", "refsol", "grpo", "no_context", "other_problem")
 LORA_TARGETS = (
@@ -32,7 +33,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "model.remat": ("none", "full", "dots"),
     "trainable.kind": ("lora", "full"),
     "problems.source": ("arithmetic", "jsonl"),
-    "critic.kind": ("self", "oracle"),
+    "critic.kind": ("self", "checkpoint", "oracle"),
+    "critic.compute_dtype": ("float32", "bfloat16", "float16"),
+    "critic.placement": ("own", "in_turns", "shared"),
     "critic.sees": ("question", "answer", "reference"),
     "objective.divergence": ("forward_kl", "reverse_kl", "jsd", "sampled_token"),
     "teacher.kind": ("initial", "ema", "live"),
@@ -54,6 +57,8 @@ _RANGES: dict[str, str] = {
     "sampling.top_p": "(0, 1]",
     "sampling.max_new_tokens": "[1, inf)",
     "sampling.batch_size": "[1, inf)",
+    "critic.num_devices": "[0, inf)",
+    "critic.tensor": "[1, inf)",
     "critic.max_new_tokens": "[1, inf)",
     "critic.temperature": "[0, inf)",
     "critic.batch_size": "[1, inf)",
@@ -104,6 +109,7 @@ def validate(config: Config) -> None:
         _check_name(key, _value(config, key), names)
     for key, interval in _RANGES.items():
         _check_range(key, _value(config, key), interval)
+    check_critic(config.critic)
     for check in (
         _check_run_name,
         _check_trainable,
@@ -181,6 +187,11 @@ def _check_run_name(config: Config) -> None:
 def _check_trainable(config: Config) -> None:
     trainable = config.trainable
     if trainable.kind != "lora":
+        _require(
+            trainable.adapter == "",
+            f"trainable.adapter is {trainable.adapter!r}, but only trainable.kind=lora starts "
+            "from an adapter; to train all weights, merge it and give the result as model.path",
+        )
         return
     _require(
         trainable.rank >= 1,

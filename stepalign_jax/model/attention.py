@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stepalign_jax.model.yarn import YarnScaling
+
 # Finite, so that a row that may attend to nothing gives numbers instead of NaN.
 _MASKED = -0.7 * float(np.finfo(np.float32).max)
 
@@ -30,11 +32,11 @@ def cache_mask(positions: jax.Array, num_slots: int) -> jax.Array:
     """True where a query at position p may attend to slot s: s <= p.
 
     Args:
-      positions: [B, T] int32 positions of the queries.
+      positions: [1 or B, T] int32 positions of the queries.
       num_slots: cache slots S.
 
     Returns:
-      [B, T, S] bool.
+      [1 or B, T, S] bool.
     """
     slots = jnp.arange(num_slots, dtype=positions.dtype)
     return slots[None, None, :] <= positions[:, :, None]
@@ -43,26 +45,34 @@ def cache_mask(positions: jax.Array, num_slots: int) -> jax.Array:
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Grouped-query attention; scores and softmax are fp32 whatever the inputs are.
 
+    Both products are plain row-major ones, [n, Dh] @ [Dh, S] and [n, S] @ [S, Dh] per key
+    head: on a CPU keys that lie as [S, Dh] make a decode turn's attention twice as slow.
+
     Args:
       q: [B, T, H, Dh] queries; head h reads key head h // (H / K).
-      k: [B, S, K, Dh] keys.
-      v: [B, S, K, Dh] values.
+      k: [B, K, Dh, S] keys.
+      v: [B, K, S, Dh] values.
       mask: [1 or B, T, S] bool, True where attention is allowed.
 
     Returns:
       [B, T, H, Dh] in the dtype of `q`.
     """
     batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[2]
-    grouped = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * head_dim**-0.5, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(q.shape)
+    num_kv_heads, num_slots = k.shape[1], k.shape[3]
+    group = num_heads // num_kv_heads
+    grouped = q.reshape(batch, length, num_kv_heads, group, head_dim)
+    rows = grouped.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, -1, head_dim)
+    scores = jnp.einsum("bknd,bkds->bkns", rows, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, num_kv_heads, group, length, num_slots) * head_dim**-0.5
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, _MASKED), axis=-1)
+    weights = weights.reshape(batch, num_kv_heads, -1, num_slots).astype(v.dtype)
+    out = jnp.einsum("bkns,bksd->bknd", weights, v)
+    out = out.reshape(batch, num_kv_heads, group, length, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def rope_angles(
-    positions: jax.Array, head_dim: int, theta: float
+    positions: jax.Array, head_dim: int, theta: float, yarn: YarnScaling | None
 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of the rotary angles, always fp32.
 
@@ -70,22 +80,27 @@ def rope_angles(
     the last bit, which position 30,000 turns into a visible angle.
 
     Args:
-      positions: [B, T] int32.
+      positions: [1 or B, T] int32.
       head_dim: Dh.
       theta: the base of the geometric series of frequencies.
+      yarn: how the frequencies are stretched, or None.
 
     Returns:
-      Two arrays [B, T, 1, Dh / 2] that broadcast over heads.
+      Two arrays [1 or B, T, 1, Dh / 2] that broadcast over heads.
     """
     exponents = (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)).astype(
         np.float64
     )
-    frequencies = np.float32(1) / np.power(float(theta), exponents).astype(np.float32)
+    periods = np.power(float(theta), exponents).astype(np.float32)
+    frequencies = np.float32(1) / periods if yarn is None else yarn.stretch(periods, theta)
     angles = (
         positions[:, :, None, None].astype(jnp.float32)
         * jnp.asarray(frequencies)[None, None, None]
     )
-    return jnp.cos(angles), jnp.sin(angles)
+    if yarn is None:
+        return jnp.cos(angles), jnp.sin(angles)
+    scale = np.float32(yarn.angle_scale)
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
 def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

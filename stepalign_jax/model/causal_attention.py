@@ -15,13 +15,12 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
     """Grouped-query attention where no query sees a later key; scores and softmax are fp32.
 
     Queries are taken in blocks, and a block meets the keys up to its own end alone: 5/8 of the
-    products and of the memory that all pairs would take. Products have their batch axes in
-    front and rows behind, which spares XLA copies in another order.
+    products and of the memory that all pairs would take.
 
     Args:
       q: [B, T, H, Dh] queries; head h reads key head h // (H / K).
-      k: [B, T, K, Dh] keys.
-      v: [B, T, K, Dh] values.
+      k: [B, K, Dh, T] keys.
+      v: [B, K, T, Dh] values.
       mask: [1 or B, T, T] bool, True where attention is allowed; False for s > t.
 
     Returns:
@@ -29,24 +28,23 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
     """
     length = q.shape[1]
     block = -(-length // _QUERY_BLOCKS)
-    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
     outs = []
     for start in range(0, length, block):
         end = min(start + block, length)
         outs.append(
-            _attend(q[:, start:end], k[:, :, :end], v[:, :, :end], mask[:, start:end, :end])
+            _attend(q[:, start:end], k[..., :end], v[:, :, :end], mask[:, start:end, :end])
         )
     return jnp.concatenate(outs, axis=1)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """`q` [B, T, H, Dh] on `k` and `v` [B, K, S, Dh]; [B, T, H, Dh]."""
+    """`q` [B, T, H, Dh] on `k` [B, K, Dh, S] and `v` [B, K, S, Dh]; [B, T, H, Dh]."""
     batch, length, num_heads, size = q.shape
-    num_kv_heads, num_slots = k.shape[1:3]
+    num_kv_heads, num_slots = v.shape[1:3]
     group = num_heads // num_kv_heads
     rows = q.reshape(batch, length, num_kv_heads, group, size).transpose(0, 2, 3, 1, 4)
     rows = rows.reshape(batch, num_kv_heads, group * length, size)
-    scores = jnp.einsum("bkqd,bksd->bkqs", rows, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkqd,bkds->bkqs", rows, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, num_kv_heads, group, length, num_slots)
     scores = jnp.where(mask[:, None, None], scores * size**-0.5, _MASKED)
     # Divided after the product with the values, which has fewer numbers than the scores.

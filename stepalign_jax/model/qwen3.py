@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Qwen3 transformer as one Flax Linen module: solver, teacher and critic alike.
 
+Two fields of its config make it a Qwen2: biases on q, k and v, and no q/k norms.
+
 `params`, canonical (scanned) form; every leaf under `layers` is stacked [L, ...]:
 
     embedding [V, D]    lm_head [V, D] (untied only)    final_norm.scale [D]
     layers.attention_norm.scale [D]           layers.mlp_norm.scale [D]
-    layers.attention.{q,k,v,o}_proj.kernel    layers.attention.{q,k}_norm.scale [Dh]
-    layers.mlp.{gate,up,down}_proj.kernel     kernels are [in, out]
+    layers.attention.{q,k,v,o}_proj.kernel    layers.mlp.{gate,up,down}_proj.kernel
+    layers.attention.{q,k}_norm.scale [Dh] (qk_norm)
+    layers.attention.{q,k,v}_proj.bias [out] (qkv_bias)     kernels are [in, out]
 
 The unrolled form has `layer_0`, `layer_1`, ... in place of `layers`; decoding derives it.
 """
@@ -22,7 +25,7 @@ from flax.linen.spmd import with_logical_constraint
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model import attention as attn
 from stepalign_jax.model.causal_attention import causal_attention
-from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
+from stepalign_jax.model.config import BIASED, PROJECTIONS, Qwen3Config
 from stepalign_jax.model.linear import PRODUCT
 from stepalign_jax.model.lora import LoraSpec, Projection, named_init
 
@@ -30,10 +33,15 @@ Tree = dict[str, Any]
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, [B, S, K, Dh] each; slot s holds position s."""
+    """Keys [B, K, Dh, S] and values [B, K, S, Dh] of one layer; slot s holds position s."""
 
     k: jax.Array
     v: jax.Array
+
+    @property
+    def num_slots(self) -> int:
+        """S."""
+        return self.v.shape[2]
 
 
 Cache = tuple[LayerCache, ...]
@@ -41,9 +49,10 @@ Cache = tuple[LayerCache, ...]
 
 def init_cache(config: Qwen3Config, batch: int, slots: int, dtype: Any) -> Cache:
     """An empty cache: one LayerCache of zeros per layer."""
-    shape = (batch, slots, config.num_kv_heads, config.head_dim)
+    heads = (batch, config.num_kv_heads)
+    k_shape, v_shape = (*heads, config.head_dim, slots), (*heads, slots, config.head_dim)
     zeros = (
-        LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        LayerCache(jnp.zeros(k_shape, dtype), jnp.zeros(v_shape, dtype))
         for _ in range(config.num_layers)
     )
     return tuple(zeros)
@@ -53,15 +62,25 @@ class Context(NamedTuple):
     """What every layer of one forward pass shares.
 
     Attributes:
-      cos, sin: [B, T, 1, Dh / 2] fp32 rotary angles.
+      cos, sin: [1 or B, T, 1, Dh / 2] fp32 rotary angles.
       mask: [1 or B, T, S] bool, True where attention is allowed.
-      first_slot: [B] int32 cache slot of each row's first token; None without a cache.
+      first_slot: [1 or B] int32 cache slot of each row's first token; None without a cache.
     """
 
     cos: jax.Array
     sin: jax.Array
     mask: jax.Array
     first_slot: jax.Array | None
+
+
+def residual_dtype(dtype: Any) -> Any:
+    """The dtype of the residual stream, for a compute dtype.
+
+    A few channels of trained Qwen models grow past 65,504, the largest fp16 number, along
+    the residual stream, and infinity would be all that is left. The norms bring what each
+    layer computes with back into range, so the stream alone is kept in fp32.
+    """
+    return jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype
 
 
 class RMSNorm(nn.Module):
@@ -82,7 +101,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with per-head q/k norms before RoPE."""
+    """Grouped-query self-attention, with per-head q/k norms before RoPE if `qk_norm`."""
 
     config: Qwen3Config
     dtype: Any
@@ -95,13 +114,17 @@ class Attention(nn.Module):
         """([B, T, D], context, cache) -> ([B, T, D], the cache with these tokens written)."""
         heads = {"q_proj": "heads", "k_proj": "kv_heads", "v_proj": "kv_heads"}
         q, k, v = (self._project(name, x, axis) for name, axis in heads.items())
-        q = attn.rope(self._norm("q_norm")(q), context.cos, context.sin)
-        k = attn.rope(self._norm("k_norm")(k), context.cos, context.sin)
+        if self.config.qk_norm:
+            q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
+        q = attn.rope(q, context.cos, context.sin)
+        k = attn.rope(k, context.cos, context.sin)
+        k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)  # as in LayerCache
         if cache is None:
             out = causal_attention(q, k, v, context.mask)
         else:
             cache = LayerCache(
-                _write(cache.k, k, context.first_slot), _write(cache.v, v, context.first_slot)
+                _write(cache.k, k, context.first_slot, axis=3),
+                _write(cache.v, v, context.first_slot, axis=2),
             )
             k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
             out = attn.attention(q, k, v, context.mask)
@@ -134,17 +157,35 @@ class Mlp(nn.Module):
 
 def _projection(parent: "Attention | Mlp", name: str) -> Projection:
     """The projection `name` of a module that is being called (Linen attaches it there)."""
-    lora, features = parent.lora, parent.config.projection_shape(name)[1]
-    scale = lora.scale if lora is not None and name in lora.targets else None
-    return Projection(features, PROJECTIONS[name][1], parent.dtype, scale, name=name)
-
-
-def _write(cache: jax.Array, new: jax.Array, first_slot: jax.Array | None) -> jax.Array:
-    """`cache` [B, S, K, Dh] with `new` [B, T, K, Dh] at slots first_slot[b] .. + T - 1."""
-    update = jax.vmap(
-        lambda row, rows, slot: jax.lax.dynamic_update_slice_in_dim(row, rows, slot, 0)
+    config, lora, axes = parent.config, parent.lora, PROJECTIONS[name][1]
+    # What is added to the residual stream is summed in its dtype.
+    to_residual = axes[1] == "embed"
+    return Projection(
+        config.projection_shape(name)[1],
+        axes,
+        parent.dtype,
+        residual_dtype(parent.dtype) if to_residual else parent.dtype,
+        use_bias=config.qkv_bias and name in BIASED,
+        scale=lora.scale if lora is not None and name in lora.targets else None,
+        name=name,
     )
-    return update(cache, new.astype(cache.dtype), first_slot)
+
+
+def _write(
+    cache: jax.Array, new: jax.Array, first_slot: jax.Array | None, *, axis: int
+) -> jax.Array:
+    """`cache` with `new`, T long on `axis`, at slots first_slot[b] .. + T - 1 of row b.
+
+    A `first_slot` of one element is that of all rows.
+    """
+    assert first_slot is not None
+    new = new.astype(cache.dtype)
+    if first_slot.shape[0] == 1:
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, first_slot[0], axis)
+    update = jax.lax.dynamic_update_slice_in_dim
+    return jax.vmap(lambda row, rows, slot: update(row, rows, slot, axis - 1))(
+        cache, new, first_slot
+    )
 
 
 class Block(nn.Module):
@@ -175,7 +216,8 @@ class Qwen3(nn.Module):
 
     Attributes:
       config: sizes of the checkpoint.
-      dtype: compute dtype; norms, RoPE, attention scores and softmax are fp32 anyway.
+      dtype: compute dtype; norms, RoPE, attention scores and softmax are fp32 anyway, and
+        so is the residual stream if this is fp16.
       lora: which projections look for an adapter in the `lora` collection.
       remat: "none" | "full" | "dots" (matmul outputs are saved, the rest is recomputed).
       scan_layers: True takes stacked params (`layers`), False unrolled ones (`layer_0`..).
@@ -193,7 +235,7 @@ class Qwen3(nn.Module):
         table = named_init(init, ("vocab", "embed"))
         shape = (config.vocab_size, config.hidden_size)
         self.embedding = self.param("embedding", table, shape, jnp.float32)
-        if not config.tie_word_embeddings:
+        if not config.tie_word_embeddings and not self.has_variable("decode", "head"):
             self.lm_head = self.param("lm_head", table, shape, jnp.float32)
         self.final_norm = RMSNorm(config.rms_norm_eps, self.dtype, "norm")
         block = _remat_block(self.remat, self.scan_layers)
@@ -235,7 +277,7 @@ class Qwen3(nn.Module):
 
         Args:
           tokens: [B, T] int32.
-          positions: [B, T] int32, or None for 0..T-1 in every row.
+          positions: [1 or B, T] int32, or None for 0..T-1 in every row.
           segment_ids: [B, T] int32, or None.
           cache: one LayerCache per layer, or None.
 
@@ -248,10 +290,10 @@ class Qwen3(nn.Module):
         if cache is not None and (self.scan_layers or segment_ids is not None):
             raise ValueError("a cache needs scan_layers=False and takes no segment_ids")
         if positions is None:
-            row = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-            positions = jnp.broadcast_to(row, tokens.shape)
+            positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         context = self._context(positions, segment_ids, cache)
         x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        x = x.astype(residual_dtype(self.dtype))
         x = with_logical_constraint(x, ("batch", "length", "width"))
         if self.scan_layers:
             x, _ = self.layers(x, context, None)
@@ -265,17 +307,26 @@ class Qwen3(nn.Module):
     def _context(
         self, positions: jax.Array, segment_ids: jax.Array | None, cache: Cache | None
     ) -> Context:
-        cos, sin = attn.rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        cos, sin = attn.rope_angles(positions, config.head_dim, config.rope_theta, config.yarn)
         if cache is None:
             mask = attn.causal_mask(positions.shape[1], segment_ids)
             return Context(cos, sin, mask, None)
-        mask = attn.cache_mask(positions, cache[0].k.shape[1])
+        mask = attn.cache_mask(positions, cache[0].num_slots)
         return Context(cos, sin, mask, positions[:, 0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] hidden states -> [..., V] fp32 logits (products in the compute dtype)."""
-        head = self.embedding if self.config.tie_word_embeddings else self.lm_head
-        contract = (((hidden.ndim - 1,), (1,)), ((), ()))
+        """[..., D] hidden states -> [..., V] fp32 logits (products in the compute dtype).
+
+        A `decode` collection may hold `head`, the head as [D, V]: what some devices read
+        faster, row by row.
+        """
+        if self.has_variable("decode", "head"):
+            head, axis = self.get_variable("decode", "head"), 0
+        else:
+            head = self.embedding if self.config.tie_word_embeddings else self.lm_head
+            axis = 1
+        contract = (((hidden.ndim - 1,), (axis,)), ((), ()))
         return jax.lax.dot_general(
             hidden, head.astype(self.dtype), contract, preferred_element_type=jnp.float32
         )
@@ -295,7 +346,7 @@ def _remat_block(remat: str, scanned: bool) -> type[Block]:
 
 
 def init_params(config: Qwen3Config, key: jax.Array, dtype: Any = jnp.float32) -> Tree:
-    """Random params in the stacked form: normal(0.02) weights, norm scales of one."""
+    """Random params in the stacked form: normal(0.02) weights, scales of one, no bias yet."""
 
     @jax.jit  # one compilation instead of one per operation
     def run(key: jax.Array) -> Tree:

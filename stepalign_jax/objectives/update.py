@@ -31,8 +31,8 @@ class TrainState:
     Attributes:
       step: int32 scalar, optimizer steps done.
       trainable: {"lora": ...} or {"params": ...}, float32.
-      teacher: what the teacher has beside the base: {} for the frozen base, a frozen or
-        averaged tree of the form of `trainable` otherwise.
+      teacher: what the teacher has beside the base: {} for the frozen base; a tree of the
+        form of `trainable` where it is an average, or the adapter that the run started from.
       opt_state: optax state.
     """
 

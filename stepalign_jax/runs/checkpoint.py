@@ -160,6 +160,32 @@ def restore_latest(directory: pathlib.Path, abstract_state: Any) -> Restored | N
     return Restored(steps[-1], restored["state"], run["data_state"], run["extra"])
 
 
+def restore_part(directory: pathlib.Path, abstract_part: dict[str, Any], step: int) -> Any:
+    """Returns some fields of the state of one of `finished_steps`; the others are not read.
+
+    Args:
+      directory: where the checkpoints are.
+      abstract_part: {field of the state: pytree}, leaves as in `restore_latest`.
+      step: which checkpoint.
+
+    Raises:
+      UserError: as `restore_latest`.
+    """
+    step_directory = directory.absolute() / str(step)
+    manifest = read_manifest(step_directory)
+    saved = [row for row in manifest["state"] if row[0].split("/")[0] in abstract_part]
+    _require_same_state(step_directory, saved, _describe_state(abstract_part))
+    require_intact(step_directory, manifest)
+    item = jax.tree.map(_with_sharding, abstract_part)
+    restore = ocp.args.PyTreeRestore(
+        item=item,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+        partial_restore=True,
+    )
+    with _open_manager(directory.absolute(), read_only=True) as manager:
+        return manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
+
+
 def read_manifest(step_directory: pathlib.Path) -> dict[str, Any]:
     """Returns {"files": {path: SHA-256}, "state": [[path, dtype, shape], ...]}.
 

@@ -4,6 +4,7 @@
 
     config.json        the resolved config
     prompts.json       the prompts of all roles, as rendered for one problem
+    memory.json        what each part's weights take of a device, and where the critic waits
     metrics.jsonl      one row per optimizer step, the same bits in every repetition of the run
     timings.jsonl      what differs between repetitions, kept apart for that reason
     rollouts/          step_00000.jsonl: what was sampled and critiqued in one step
@@ -56,6 +57,10 @@ class RunDirectory:
         return self.path / "prompts.json"
 
     @property
+    def memory_file(self) -> pathlib.Path:
+        return self.path / "memory.json"
+
+    @property
     def metrics_file(self) -> pathlib.Path:
         return self.path / "metrics.jsonl"
 
@@ -87,13 +92,20 @@ class RunDirectory:
 
     def validation_curve(self) -> list[list[float]]:
         """[optimizer steps done, validation Avg@k], oldest first; 0 is the start."""
+        return [[step, score] for step, score in self.validation_scores("avg_at_k").items()]
+
+    def validation_scores(self, metric: str) -> dict[int, float]:
+        """Mean of a metric of `Evaluation` by optimizer steps done, oldest first."""
         files = sorted(self.path.glob("evaluations/validation_*.json"))
-        scores = [read_json(file)["avg_at_k"] for file in files]
+        scores = [read_json(file)[metric] for file in files]
         steps = [int(file.stem.removeprefix("validation_")) for file in files]
-        return [[n, sum(s) / len(s)] for n, s in zip(steps, scores, strict=True)]
+        return {n: sum(s) / len(s) for n, s in zip(steps, scores, strict=True)}
 
     def write_prompts(self, prompts: Mapping[str, Any]) -> None:
         write_json(self.prompts_file, prompts)
+
+    def write_memory(self, memory: Mapping[str, Any]) -> None:
+        write_json(self.memory_file, memory)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.summary_file, summary)

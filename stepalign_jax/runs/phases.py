@@ -4,6 +4,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Problem, Rollouts
 from stepalign_jax.feedback.conditions import Condition, build_contexts, get_condition
-from stepalign_jax.feedback.critic import ask_model, ask_oracle, exact_share
+from stepalign_jax.feedback.critic import Asked, ask_model, ask_oracle, exact_share
 from stepalign_jax.feedback.critique import Critique, count_failures, fit_budget
 from stepalign_jax.feedback.roles import addresses
 from stepalign_jax.objectives.divergence import TokenScores
@@ -25,6 +26,7 @@ from stepalign_jax.problems.grading import Grader, extract_answer
 from stepalign_jax.runs.assemble import Workbench
 from stepalign_jax.runs.evaluation import Evaluation, evaluate_visibly
 from stepalign_jax.runs.packing import Packed, check_parts, pack, unpack
+from stepalign_jax.runs.second_model import take_turn
 from stepalign_jax.runs.selection import select_problems
 from stepalign_jax.runs.timings import padding, token_rates
 from stepalign_jax.sampling.engine import Purpose
@@ -45,6 +47,7 @@ class Samples:
     correct: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     contexts: list[Critique] = field(default_factory=list)
     critic_exact: float | None = None
+    asked: Asked | None = None  # None where no model was asked
 
 
 class Trainer:
@@ -111,23 +114,29 @@ class Trainer:
         golds = [problem.answer for problem in samples.problems]
         samples.correct = np.array(self.grader.grade(answers, golds), bool)
 
-    def critique(self, samples: Samples) -> None:
-        """Fills in the teacher's context of each rollout; the critic is asked if need be."""
+    def critique(self, samples: Samples, state: TrainState) -> TrainState:
+        """Fills in the teacher's context of each rollout; the critic is asked if need be.
+
+        Returns:
+          `state`, which a critic that takes turns on the devices has sent away and back.
+        """
         critiques = None
         if self.condition.needs_critiques:
-            critiques = self._ask_critic(samples)
+            critiques, state = self._ask_critic(samples, state)
             samples.critic_exact = exact_share(samples.problems, samples.texts, critiques)
         contexts = build_contexts(self.condition, samples.problems, critiques)
         budget = self.config.prompts.max_context_tokens
         samples.contexts = fit_budget(contexts, self.bench.roles.count_tokens, budget)
+        return state
 
-    def _ask_critic(self, samples: Samples) -> list[Critique]:
+    def _ask_critic(
+        self, samples: Samples, state: TrainState
+    ) -> tuple[list[Critique], TrainState]:
         if self.config.critic.kind == "oracle":
-            return ask_oracle(samples.problems, samples.texts)
-        return ask_model(
-            self.bench.engine,
-            {"params": self.bench.base},
-            self.bench.roles,
+            return ask_oracle(samples.problems, samples.texts), state
+        ask = partial(
+            ask_model,
+            self.bench.critic,
             self.config.critic,
             samples.problems,
             samples.texts,
@@ -135,6 +144,8 @@ class Trainer:
             seed=self.config.seed,
             grade=self.grader.grade,
         )
+        samples.asked, state = take_turn(self.bench.critic, self.bench.frozen, state, ask)
+        return samples.asked.critiques, state
 
     def pack(self, samples: Samples) -> list[Packed]:
         """Puts rollouts behind the prompts of both roles; failed critiques do not count."""
@@ -198,6 +209,7 @@ class Trainer:
             "contexts_failed": float(sum(failures.values())),
             **{f"context_failed/{name}": float(n) for name, n in failures.items() if n},
             "critic_exact_on_wrong": samples.critic_exact,
+            **_critic_tokens(samples.asked),
         }
 
     def rows(self, samples: Samples, scores: TokenScores) -> Iterator[dict[str, Any]]:
@@ -224,11 +236,9 @@ class Trainer:
     ) -> dict[str, float]:
         """Tokens per second of each phase, and what share of the arrays was padding."""
         distils = self.condition.objective == "divergence"
-        count = self.bench.roles.count_tokens
-        asked = self.condition.needs_critiques and self.config.critic.kind != "oracle"
         num_tokens = {
             "sample": int(samples.rollouts.lengths.sum()),
-            "critique": sum(count(c.text) for c in samples.contexts) if asked else 0,
+            "critique": 0 if samples.asked is None else int(samples.asked.lengths.sum()),
             "score": sum(p.teacher_tokens for p in packed) if distils else 0,
             "update": sum(p.solver_tokens for p in packed),
         }
@@ -249,3 +259,14 @@ class Trainer:
             seed=self.config.seed,
             description=label,
         )
+
+
+def _critic_tokens(asked: Asked | None) -> dict[str, float | None]:
+    """What the critiques of a step took; thinking counts."""
+    if asked is None or not asked.lengths.size:
+        return {"critic_tokens": 0.0, "critic_mean_tokens": None, "critic_truncated": None}
+    return {
+        "critic_tokens": float(asked.lengths.sum()),
+        "critic_mean_tokens": float(asked.lengths.mean()),
+        "critic_truncated": float(1.0 - asked.finished.mean()),
+    }

@@ -1,9 +1,10 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the problems that the base model seldom solves: the paper's difficulty filter.
+"""Keeps the problems that the initial solver seldom solves: the paper's difficulty filter.
 
-A problem stays if the base's Avg@n on it is below a bound (arXiv 2606.11173 is reported to
-keep Avg@16 < 5/16). What was kept is remembered under the runs' directory, because every
+A problem stays if the Avg@n of the untrained solver (the base, with the adapter that the
+run starts from, if any) is below a bound (arXiv 2606.11173 is reported to keep Avg@16 <
+5/16). What was kept is remembered under the runs' directory, because every
 run of a comparison would otherwise sample the same completions again.
 """
 
@@ -26,7 +27,7 @@ _SEED = 1  # not a run's seed: what is selected must not depend on the run
 def select_problems(
     config: Config, bench: Workbench, grader: Grader, problems: list[Problem], split: str
 ) -> list[Problem]:
-    """Returns the problems with base Avg@n below `problems.base_avg_below`; all if it is 0.
+    """Returns the problems with initial Avg@n below `problems.base_avg_below`; all if 0.
 
     Raises:
       UserError: if none is left.
@@ -42,7 +43,7 @@ def select_problems(
         settings = dataclasses.replace(config.evaluation, num_samples=section.base_avg_samples)
         found = evaluate_visibly(
             bench,
-            {"params": bench.base},
+            bench.initial_solver(),
             grader,
             problems,
             settings,
@@ -55,7 +56,7 @@ def select_problems(
     chosen = [problem for problem in problems if problem.text in kept]
     if not chosen:
         raise UserError(
-            f"no {split} problem has base Avg@{section.base_avg_samples} below "
+            f"no {split} problem has initial Avg@{section.base_avg_samples} below "
             f"problems.base_avg_below={section.base_avg_below:.3g}; raise it, or take harder "
             "problems."
         )
@@ -65,6 +66,8 @@ def select_problems(
 def _fingerprint(config: Config, directory: Path, problems: list[Problem]) -> int:
     """A hash of all that decides the selection; weights count by file size and time."""
     files = sorted(directory.glob("*.safetensors"))
+    if config.trainable.adapter:
+        files += sorted(Path(config.trainable.adapter).glob("adapter_*"))
     weights = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     parts = [
         weights,

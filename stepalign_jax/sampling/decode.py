@@ -1,21 +1,22 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Draws completions: one prefill, then a loop that emits one token per row and turn.
+"""The device's part of sampling: the programs that prefill, copy, resize and decode.
 
-Prompts are right-padded, so that cache slot == position. With P = 4 and a prompt of two
-tokens whose completion ends with the stop token `$`:
+A slot holds one request. The prefill computes keys and values of all but the last prompt
+token, which is the first that decoding feeds; so a request of n completion tokens takes n
+turns, and the prefill needs no logits. Prompts are right-padded, so cache slot == position:
 
-    slot         0   1   2   3   4   5          prompt_lengths = 2
-    prompt       a   b   -   -                  the prefill writes slots 0..3
-    completion           c   d   $   -          token t lies at slot 2 + t; lengths = 3
+    cache slot      0   1   2   3   4   5      a prompt of three tokens, prefill width 4
+    prefill         a   b   -   -
+    turn 0 feeds            c                  position 2; draws d
+    turn 1 feeds                d              position 3; draws $, the stop token
 
-A completion token overwrites the padding that the prefill left in its slot before any
-query can see it, for a query at position p attends to slots <= p only.
+A decoded token overwrites the padding that the prefill left in its cache slot before any
+query can see it, for a query at position p attends to cache slots <= p only. What an
+earlier request left behind is out of sight for the same reason.
 
-Randomness is addressed: the noise of one token depends on (run seed, purpose, optimizer
-step, problem hash, sample index, retry, position in the completion) and nothing else. So
-a request draws the same tokens in whatever batch, row or padding it is decoded, up to
-the rounding of the logits, which may differ in the last bits between compiled shapes.
+Between programs the cache stays on the device, where it is updated in place; the rest of
+a slot's state is a few numbers, which the host keeps.
 """
 
 import functools
@@ -23,235 +24,226 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jax import lax
 
-from stepalign_jax.base.types import Rollouts
-from stepalign_jax.model.qwen3 import Cache, Qwen3, init_cache
+from stepalign_jax.model.config import Qwen3Config
+from stepalign_jax.model.qwen3 import Cache, LayerCache, Qwen3, init_cache
+from stepalign_jax.sampling.draw import Filter, make_row_keys, sample_token
 
-ADDRESS_FIELDS = ("optimizer_step", "problem_hash", "sample_index", "retry")
+_CACHE_AXES = ("batch", "kv_heads", None, None)
 
 
-@jax.jit
-def make_row_keys(seed: jax.Array, purpose: jax.Array, addresses: jax.Array) -> jax.Array:
-    """Random keys [B] of the requests at `addresses`.
+class Slots(NamedTuple):
+    """Where decoding stands, one row per slot.
 
-    Args:
-      seed: uint32 scalar, the run's seed.
-      purpose: uint32 scalar that keeps the uses of one address apart.
-      addresses: [B, 4] uint32, columns as in `ADDRESS_FIELDS`.
+    Attributes:
+      tokens: [B] int32, what the next turn feeds.
+      positions: [B] int32, where it stands.
+      emitted: [B] int32 completion tokens drawn so far.
+      done: [B] bool; a slot without a request is done. Its row is computed like the
+        others and changes nothing but its own part of the cache.
     """
-    # The generator is named, because its bits are part of what a run repeats.
-    root = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), purpose)
 
-    def fold(address: jax.Array) -> jax.Array:
-        key = root
-        for field in range(len(ADDRESS_FIELDS)):
-            key = jax.random.fold_in(key, address[field])
-        return key
-
-    return jax.vmap(fold)(addresses)
+    tokens: Any
+    positions: Any
+    emitted: Any
+    done: Any
 
 
-def sampling_distribution(
-    logits: jax.Array, *, temperature: float, top_k: int, top_p: float
-) -> tuple[jax.Array, jax.Array | None]:
-    """The distribution that tokens are drawn from: temperature, then top-k, then top-p.
+class Chunk(NamedTuple):
+    """What some turns of decoding drew.
 
-    Top-p keeps the fewest most probable tokens whose mass reaches `top_p`, where mass is
-    counted among what top-k left. Of equally probable tokens the lower id comes first.
+    Attributes:
+      tokens: [C, B] int32. A slot draws in consecutive turns from turn 0 on, until it is
+        done; how many they were, `slots.emitted` tells. What stands behind them means
+        nothing.
+      logprobs: [C, B] float32, see `Rollouts`.
+      sampling_logprobs: [C, B] float32, see `Rollouts`.
+      slots: where decoding stands now.
+    """
+
+    tokens: Any
+    logprobs: Any
+    sampling_logprobs: Any
+    slots: Slots
+
+
+@functools.partial(jax.jit, static_argnames=("config", "num_slots", "width", "dtype"))
+def empty_cache(config: Qwen3Config, num_slots: int, width: int, dtype: Any) -> Cache:
+    """A cache for `num_slots` slots, `width` cache slots each."""
+    return _pinned(init_cache(config, num_slots, width, dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "dtype"))
+def prefill(
+    model: Qwen3, variables: Any, tokens: jax.Array, prefix: Cache | None, *, dtype: Any
+) -> Cache:
+    """Keys and values of prompts, padding included, behind a prefix that they share.
 
     Args:
-      logits: [B, V] float32.
-      temperature: above 0.
-      top_k: tokens to keep, 0 for all.
-      top_p: in (0, 1], 1 for all.
+      model: unrolled (`scan_layers=False`).
+      variables: the model's collections in the unrolled layout.
+      tokens: [R, P] int32 prompts without what stands in the prefix, right-padded.
+      prefix: cache of one row and W cache slots, or None (W = 0).
+      dtype: of keys and values.
 
     Returns:
-      Log-probabilities [B, C] of C candidates, -inf for those excluded, and the token ids
-      [B, C] of the candidates. Ids are None where the candidates are the vocabulary in
-      order; only then is nothing sorted. Top-k alone selects, top-p alone sorts all of V.
+      A cache of R rows and W + P cache slots.
     """
-    vocab_size = logits.shape[-1]
-    scaled = logits / temperature
-    if top_k == 0 and top_p >= 1:
-        return jax.nn.log_softmax(scaled), None
-    scaled, ids = lax.top_k(scaled, min(top_k, vocab_size) if top_k else vocab_size)
-    if top_p < 1:
-        probs = jax.nn.softmax(scaled)
-        mass_before = jnp.cumsum(probs, axis=-1) - probs
-        scaled = jnp.where(mass_before < top_p, scaled, -jnp.inf)
-    return jax.nn.log_softmax(scaled), ids
+    num_rows, length = tokens.shape
+    first = 0 if prefix is None else prefix[0].num_slots
+    cache = init_cache(model.config, num_rows, first + length, dtype)
+    if prefix is not None:
+        wide = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_rows, axis=0), prefix)
+        cache = _copied(cache, wide, 0)
+    positions = first + jnp.arange(length, dtype=jnp.int32)[None]
+    return _pinned(model.apply(variables, tokens, positions=positions, cache=cache)[1])  # pyright: ignore[reportArgumentType]
 
 
-def sample_token(
-    logits: jax.Array, keys: jax.Array, *, temperature: float, top_k: int, top_p: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws one token per row as argmax of log-probability + Gumbel noise.
-
-    The noise belongs to (key, token id), so it survives a change of rank between nearly
-    equal tokens, and a token that wins without a filter wins under each filter keeping it.
+@functools.partial(jax.jit, donate_argnames="cache")
+def copy_rows(
+    cache: Cache, prefilled: Cache, sources: jax.Array, targets: jax.Array, count: jax.Array
+) -> Cache:
+    """`cache` with rows of `prefilled` at the start of some of its rows.
 
     Args:
-      logits: [B, V]; turned into float32 first.
-      keys: [B] keys, one per row; ignored at temperature 0.
-      temperature: 0 takes the most probable token, the lowest id among equals.
-      top_k: see `sampling_distribution`, as for `top_p`; both ignored at temperature 0.
-      top_p: see there.
-
-    Returns:
-      Tokens [B] int32, their log-probabilities [B] under softmax(logits), and [B] under
-      the distribution they were drawn from (0 at temperature 0).
+      cache: B rows of S cache slots; updated in place.
+      prefilled: R rows of at most S cache slots.
+      sources: [B] int32 rows of `prefilled`; several slots may take the same.
+      targets: [B] int32 rows of `cache`.
+      count: int32 scalar, how many of the two count.
     """
-    logits = logits.astype(jnp.float32)
-    if temperature == 0:
-        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return tokens, _pick(jax.nn.log_softmax(logits), tokens), jnp.zeros(tokens.shape)
-    candidates, ids = sampling_distribution(
-        logits, temperature=temperature, top_k=top_k, top_p=top_p
-    )
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
-    if ids is not None:
-        noise = jnp.take_along_axis(noise, ids, axis=-1)
-    choice = jnp.argmax(candidates + noise, axis=-1).astype(jnp.int32)
-    tokens = choice if ids is None else _pick(ids, choice)
-    return tokens, _pick(jax.nn.log_softmax(logits), tokens), _pick(candidates, choice)
+
+    def body(index: jax.Array, cache: Cache) -> Cache:
+        row = jax.tree.map(
+            lambda leaf: lax.dynamic_slice_in_dim(leaf, sources[index], 1), prefilled
+        )
+        return _copied(cache, row, targets[index])
+
+    return _pinned(lax.fori_loop(0, count, body, cache))
 
 
-def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
-    """values[b, index[b]] for each row b: [B, N], [B] -> [B]."""
-    return jnp.take_along_axis(values, index[:, None], axis=-1)[:, 0]
+def _copied(cache: Cache, rows: Cache, first_row: jax.Array | int) -> Cache:
+    """`cache` with `rows` written from `first_row` and cache slot 0 on."""
+    update = lambda leaf, new: lax.dynamic_update_slice(leaf, new, (first_row, 0, 0, 0))  # noqa: E731
+    return jax.tree.map(update, cache, rows)
 
 
-class _State(NamedTuple):
-    """What the decode loop carries; `emitted` counts the columns of `rollouts` in use."""
+@functools.partial(jax.jit, static_argnames="width")
+def resize(cache: Cache, *, width: int) -> Cache:
+    """A copy of `cache` with `width` cache slots: padded at the end, or cut there."""
 
-    emitted: jax.Array
-    cache: Cache
-    rollouts: Rollouts
+    def change(leaf: jax.Array, axis: int) -> jax.Array:
+        if width <= leaf.shape[axis]:
+            return lax.slice_in_dim(leaf, 0, width, axis=axis)
+        room = [(0, 0)] * leaf.ndim
+        room[axis] = (0, width - leaf.shape[axis])
+        return jnp.pad(leaf, room)
+
+    return _pinned(tuple(LayerCache(change(c.k, 3), change(c.v, 2)) for c in cache))
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=(
-        "model",
-        "max_new_tokens",
-        "temperature",
-        "top_k",
-        "top_p",
-        "stop_ids",
-        "pad_id",
-        "cache_dtype",
-    ),
+    static_argnames=("model", "num_turns", "max_new_tokens", "chosen_by", "stop_ids"),
+    donate_argnames="cache",
 )
-def generate(
+def decode_chunk(
     model: Qwen3,
     variables: Any,
-    prompts: jax.Array,
-    prompt_lengths: jax.Array,
-    row_keys: jax.Array,
+    cache: Cache,
+    slots: Slots,
+    addresses: jax.Array,
+    seed: jax.Array,
+    purpose: jax.Array,
+    turns: jax.Array,
+    idle_limit: jax.Array,
     *,
+    num_turns: int,
     max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
+    chosen_by: Filter,
     stop_ids: tuple[int, ...],
-    pad_id: int,
-    cache_dtype: Any,
-) -> Rollouts:
-    """Completes each prompt; compiles once per (shapes, settings).
+) -> tuple[Cache, Chunk]:
+    """Draws one token per live slot and turn.
 
-    The loop ends when every row is done, so a batch costs as many turns as its longest
-    completion has tokens. The prefill computes logits for the last prompt token only.
+    It returns after `turns` turns, or as soon as `idle_limit` slots are done: enough to be
+    worth a refill, or all.
 
     Args:
       model: unrolled (`scan_layers=False`).
-      variables: the model's collections in the unrolled layout; with `lora` among them the
-        adapter is on.
-      prompts: [B, P] int32, right-padded.
-      prompt_lengths: [B] int32. A row of length 0 is a dummy: it draws nothing and comes
-        back with length 0 and finished True, so it never holds up the loop.
-      row_keys: [B] keys from `make_row_keys`.
-      max_new_tokens: T, the token budget; the cache has P + T slots.
-      temperature: see `sample_token`, as for `top_k` and `top_p`.
-      top_k: see there.
-      top_p: see there.
-      stop_ids: a row is done once it has drawn one of these; that token counts.
-      pad_id: fills `tokens` from `lengths` on, where both log-probabilities are 0.
-      cache_dtype: of keys and values in the cache.
-
-    Returns:
-      Rollouts with [B, T] arrays.
+      variables: its collections in the unrolled layout; with `lora` the adapter is on.
+      cache: B rows of S cache slots; updated in place.
+      slots: where decoding stands.
+      addresses: [B, 4] uint32 of the requests, see `make_row_keys`.
+      seed: see there.
+      purpose: see there.
+      turns: int32 scalar, at most `num_turns`. No position may reach S meanwhile.
+      idle_limit: int32 scalar, in [1, B].
+      num_turns: C, the rows of the result.
+      max_new_tokens: a request is done when it has drawn so many tokens.
+      chosen_by: how tokens are drawn.
+      stop_ids: a request is done once it has drawn one of these; that token counts.
     """
-    batch, prompt_width = prompts.shape
+    row_keys = make_row_keys(seed, purpose, addresses)
+    blank = jnp.zeros((num_turns, addresses.shape[0]), jnp.float32)
+    drawn = (blank.astype(jnp.int32), blank, blank)
 
-    def forward(tokens: jax.Array, positions: jax.Array, cache: Cache) -> Any:
-        return model.apply(variables, tokens, positions=positions, cache=cache)
+    def unfinished(carry: Any) -> jax.Array:
+        index, _, slots, _ = carry
+        return (index < turns) & (jnp.sum(slots.done) < idle_limit)
 
-    def logits_of(hidden: jax.Array) -> Any:  # [B, D] -> [B, V]
-        return model.apply(variables, hidden, method=model.logits)
-
-    def emit(emitted: jax.Array, logits: jax.Array, rollouts: Rollouts) -> Rollouts:
-        token_keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, emitted)
-        token, logprob, sampling_logprob = sample_token(
-            logits, token_keys, temperature=temperature, top_k=top_k, top_p=top_p
+    def turn(carry: Any) -> Any:
+        index, cache, slots, drawn = carry
+        logits, cache = _forward(model, variables, cache, slots)
+        keys = jax.vmap(jax.random.fold_in)(row_keys, slots.emitted)
+        new = sample_token(logits, keys, chosen_by)
+        drawn = tuple(
+            lax.dynamic_update_index_in_dim(rows, row, index, axis=0)
+            for rows, row in zip(drawn, new, strict=True)
         )
-        return _append(rollouts, emitted, token, logprob, sampling_logprob, stop_ids)
+        return index + 1, cache, _advance(slots, new[0], max_new_tokens, stop_ids), drawn
 
-    def turn(state: _State) -> _State:
-        last = state.emitted - 1
-        tokens = lax.dynamic_index_in_dim(state.rollouts.tokens, last, axis=1)
-        hidden, cache = forward(tokens, prompt_lengths[:, None] + last, state.cache)
-        rollouts = emit(state.emitted, logits_of(hidden[:, 0]), state.rollouts)
-        return _State(state.emitted + 1, cache, rollouts)
-
-    def unfinished(state: _State) -> jax.Array:
-        return (state.emitted < max_new_tokens) & ~jnp.all(state.rollouts.finished)
-
-    # The prefill sees a cache of P slots: attention scores are [P, P], not [P, P + T].
-    slots = jnp.broadcast_to(jnp.arange(prompt_width), prompts.shape)
-    empty = init_cache(model.config, batch, prompt_width, cache_dtype)
-    hidden, cache = forward(prompts, slots, empty)
-    room = ((0, 0), (0, max_new_tokens), (0, 0), (0, 0))
-    cache = jax.tree.map(lambda leaf: jnp.pad(leaf, room), cache)
-    last_of_prompt = jnp.maximum(prompt_lengths - 1, 0)[:, None, None]
-    logits = logits_of(jnp.take_along_axis(hidden, last_of_prompt, axis=1)[:, 0])
-    rollouts = emit(jnp.int32(0), logits, _blank(prompt_lengths, max_new_tokens, pad_id))
-    return lax.while_loop(unfinished, turn, _State(jnp.int32(1), cache, rollouts)).rollouts
+    start = (jnp.int32(0), cache, slots, drawn)
+    _, cache, slots, drawn = lax.while_loop(unfinished, turn, start)
+    chunk = Chunk(drawn[0], drawn[1], drawn[2], slots)
+    return _pinned(cache), jax.tree.map(_replicated, chunk)
 
 
-def _blank(prompt_lengths: jax.Array, max_new_tokens: int, pad_id: int) -> Rollouts:
-    """Rollouts without a token; dummy rows, those with an empty prompt, are finished."""
-    shape = (prompt_lengths.shape[0], max_new_tokens)
-    return Rollouts(
-        tokens=jnp.full(shape, pad_id, jnp.int32),
-        logprobs=jnp.zeros(shape, jnp.float32),
-        sampling_logprobs=jnp.zeros(shape, jnp.float32),
-        lengths=jnp.zeros_like(prompt_lengths),
-        finished=prompt_lengths == 0,
+def _forward(
+    model: Qwen3, variables: Any, cache: Cache, slots: Slots
+) -> tuple[jax.Array, Cache]:
+    """Logits [B, V] of each slot's next token, and the cache with the token just fed."""
+    fed: Any = model.apply(
+        variables, slots.tokens[:, None], positions=slots.positions[:, None], cache=cache
+    )
+    hidden, cache = fed
+    return model.apply(variables, hidden[:, 0], method=model.logits), cache  # pyright: ignore[reportReturnType]
+
+
+def _advance(
+    slots: Slots, token: jax.Array, max_new_tokens: int, stop_ids: tuple[int, ...]
+) -> Slots:
+    """Where decoding stands after each live slot drew its element of `token` [B]."""
+    live = ~slots.done
+    emitted = slots.emitted + live
+    stopped = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
+    return Slots(
+        tokens=jnp.where(live, token, slots.tokens),
+        positions=slots.positions + live,
+        emitted=emitted,
+        done=slots.done | stopped | (emitted >= max_new_tokens),
     )
 
 
-def _append(
-    rollouts: Rollouts,
-    column: jax.Array,
-    token: jax.Array,
-    logprob: jax.Array,
-    sampling_logprob: jax.Array,
-    stop_ids: tuple[int, ...],
-) -> Rollouts:
-    """Writes one token [B] into `column` of the rows that are not finished yet."""
-    live = ~jnp.asarray(rollouts.finished)
+def _pinned(cache: Cache) -> Cache:
+    """A cache that lies on the mesh as every program expects it.
 
-    def put(buffer: Any, value: jax.Array) -> jax.Array:
-        # Columns ahead still hold the filler, so a finished row keeps what is there.
-        old = lax.dynamic_index_in_dim(buffer, column, axis=1, keepdims=False)
-        new = jnp.where(live, value, old)
-        return lax.dynamic_update_index_in_dim(buffer, new, column, axis=1)
+    Left to the compiler, its layout could differ between programs and cost compilations.
+    """
+    return jax.tree.map(lambda leaf: with_logical_constraint(leaf, _CACHE_AXES), cache)
 
-    return Rollouts(
-        tokens=put(rollouts.tokens, token),
-        logprobs=put(rollouts.logprobs, logprob),
-        sampling_logprobs=put(rollouts.sampling_logprobs, sampling_logprob),
-        lengths=rollouts.lengths + live,
-        finished=rollouts.finished | jnp.isin(token, jnp.array(stop_ids, jnp.int32)),
-    )
+
+def _replicated(leaf: jax.Array) -> jax.Array:
+    """An array that lies whole on every device, so that every host can read it."""
+    return with_logical_constraint(leaf, (None,) * leaf.ndim)

@@ -1,11 +1,12 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Turns a list of prompts of any length into batches of few shapes, and back into rows."""
+"""Serves a list of requests from a fixed number of slots: continuous batching."""
 
 import enum
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,12 @@ import numpy as np
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.model.lora import LoraSpec
-from stepalign_jax.model.qwen3 import Qwen3, unstack_layers
-from stepalign_jax.sampling.decode import ADDRESS_FIELDS, generate, make_row_keys
+from stepalign_jax.model.qwen3 import Qwen3, output_head, unstack_layers
+from stepalign_jax.sampling.draw import ADDRESS_FIELDS, Filter
+from stepalign_jax.sampling.schedule import prompt_bucket
+from stepalign_jax.sampling.serve import TURNS, Served, Session
 
-_SMALLEST_BUCKET = 16
+__all__ = ["Engine", "Prepared", "Purpose", "SamplingSettings", "prompt_bucket"]
 
 
 class Purpose(enum.IntEnum):
@@ -43,17 +46,10 @@ class SamplingSettings(Protocol):
     def batch_size(self) -> int: ...
 
 
-def prompt_bucket(length: int) -> int:
-    """The padded width for prompts up to `length`: 16, 24, 32, 48, 64, 96, 128, ...
+class Prepared(NamedTuple):
+    """Weights in the layout of decoding, from `Engine.prepare`."""
 
-    Two widths per doubling: at most half of a width is wasted on its longest prompt, and
-    prompts up to 4,096 tokens need no more than 17 compilations.
-    """
-    bucket = _SMALLEST_BUCKET
-    while bucket < length:
-        # A power of two is followed by 1.5 times itself, and that by the next power.
-        bucket = bucket * 3 // 2 if bucket & (bucket - 1) == 0 else bucket * 4 // 3
-    return bucket
+    variables: dict[str, Any]
 
 
 class Engine:
@@ -71,15 +67,32 @@ class Engine:
         stop_ids: Sequence[int],
         pad_id: int,
     ):
-        """Args: see `Qwen3` and `generate`; `compute_dtype` is the cache's dtype too."""
+        """Args: see `Qwen3` and `decode_chunk`; `compute_dtype` is the cache's dtype too."""
         self._dtype = jnp.dtype(compute_dtype)
         self._model = Qwen3(model_config, self._dtype, lora=lora, scan_layers=False)
         self._stop_ids = tuple(int(token) for token in stop_ids)
         self._pad_id = int(pad_id)
 
+    def prepare(self, variables: dict[str, Any]) -> Prepared:
+        """The weights as decoding reads them fastest, for calls that share them.
+
+        The layers are unrolled, since decoding reads separate arrays faster than slices of
+        a stacked one. This takes extra memory: one copy of the layers in the compute dtype,
+        and of embedding and head if that is not their dtype. On a CPU a copy of the head
+        [V, D] as [D, V] comes on top, which is read twice as fast.
+        """
+        return Prepared(
+            _decode_layout(
+                variables,
+                num_layers=self._model.config.num_layers,
+                dtype=self._dtype,
+                turn_head=jax.default_backend() == "cpu",
+            )
+        )
+
     def sample(
         self,
-        variables: dict[str, Any],
+        variables: dict[str, Any] | Prepared,
         prompts: Sequence[Sequence[int]],
         addresses: np.ndarray,
         *,
@@ -90,22 +103,18 @@ class Engine:
     ) -> Rollouts:
         """Completes each prompt.
 
-        Every batch has exactly `settings.batch_size` rows (dummies fill the last one) and
-        holds prompts of similar length, so a call compiles once per prompt bucket at most.
-        The layers are unrolled once per call, since decoding reads separate arrays faster
-        than slices of a stacked one. While the call lasts this takes extra memory: one
-        copy of the layers in the compute dtype, and of embedding and head if that is not
-        their dtype.
+        There are always `settings.batch_size` slots, whatever the number of requests, so
+        that a call compiles nothing that an earlier one with prompts of these widths did.
 
         Args:
           variables: {"params": ...} for the base, with "lora" beside it for the adapted
-            model; both in the stacked form.
+            model; both in the stacked form, and then prepared for this call; or `Prepared`.
           prompts: N lists of token ids.
-          addresses: [N, 4] uint32, columns as in `decode.ADDRESS_FIELDS`.
+          addresses: [N, 4] uint32, columns as in `draw.ADDRESS_FIELDS`.
           seed: the run's seed, below 2**32.
           purpose: what the completions are for.
-          settings: how to draw them.
-          progress: called with the number of requests done so far, after each batch.
+          settings: how to draw them; `batch_size` is the number of slots.
+          progress: called with the number of requests done so far, whenever some are.
 
         Returns:
           Rollouts of NumPy arrays [N, max_new_tokens], in the order of `prompts`.
@@ -114,27 +123,67 @@ class Engine:
           UserError: a prompt is empty, or leaves less room than `max_new_tokens`.
           ValueError: `addresses` does not have one row of four per prompt.
         """
+        results = _empty(len(prompts), settings.max_new_tokens, self._pad_id)
+        session = self._session(variables, prompts, addresses, seed, purpose, settings)
+        for served in session.run(itertools.repeat(TURNS)) if session else ():
+            _place(results, served)
+            if progress is not None:
+                progress(served.num_done)
+        return _with_ends(results, self._stop_ids)
+
+    def stream(
+        self,
+        variables: dict[str, Any] | Prepared,
+        prompt: Sequence[int],
+        address: Sequence[int],
+        *,
+        seed: int,
+        purpose: Purpose,
+        settings: SamplingSettings,
+        turns: int,
+    ) -> Iterator[list[int]]:
+        """Yields the tokens of one completion: the first, then up to `turns` at a time.
+
+        They are those that `sample` would give; arguments and refusals are as there.
+        """
+        addresses = np.asarray([address])
+        session = self._session(variables, [prompt], addresses, seed, purpose, settings)
+        limits = itertools.chain([1], itertools.repeat(turns))
+        for served in session.run(limits) if session else ():
+            slot = int(served.requests.argmax())
+            yield served.chunk.tokens[: served.count[slot], slot].tolist()
+
+    def _session(
+        self,
+        variables: dict[str, Any] | Prepared,
+        prompts: Sequence[Sequence[int]],
+        addresses: np.ndarray,
+        seed: int,
+        purpose: Purpose,
+        settings: SamplingSettings,
+    ) -> Session | None:
+        """What serves these requests, or None if there are none; refusals are `sample`'s."""
         addresses = np.asarray(addresses, np.uint32)
         if addresses.shape != (len(prompts), len(ADDRESS_FIELDS)):
             raise ValueError(f"addresses {addresses.shape} for {len(prompts)} prompts")
         self._check_lengths(prompts, settings.max_new_tokens)
-        results = _empty(len(prompts), settings.max_new_tokens, self._pad_id)
         if not prompts:
-            return results
-        num_layers = self._model.config.num_layers
-        unrolled = _decode_layout(variables, num_layers=num_layers, dtype=self._dtype)
-
-        def dispatch(rows: np.ndarray) -> Rollouts:
-            return self._dispatch(unrolled, prompts, addresses, rows, seed, purpose, settings)
-
-        num_done = 0
-        batches = _batches(prompts, settings.batch_size)
-        for rows, batch in _one_ahead(batches, dispatch):
-            _place(results, rows, batch)
-            num_done += len(rows)
-            if progress is not None:
-                progress(num_done)
-        return results
+            return None
+        if not isinstance(variables, Prepared):
+            variables = self.prepare(variables)
+        return Session(
+            self._model,
+            variables.variables,
+            prompts,
+            addresses,
+            seed=seed,
+            purpose=purpose,
+            num_slots=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            chosen_by=Filter(settings.temperature, settings.top_k, settings.top_p),
+            stop_ids=self._stop_ids,
+            dtype=self._dtype,
+        )
 
     def _check_lengths(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         limit = self._model.config.max_positions
@@ -147,82 +196,21 @@ class Engine:
                     f"{max_new_tokens} exceeds the model's {limit} positions: lower one."
                 )
 
-    def _dispatch(
-        self,
-        unrolled: dict[str, Any],
-        prompts: Sequence[Sequence[int]],
-        addresses: np.ndarray,
-        rows: np.ndarray,
-        seed: int,
-        purpose: Purpose,
-        settings: SamplingSettings,
-    ) -> Rollouts:
-        """Starts one batch and returns before it is done."""
-        chosen = [prompts[row] for row in rows]
-        tokens, lengths = _pad(chosen, settings.batch_size, self._pad_id)
-        padded = np.zeros((settings.batch_size, len(ADDRESS_FIELDS)), np.uint32)
-        padded[: len(rows)] = addresses[rows]
-        return generate(
-            self._model,
-            unrolled,
-            tokens,
-            lengths,
-            make_row_keys(np.uint32(seed), np.uint32(purpose), padded),
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            stop_ids=self._stop_ids,
-            pad_id=self._pad_id,
-            cache_dtype=self._dtype,
-        )
 
-
-@functools.partial(jax.jit, static_argnames=("num_layers", "dtype"))
-def _decode_layout(variables: dict[str, Any], *, num_layers: int, dtype: Any) -> dict[str, Any]:
-    """Every collection unrolled, matrices in the compute dtype.
+@functools.partial(jax.jit, static_argnames=("num_layers", "dtype", "turn_head"))
+def _decode_layout(
+    variables: dict[str, Any], *, num_layers: int, dtype: Any, turn_head: bool
+) -> dict[str, Any]:
+    """Every collection unrolled, matrices in the compute dtype; the head also as [D, V].
 
     The model rounds matrices to that dtype where it uses them, so rounding them here
     changes no bit, and each token reads fewer bytes. Norm scales stay as they are.
     """
-    unrolled = {name: unstack_layers(tree, num_layers) for name, tree in variables.items()}
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, unrolled)
-
-
-def _batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[np.ndarray]:
-    """Request numbers of each batch, longest prompts first.
-
-    Sorting makes neighbours share a bucket; the longest lead, so that a lack of memory
-    shows at once. The sort is stable: samples of one problem stay together.
-    """
-    lengths = np.array([len(prompt) for prompt in prompts])
-    order = np.argsort(-lengths, kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def _one_ahead(
-    batches: list[np.ndarray], dispatch: Callable[[np.ndarray], Rollouts]
-) -> Iterator[tuple[np.ndarray, Rollouts]]:
-    """Yields (rows, rollouts) per batch, having started the batch after it."""
-    ahead = dispatch(batches[0])
-    for index, rows in enumerate(batches):
-        current = ahead
-        if index + 1 < len(batches):
-            ahead = dispatch(batches[index + 1])
-        yield rows, current
-
-
-def _pad(
-    prompts: Sequence[Sequence[int]], batch_size: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Right-padded tokens [batch_size, bucket] and lengths; dummy rows have length 0."""
-    width = prompt_bucket(max(len(prompt) for prompt in prompts))
-    tokens = np.full((batch_size, width), pad_id, np.int32)
-    lengths = np.zeros(batch_size, np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-        lengths[row] = len(prompt)
-    return tokens, lengths
+    layout = {name: unstack_layers(tree, num_layers) for name, tree in variables.items()}
+    if turn_head:
+        layout["decode"] = {"head": output_head(variables["params"]).T}
+        layout["params"].pop("lm_head", None)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, layout)
 
 
 def _empty(num_requests: int, max_new_tokens: int, pad_id: int) -> Rollouts:
@@ -236,10 +224,20 @@ def _empty(num_requests: int, max_new_tokens: int, pad_id: int) -> Rollouts:
     )
 
 
-def _place(results: Rollouts, rows: np.ndarray, batch: Rollouts) -> None:
-    """Waits for `batch` and copies its rows to where their requests stand, dropping dummies."""
+def _place(results: Rollouts, served: Served) -> None:
+    """Copies a chunk's tokens to where their requests stand."""
+    turns = np.arange(served.chunk.tokens.shape[0])[:, None]
+    turn, slot = np.nonzero(turns < served.count)
+    rows, columns = served.requests[slot], served.first[slot] + turn
+    for name in ("tokens", "logprobs", "sampling_logprobs"):
+        getattr(results, name)[rows, columns] = getattr(served.chunk, name)[turn, slot]
+    live = served.requests >= 0
+    ends = served.first + served.count
+    results.lengths[served.requests[live]] = ends[live]
 
-    def copy(target: np.ndarray, source: np.ndarray) -> None:
-        target[rows] = source[: len(rows)]
 
-    jax.tree.map(copy, results, jax.device_get(batch))
+def _with_ends(results: Rollouts, stop_ids: tuple[int, ...]) -> Rollouts:
+    """`results` with `finished` filled in: a completion is whole if it ends in a stop."""
+    lengths: Any = results.lengths
+    ends = np.asarray(results.tokens)[np.arange(len(lengths)), np.maximum(lengths - 1, 0)]
+    return results.replace(finished=np.isin(ends, stop_ids) & (lengths > 0))  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,161 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Who sits in which slot, and which widths are compiled: plain functions of plain numbers.
+
+Nothing here knows arrays on a device. Every decision follows from the requests and from
+the done flags, which all hosts see alike, so that all hosts take it alike.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_SMALLEST_PROMPT = 16
+_SMALLEST_CACHE = 128
+_SHORTEST_PREFIX = 128  # a shorter one costs more to set apart than it saves
+_PREFILL_TOKENS = 512  # computed by one call: enough to keep a device busy
+_REFILLS_PER_ROUND = 16  # a slot waits at most until 1/16 of the slots do
+
+
+class Schedule:
+    """Gives waiting requests, in order, to slots that are free, lowest slot first.
+
+    Attributes:
+      request: [B] the request in each slot, -1 for none.
+      num_done: requests that are through.
+    """
+
+    def __init__(self, order: Sequence[int], num_slots: int):
+        """Args: `order` is the order in which requests are served."""
+        self.request = np.full(num_slots, -1)
+        self.num_done = 0
+        self._order = np.asarray(order, int)
+        self._next = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that no slot has had yet."""
+        return len(self._order) - self._next
+
+    @property
+    def over(self) -> bool:
+        """Whether every request is through."""
+        return self.num_done == len(self._order)
+
+    def refill(self) -> np.ndarray:
+        """Seats waiting requests; returns the slots that got one."""
+        free = np.flatnonzero(self.request < 0)[: self.num_waiting]
+        self.request[free] = self._order[self._next : self._next + len(free)]
+        self._next += len(free)
+        return free
+
+    def idle_limit(self) -> int:
+        """How many idle slots are worth a refill; all of them, if nobody waits."""
+        num_slots = len(self.request)
+        enough = max(1, num_slots // _REFILLS_PER_ROUND)
+        return min(enough, self.num_waiting) or num_slots
+
+    def retire(self, done: np.ndarray) -> None:
+        """Frees the slots whose request is done, `done` being [B] bool."""
+        through = done & (self.request >= 0)
+        self.request[through] = -1
+        self.num_done += int(through.sum())
+
+
+def serving_order(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Request numbers, longest prompts first, equal prompts side by side.
+
+    Neighbours then share a width, and samples of one problem their prefill; the longest
+    lead, so that a lack of memory shows at once.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    group = [first.setdefault(tuple(prompt), index) for index, prompt in enumerate(prompts)]
+    return sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), group[i], i))
+
+
+def prompt_bucket(length: int) -> int:
+    """The padded width for prompts up to `length`: 16, 24, 32, 48, 64, 96, 128, ...
+
+    Two widths per doubling: at most half of a width is wasted on its longest prompt, and
+    prompts up to 4,096 tokens need no more than 17 compilations.
+    """
+    bucket = _SMALLEST_PROMPT
+    while bucket < length:
+        # A power of two is followed by 1.5 times itself, and that by the next power.
+        bucket = bucket * 3 // 2 if bucket & (bucket - 1) == 0 else bucket * 4 // 3
+    return bucket
+
+
+def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many leading tokens of all prompts are worth a prefill of their own; 0 for none.
+
+    The longest common prefix, less the last token of the shortest prompt, rounded down to
+    a width of `prompt_bucket`: a chance agreement of a few tokens must not make a new one.
+    """
+    lowest, highest = min(prompts), max(prompts)
+    if lowest == highest:
+        return 0
+    pairs = enumerate(zip(lowest, highest, strict=False))
+    common = next((i for i, (a, b) in pairs if a != b), min(len(lowest), len(highest)))
+    longest = min(common, min(map(len, prompts)) - 1)
+    widths = [_SHORTEST_PREFIX]
+    while widths[-1] <= longest:
+        widths.append(prompt_bucket(widths[-1] + 1))
+    return widths[-2] if len(widths) > 1 else 0
+
+
+class PrefillBatch(NamedTuple):
+    """Prompts that one call prefills: in order, each once, padded to the width of the first.
+
+    Attributes:
+      width: P, what stands in the shared prefix and each prompt's last token left out.
+      num_rows: R, at least the number of prompts.
+      requests: one request for each prompt.
+    """
+
+    width: int
+    num_rows: int
+    requests: list[int]
+
+
+def prefill_batches(
+    prompts: Sequence[tuple[int, ...]], order: Sequence[int], prefix: int, num_slots: int
+) -> list[PrefillBatch]:
+    """Cuts distinct prompts, longest first, into batches: one number of rows per width.
+
+    Args:
+      prompts: those of all requests.
+      order: of `serving_order`.
+      prefix: how many leading tokens all share and have prefilled already.
+      num_slots: B; more rows are not needed.
+    """
+    batches: list[PrefillBatch] = []
+    seen = set()
+    for request in order:
+        if prompts[request] in seen:
+            continue
+        seen.add(prompts[request])
+        if not batches or len(batches[-1].requests) == batches[-1].num_rows:
+            width = prompt_bucket(len(prompts[request]) - 1 - prefix)
+            rows = max(1, min(_PREFILL_TOKENS // (prefix + width), num_slots))
+            batches.append(PrefillBatch(width, rows, []))
+        batches[-1].requests.append(request)
+    return batches
+
+
+def cache_bucket(needed: int, limit: int) -> int:
+    """Cache slots that hold `needed` ones: 128, 256, 512, ..., or `limit`, the most.
+
+    `limit` takes the place of a width that comes near it.
+    """
+    width = _SMALLEST_CACHE
+    while width < needed:
+        width *= 2
+    return limit if 3 * width > 2 * limit else width
+
+
+def resized(current: int, needed: int, limit: int) -> int:
+    """The cache's next width: it grows when it must, and shrinks when half is enough."""
+    wanted = cache_bucket(needed, limit)
+    return wanted if needed > current or 2 * wanted <= current else current
