@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
+from stepalign_jax.model.linear import linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +80,7 @@ class Projection(nn.Module):
         init = named_init(nn.initializers.normal(0.02), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         x = x.astype(self.dtype)
-        product = functools.partial(jnp.matmul, preferred_element_type=self.out_dtype)
-        y = product(x, kernel.astype(self.dtype))
+        y = linear(x, kernel, self.out_dtype)
         if self.use_bias:
             init = named_init(nn.initializers.zeros, self.axes[1:])
             bias = self.param("bias", init, (self.features,), jnp.float32)
@@ -89,9 +89,9 @@ class Projection(nn.Module):
             y = y + jnp.expand_dims(bias, tuple(range(y.ndim - 1)))
         if self.scale is None or not self.has_variable("lora", "a"):
             return y
-        a = self.get_variable("lora", "a").astype(self.dtype)
-        b = self.get_variable("lora", "b").astype(self.dtype)
-        return y + product(x @ a, b) * jnp.asarray(self.scale, self.out_dtype)
+        a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
+        update = linear(linear(x, a, self.dtype), b, self.out_dtype)
+        return y + update * jnp.asarray(self.scale, self.out_dtype)
 
 
 def init_lora(config: Qwen3Config, spec: LoraSpec, key: jax.Array) -> dict[str, Any]:

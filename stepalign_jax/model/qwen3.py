@@ -24,7 +24,9 @@ from flax.linen.spmd import with_logical_constraint
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model import attention as attn
+from stepalign_jax.model.causal_attention import causal_attention
 from stepalign_jax.model.config import BIASED, PROJECTIONS, Qwen3Config
+from stepalign_jax.model.linear import PRODUCT
 from stepalign_jax.model.lora import LoraSpec, Projection, named_init
 
 Tree = dict[str, Any]
@@ -117,13 +119,15 @@ class Attention(nn.Module):
         q = attn.rope(q, context.cos, context.sin)
         k = attn.rope(k, context.cos, context.sin)
         k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)  # as in LayerCache
-        if cache is not None:
+        if cache is None:
+            out = causal_attention(q, k, v, context.mask)
+        else:
             cache = LayerCache(
                 _write(cache.k, k, context.first_slot, axis=3),
                 _write(cache.v, v, context.first_slot, axis=2),
             )
             k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
-        out = attn.attention(q, k, v, context.mask)
+            out = attn.attention(q, k, v, context.mask)
         out = with_logical_constraint(out, ("batch", "length", "heads", "head_size"))
         out = out.reshape(*out.shape[:2], -1)
         return _projection(self, "o_proj")(out), cache
@@ -334,7 +338,7 @@ def _remat_block(remat: str, scanned: bool) -> type[Block]:
         return Block
     policies = {
         "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     }
     if remat not in policies:
         raise UserError(f"model.remat is {remat!r}: choose none, full or dots.")
