@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
+from stepalign_jax.model.row_blocks import rows_product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +73,20 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., features] in the compute dtype."""
-        init = named_init(nn.initializers.normal(0.02), self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         x = x.astype(self.dtype)
-        y = x @ kernel.astype(self.dtype)
+        y = self._product(x)
         if self.scale is None or not self.has_variable("lora", "a"):
             return y
         a = self.get_variable("lora", "a").astype(self.dtype)
         b = self.get_variable("lora", "b").astype(self.dtype)
         return y + (x @ a) @ b * jnp.asarray(self.scale, self.dtype)
+
+    def _product(self, x: jax.Array) -> jax.Array:
+        if self.has_variable("decode", "rows"):
+            return rows_product(x, self.get_variable("decode", "rows"), self.dtype)
+        init = named_init(nn.initializers.normal(0.02), self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        return x @ kernel.astype(self.dtype)
 
 
 def init_lora(config: Qwen3Config, spec: LoraSpec, key: jax.Array) -> dict[str, Any]:
