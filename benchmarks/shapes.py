@@ -38,10 +38,8 @@ def write_checkpoint(directory: Path, hf: dict[str, Any]) -> None:
     generator = np.random.default_rng(0)
     width, head = hf["hidden_size"], hf["head_dim"]
     queries, keys = hf["num_attention_heads"] * head, hf["num_key_value_heads"] * head
-    shapes = {
-        "model.embed_tokens.weight": (hf["vocab_size"], width),
-        "model.norm.weight": (width,),
-    }
+    embedding = (hf["vocab_size"], width)
+    shapes = {"model.embed_tokens.weight": embedding, "model.norm.weight": (width,)}
     for layer in range(hf["num_hidden_layers"]):
         attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
         shapes |= {

@@ -16,6 +16,7 @@ Sized for four GPUs with 80 GB, the hardware reported of the paper. We have not 
 this size, so there is no number of ours to expect.
 
 Variants: `thinking_teacher` pairs the roles exactly as reported; see `teacher_thinking`.
+`checkpoint_critic` has the paper's critic, QwQ-32B, which thinks; see `CHECKPOINT_CRITIC`.
 
 The problems are not part of this repository. `data/openmath` is a directory you make, with
 train.jsonl, validation.jsonl and test.jsonl, one {"problem", "answer", "reference"} object
@@ -121,11 +122,43 @@ Use the student's form: each step between <step_1> and </step_1>, <step_2> and <
 and so on; after the last one <answer>, \boxed{...} with the final answer alone, </answer>."""
 
 
+SELF_CRITIC = CriticConfig(
+    kind="self",  # ours: the paper's is QwQ-32B, as in the variant checkpoint_critic
+    path="",  # not read for self
+    compute_dtype="bfloat16",  # not read for self
+    placement="shared",  # not read for self
+    num_devices=0,  # not read for self
+    tensor=1,  # not read for self
+    sees="answer",  # ours: reports disagree on whether it saw more than the question
+    max_new_tokens=3072,  # ours: a corrected trace may outgrow the 2048 of a rollout
+    temperature=0.0,  # paper: greedy
+    batch_size=32,  # ours
+)
+
+# The variant `checkpoint_critic`: a second model as critic. What waits in host memory comes
+# to more than the runtime pins by default: set XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB=128.
+CHECKPOINT_CRITIC = CriticConfig(
+    kind="checkpoint",  # paper
+    path="Qwen/QwQ-32B",  # paper
+    compute_dtype="bfloat16",  # ours: 66 GB of weights
+    # ours: of four devices with 80 GB, each holds a quarter of the critic's weights, 16 GB,
+    # or, while it waits in 66 GB of host memory, what training needs
+    placement="in_turns",
+    num_devices=0,  # not read for in_turns
+    tensor=4,  # ours: all four devices share one copy
+    sees="answer",  # ours, as above
+    max_new_tokens=16384,  # ours: thinking is most of it; a critique cut short is masked
+    temperature=0.0,  # paper: greedy
+    batch_size=16,  # ours: keys and values of 16 x 20,000 tokens, 22 GB on each device
+)
+
+
 def get_config(variant: str) -> Config:
-    """Returns the reference run, or it with the teacher's thinking mode on."""
-    check_variant(variant, ("thinking_teacher",))
+    """Returns the reference run, or a variant of it."""
+    check_variant(variant, ("thinking_teacher", "checkpoint_critic"))
+    second_critic = variant == "checkpoint_critic"
     return Config(
-        name="stepalign_thinking_teacher" if variant else "stepalign",  # ours
+        name=f"stepalign_{variant}" if variant else "stepalign",  # ours
         runs_dir="runs",  # ours
         seed=0,  # ours
         condition="stepalign",  # paper: its StepAlignFB
@@ -175,7 +208,8 @@ def get_config(variant: str) -> Config:
             # Off, both prompts end in the same empty block and the offsets mean the same.
             # The variant thinking_teacher is the reported pairing, this flaw included.
             teacher_thinking=variant == "thinking_teacher",
-            critic_thinking=False,  # ours: the paper's critic thinks; that text is stripped
+            # ours; the paper's critic thinks, as that of the variant does; it is stripped
+            critic_thinking=second_critic,
             max_problem_tokens=1024,  # ours
             max_context_tokens=8192,  # ours: reference solutions run to thousands of tokens
         ),
@@ -186,17 +220,13 @@ def get_config(variant: str) -> Config:
             max_new_tokens=2048,  # paper
             batch_size=32,  # ours
         ),
-        critic=CriticConfig(
-            kind="self",  # ours: the paper's is QwQ-32B, which needs another model as critic
-            sees="answer",  # ours: reports disagree on whether it saw more than the question
-            max_new_tokens=3072,  # ours: a corrected trace may outgrow the 2048 of a rollout
-            temperature=0.0,  # paper: greedy
-            batch_size=32,  # ours
-        ),
+        critic=CHECKPOINT_CRITIC if second_critic else SELF_CRITIC,
         objective=ObjectiveConfig(
             divergence="forward_kl",  # paper; that this is KL(teacher || solver), inherited
             jsd_beta=0.5,  # not read for forward_kl
             loss_temperature=1.1,  # inherited: both sides' logits over the sampling temperature
+            element_clip=0.0,  # paper is silent; 0.05 in the code that it builds on
+            top_k=0,  # paper is silent; inherited: the whole vocabulary
             token_tile=256,  # ours: 256 x 151936 float32 logits are 156 MB
             grpo_clip=0.2,  # ours; read for grpo alone
         ),

@@ -55,7 +55,7 @@ def _easy(condition: str) -> Config:
         model=ModelConfig(
             path="packaged:tiny",
             compute_dtype="float32",  # a CPU is 10 to 20 times slower in bfloat16
-            remat="none",
+            remat="full",  # on a CPU what it saves in memory traffic is worth its arithmetic
         ),
         trainable=TrainableConfig(
             kind="full",
@@ -104,6 +104,11 @@ def _easy(condition: str) -> Config:
         ),
         critic=CriticConfig(
             kind="self",
+            path="",  # for kind=checkpoint, as the next four
+            compute_dtype="float32",
+            placement="shared",
+            num_devices=0,
+            tensor=1,
             sees="answer",
             max_new_tokens=56,
             temperature=0.0,
@@ -113,6 +118,8 @@ def _easy(condition: str) -> Config:
             divergence="forward_kl",
             jsd_beta=0.5,  # for divergence=jsd
             loss_temperature=1.0,
+            element_clip=0.0,
+            top_k=0,
             token_tile=1024,
             grpo_clip=0.2,  # never active: one update per rollout
         ),

@@ -109,14 +109,10 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, description: str) -> None:
 
 def _run_one(job: Job, cores: list[int]) -> None:
     log = job.run.path / "log.txt"
-    # Conditions and seeds share most of their programs: compile each of them once.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(job.run.path.parent / ".compilation_cache")}
     command = [sys.executable, "-m", "stepalign_jax.train", *job.arguments]
     with (
         log.open("w") as file,
-        subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env={**cache, **os.environ}
-        ) as process,
+        subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process,
     ):
         _pin(process.pid, cores)  # long before it starts the threads that inherit this
         status = process.wait()

@@ -101,14 +101,12 @@ def export_merged(
     base = load_params(trained.base, trained.model, dtype=None, shardings=shardings)
     dtype = jnp.dtype(dtype_name or base["embedding"].dtype)
     merged = merge(base, trainable, trained.spec, dtype)
-    with use_mesh(mesh):
-        found = measure(
-            Qwen3(trained.model, jnp.float32, lora=trained.spec),
-            base,
-            trainable,
-            jax.device_put(merged.params, shardings),
-            probe_texts(trained, tokenizer, num_probe_texts),
-        )
+    found: dict[str, Any] = {}
+    if texts := probe_texts(trained, tokenizer, num_probe_texts):
+        model = Qwen3(trained.model, jnp.float32, lora=trained.spec)
+        exported = jax.device_put(merged.params, shardings)
+        with use_mesh(mesh):
+            found = measure(model, base, trainable, exported, texts)
     write_model(directory, trained.model, merged.params, max_shard_bytes=max_shard_bytes)
     _write_companions(trained.base, directory, dtype.name, stop_ids(tokenizer, trained.base))
     return {"dtype": dtype.name, "lost": merged.lost, **found}
@@ -140,12 +138,18 @@ def export_adapter(trained: Trained, spec: LoraSpec, directory: Path) -> None:
     save_adapter(directory, spec, lora, base_name=base_name)
 
 
-def rounding_matters(found: dict[str, Any]) -> bool:
-    """Whether rounding undid a good part of what training did."""
-    kl_share = 0.0
+def rounding_warning(found: dict[str, Any]) -> str | None:
+    """Returns a sentence where rounding undid a good part of what training did."""
+    lost, kl_share = found["lost"], 0.0
     if found.get("kl_of_training"):
         kl_share = found["kl_of_rounding"] / found["kl_of_training"]
-    return kl_share > _LARGEST_KL_SHARE or found["lost"] > _LARGEST_LOSS
+    if kl_share <= _LARGEST_KL_SHARE and lost <= _LARGEST_LOSS:
+        return None
+    measured = f" and {100 * kl_share:.2g} % of the KL" if "kl_of_training" in found else ""
+    return (
+        f"warning: rounding to {found['dtype']} costs {100 * lost:.2g} % of the delta"
+        f"{measured} that training made: export with --dtype float32 or --form adapter."
+    )
 
 
 def _print_rounding(found: dict[str, Any]) -> None:
@@ -158,12 +162,8 @@ def _print_rounding(found: dict[str, Any]) -> None:
         )
     else:
         print("  KL not measured: there are no rollouts to measure it on")
-    if rounding_matters(found):
-        print(
-            f"warning: rounding to {found['dtype']} undoes a good part of the training; export "
-            "with --dtype float32 or --form adapter.",
-            file=sys.stderr,
-        )
+    if warning := rounding_warning(found):
+        print(warning, file=sys.stderr)
 
 
 def check_options(arguments: argparse.Namespace) -> None:

@@ -64,6 +64,9 @@ MODEL = Qwen3Config(
     rms_norm_eps=1e-6,
     tie_word_embeddings=True,
     max_positions=512,
+    qkv_bias=False,
+    qk_norm=True,
+    yarn=None,
 )
 
 

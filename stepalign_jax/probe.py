@@ -11,6 +11,7 @@ does not make the teacher more accurate than the solver has nothing to distil.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,16 @@ from stepalign_jax.feedback.critique import Critique, count_failures
 from stepalign_jax.feedback.roles import addresses
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.grading import Grader, extract_answer
-from stepalign_jax.runs.assemble import SPLITS, Workbench, assemble, make_grader, problem_set
+from stepalign_jax.runs.assemble import (
+    SPLITS,
+    Workbench,
+    assemble_with_critic,
+    make_grader,
+    problem_set,
+)
 from stepalign_jax.runs.directory import write_json
 from stepalign_jax.runs.evaluation import evaluate_visibly
+from stepalign_jax.runs.second_model import take_turn
 from stepalign_jax.runs.selection import select_problems
 from stepalign_jax.sampling.engine import Purpose
 
@@ -50,10 +58,9 @@ def probe_critic(
         settings=config.sampling,
     )
     attempts = bench.roles.texts(rollouts)
-    critiques = ask_model(
-        bench.engine,
-        {"params": bench.base},
-        bench.roles,
+    ask = functools.partial(
+        ask_model,
+        bench.critic,
         config.critic,
         problems,
         attempts,
@@ -61,6 +68,7 @@ def probe_critic(
         seed=config.seed,
         grade=grader.grade,
     )
+    (critiques, lengths, _), _ = take_turn(bench.critic, bench.frozen, {}, ask)
     oracles = [oracle_critique(p, a) for p, a in zip(problems, attempts, strict=True)]
     exact = [
         critique.failure is None and critique.text == oracle
@@ -73,6 +81,7 @@ def probe_critic(
         "wrong_attempts": sum(wrong),
         "exact_on_wrong": exact_share(problems, attempts, critiques),
         "exact": float(np.mean(exact)) if exact else None,
+        "mean_tokens": float(lengths.mean()) if lengths.size else None,
         "failed": {name: n for name, n in count_failures(critiques).items() if n},
     }
 
@@ -113,7 +122,7 @@ def probe_teacher(
 def probe(config: Config, split: str) -> dict[str, Any]:
     """Returns the role metrics of the model that training starts from, on one split."""
     candidates = problem_set(config.problems, split)
-    bench = assemble(config)
+    bench = assemble_with_critic(config)
     bench.roles.check_problems(candidates)
     with (
         use_mesh(bench.mesh),

@@ -10,24 +10,28 @@ The same command again goes on where the run was stopped.
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import jax
 import numpy as np
 
 from stepalign_jax.base.cli import parse_arguments, progress, run_command
+from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.config import Config
 from stepalign_jax.base.load_config import load_config
 from stepalign_jax.base.types import Problem
 from stepalign_jax.feedback.conditions import get_condition
+from stepalign_jax.objectives.divergence import TokenScores
 from stepalign_jax.objectives.update import TrainState
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.pipeline import ProblemIterator, make_problem_iterator
 from stepalign_jax.runs.assemble import (
     SPLITS,
+    Workbench,
     assemble,
+    assemble_with_critic,
     initial_state,
     make_grader,
     problem_set,
@@ -35,23 +39,12 @@ from stepalign_jax.runs.assemble import (
 from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, open_run, read_json, read_jsonl
 from stepalign_jax.runs.evaluation import Evaluation, gains
+from stepalign_jax.runs.memory import memory_json, memory_shares, memory_table
 from stepalign_jax.runs.metrics import MetricsWriter
+from stepalign_jax.runs.packing import Packed
 from stepalign_jax.runs.phases import Samples, Trainer
 from stepalign_jax.runs.report import plot_run, summary_table
-
-
-class Stopwatch:
-    """Seconds spent in each named phase of one optimizer step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to `name`."""
-        started = time.monotonic()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+from stepalign_jax.runs.timings import Stopwatch
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -63,7 +56,8 @@ def train(config: Config) -> dict[str, Any]:
     validates = config.train.validate_every_steps > 0
     splits = SPLITS if validates else ("train", "test")
     candidates = {split: problem_set(config.problems, split) for split in splits}
-    bench = assemble(config)
+    asks = get_condition(config.condition).needs_critiques
+    bench = (assemble_with_critic if asks else assemble)(config)
     with use_mesh(bench.mesh), make_grader(config) as grader:
         trainer = Trainer(config, bench, grader, candidates)
         return _train(trainer, run)
@@ -93,6 +87,7 @@ def _train(trainer: Trainer, run: RunDirectory) -> dict[str, Any]:
         stream.set_state(restored.data_state)
     first_step = int(state.step)
     run.truncate_after(first_step)
+    _report_memory(run, trainer.bench, state)
     run.write_prompts(_prompt_examples(trainer, train_set[0]))
     with (
         closing(
@@ -130,37 +125,64 @@ def _loop(
         validate(state, 0)  # where the curve starts
     bar = progress(total=config.num_steps, description=trainer.config.name)
     bar.update(int(state.step))
-    for step in range(int(state.step), config.num_steps):
-        watch, problems = Stopwatch(), next(stream)
-        with watch.phase("sample"):
-            samples = trainer.sample(state, problems, step)
-        with watch.phase("host"):
-            trainer.grade(samples)
-        with watch.phase("critique"):
-            trainer.critique(samples)
-        with watch.phase("host"):
-            batch = trainer.batch(samples)
-        with watch.phase("score_and_update"):
-            state, metrics, scores = trainer.update(state, trainer.bench.base, batch)
-            jax.block_until_ready(metrics)
-        with watch.phase("host"):
-            metrics = {**metrics, **trainer.metrics(samples, scores, batch, step)}
-            run.write_rollouts(step, trainer.rows(samples, scores))
-        done = step + 1
-        last = done == config.num_steps
-        if validation_set and (done % config.validate_every_steps == 0 or last):
-            with watch.phase("validate"):
-                metrics["validation_avg_at_k"] = validate(state, done)
-        writer.write(step, metrics)
-        writer.write_timings(step, {**watch.seconds, "total": sum(watch.seconds.values())})
-        if config.sample_texts_every_steps and step % config.sample_texts_every_steps == 0:
-            _write_texts(writer, samples, step)
-        if done % config.checkpoint_every_steps == 0 or last:
-            saver.save(done, state, data_state=stream.get_state(), extra={})
-        bar.set_postfix(loss=f"{metrics['loss']:.3f}", reward=f"{metrics['reward']:.2f}")
-        bar.update()
+    # One thread beside this one: it grades while the critic writes, and records a step while
+    # the next one is sampled. What it raises is raised here when its result is asked for.
+    with closing(CompilationCounter()) as compiled, ThreadPoolExecutor(1) as beside:
+        recorded: Future[str] | None = None
+        for step in range(int(state.step), config.num_steps):
+            watch, problems = Stopwatch(), next(stream)
+            with watch.phase("sample"):
+                samples = trainer.sample(state, problems, step)
+            grading = beside.submit(trainer.grade, samples)
+            with watch.phase("critique"):
+                state = trainer.critique(samples, state)
+            with watch.phase("host"):
+                grading.result()
+                packed = trainer.pack(samples)
+            with watch.phase("score"):
+                hidden = jax.block_until_ready(trainer.score(state, packed))
+            with watch.phase("update"):
+                state, metrics, scores = trainer.learn(state, packed, hidden)
+                jax.block_until_ready(metrics)
+            done = step + 1
+            last = done == config.num_steps
+            if validation_set and (done % config.validate_every_steps == 0 or last):
+                with watch.phase("validate"):
+                    metrics |= {"validation_avg_at_k": validate(state, done)}
+            with watch.phase("host"):
+                if recorded is not None:
+                    bar.set_postfix_str(recorded.result())
+            timings = {**watch.totals(), **compiled.take()}
+            timings |= trainer.rates(samples, packed, watch.seconds)
+            step_results = (step, samples, packed, scores, metrics, timings)
+            recorded = beside.submit(_record, trainer, run, writer, step_results)
+            if done % config.checkpoint_every_steps == 0 or last:
+                recorded.result()  # a checkpoint vouches for the rows before it
+                saver.save(done, state, data_state=stream.get_state(), extra={})
+            bar.update()
     bar.close()
     return state
+
+
+_StepResults = tuple[
+    int, Samples, list[Packed], list[TokenScores], dict[str, Any], dict[str, float]
+]
+
+
+def _record(
+    trainer: Trainer, run: RunDirectory, writer: MetricsWriter, results: _StepResults
+) -> str:
+    """Writes all that is kept of a step; returns a few words for the progress bar."""
+    step, samples, packed, part_scores, metrics, timings = results
+    scores = trainer.scores(samples, packed, part_scores)
+    metrics = {**metrics, **trainer.metrics(samples, packed, scores, step)}
+    run.write_rollouts(step, trainer.rows(samples, scores))
+    writer.write(step, metrics)
+    writer.write_timings(step, timings)
+    every = trainer.config.train.sample_texts_every_steps
+    if every and step % every == 0:
+        _write_texts(writer, samples, step)
+    return f"loss={metrics['loss']:.3f} reward={metrics['reward']:.2f}"
 
 
 def _summary(
@@ -194,15 +216,22 @@ def _evaluate_once(
     return evaluation
 
 
+def _report_memory(run: RunDirectory, bench: Workbench, state: TrainState) -> None:
+    shares = memory_shares(bench, state)
+    print(memory_table(shares))
+    run.write_memory(memory_json(shares))
+
+
 def _prompt_examples(trainer: Trainer, problem: Problem) -> dict[str, str]:
     """The prompts of all roles as the model reads them, for one problem."""
-    roles, config = trainer.bench.roles, trainer.config
+    roles, config, critic = trainer.bench.roles, trainer.config, trainer.bench.critic.roles
     rendered = {
         "solver": roles.solver(problem),
         "teacher": roles.teacher(problem, "(the context)"),
-        "critic": roles.critic(problem, "(the rollout)", config.critic.sees) or [],
     }
-    return {role: roles.tokenizer.decode(ids) for role, ids in rendered.items()}
+    shown = {role: roles.tokenizer.decode(ids) for role, ids in rendered.items()}
+    asked = critic.critic(problem, "(the rollout)", config.critic.sees) or []
+    return {**shown, "critic": critic.tokenizer.decode(asked)}
 
 
 def _write_texts(writer: MetricsWriter, samples: Samples, step: int) -> None:

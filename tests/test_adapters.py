@@ -83,6 +83,29 @@ def test_all_linear_half_precision_and_rank_stabilised_scale(saved):
     np.testing.assert_array_equal(loaded, exact.astype(np.float16).astype(np.float32))
 
 
+def test_targets_spelled_in_full_must_name_every_layer(saved):
+    """As PEFT writes all-linear for a model of few layers."""
+    names = [
+        f"model.layers.{layer}.{module}.{name}"
+        for layer in range(CONFIG.num_layers)
+        for name, module in zip(PROJECTIONS, ["self_attn"] * 4 + ["mlp"] * 3, strict=True)
+    ]
+    change_config(saved, target_modules=names)
+    assert load_adapter(saved, CONFIG)[0].targets == tuple(PROJECTIONS)
+    change_config(saved, target_modules=["model.layers.0.self_attn.q_proj"])
+    change_tensors(saved, keep_only("layers.0.self_attn.q_proj"))
+    with pytest.raises(UserError, match=r"lacks .*layers\.1\.self_attn\.q_proj.* and 1 more"):
+        load_adapter(saved, CONFIG)
+
+
+def keep_only(part: str) -> Any:
+    def change(tensors: Any) -> None:
+        for name in [name for name in tensors if part not in name]:
+            del tensors[name]
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

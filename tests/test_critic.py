@@ -4,6 +4,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from testing import TINY, ScriptedEngine, tiny_roles
@@ -12,13 +13,18 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.load_config import load_config
 from stepalign_jax.base.types import Problem
 from stepalign_jax.feedback.critic import (
+    Asked,
+    Critic,
     ask_model,
     ask_oracle,
     exact_share,
     oracle_critique,
 )
 from stepalign_jax.feedback.critique import Critique
-from stepalign_jax.feedback.roles import addresses
+from stepalign_jax.feedback.roles import Roles, addresses
+from stepalign_jax.parallel.mesh import make_mesh
+from stepalign_jax.parallel.offload import FrozenWeights
+from stepalign_jax.problems.arithmetic_tokenizer import encode
 from stepalign_jax.sampling.engine import Purpose
 
 PROBLEM = Problem("47+3*8", "71", "so 3*8 gives 24; so 47+24 gives 71; Total 71", "arithmetic")
@@ -29,7 +35,7 @@ WRONG = "Step 1: 3*8=24\nStep 2: 47+24=61\nAnswer: 61"
 OTHER_RIGHT = "Step 1: 2*4=8\nStep 2: 5+8=13\nStep 3: 13-3=10\nAnswer: 10"
 OTHER_BACKWARD = "Step 1: 2*4=8\nStep 2: 5-3=2\nStep 3: 2+8=10\nAnswer: 10"
 OTHER_WRONG = "Step 1: 2*4=8\nStep 2: 5+8=3\nStep 3: 3-3=0\nAnswer: 0"
-SEED, BASE = 7, {"params": {"stands": "for the base"}}
+SEED, BASE = 7, {"stands": "for the base"}
 
 
 def grade_equal(answers: list[str | None], golds: list[str]) -> list[bool]:
@@ -37,15 +43,26 @@ def grade_equal(answers: list[str | None], golds: list[str]) -> list[bool]:
 
 
 def ask(
-    engine: ScriptedEngine, problems: list[Problem], attempts: list[str], *, sees: str
-) -> list[Critique]:
+    engine: ScriptedEngine,
+    problems: list[Problem],
+    attempts: list[str],
+    *,
+    sees: str,
+    roles: Roles | None = None,
+    max_positions: int = 512,
+) -> Asked:
     critic = "{problem}\nExpected: {answer}\nAttempt:\n{attempt}"
     if sees == "reference":
         critic += "\n{reference}"
     return ask_model(
-        engine,  # pyright: ignore[reportArgumentType]
-        BASE,
-        tiny_roles(critic=critic),
+        Critic(
+            engine=engine,  # pyright: ignore[reportArgumentType]
+            weights=FrozenWeights(BASE),
+            roles=roles or tiny_roles(critic=critic),
+            mesh=make_mesh(load_config(TINY).parallel, jax.devices()[:1]),
+            max_positions=max_positions,
+            takes_turns=False,
+        ),
         dataclasses.replace(load_config(TINY).critic, sees=sees, temperature=0.5),
         problems,
         attempts,
@@ -95,15 +112,20 @@ def test_each_critique_of_a_model_gets_the_failure_it_deserves():
     attempts = [WRONG, RIGHT, WRONG, WRONG, WRONG]
     texts = [RIGHT, RIGHT + "...", WRONG, "", "Answer: 71"]
     engine = ScriptedEngine(texts)
-    critiques = ask(engine, [PROBLEM] * 5, attempts, sees="answer")
+    critiques, lengths, finished = ask(engine, [PROBLEM] * 5, attempts, sees="answer")
     failures = [critique.failure for critique in critiques]
     assert failures == [None, "truncated", "wrong_answer", "empty", "unparsable"]
     assert [c.text for c in critiques] == [RIGHT, RIGHT, WRONG, "", "Answer: 71"]
+    assert finished.tolist() == [True, False, True, True, True]
+    stops = [1, 0, 1, 1, 1]
+    words = [len(encode(text.removesuffix("..."))) for text in texts]
+    assert (lengths - words).tolist() == stops
 
 
 def test_a_critic_that_sees_the_question_alone_is_not_checked_against_the_answer():
     engine = ScriptedEngine([WRONG])
-    assert ask(engine, [PROBLEM], [WRONG], sees="question") == [Critique(WRONG, None)]
+    (critique,) = ask(engine, [PROBLEM], [WRONG], sees="question").critiques
+    assert critique == Critique(WRONG, None)
     prompt = tiny_roles().tokenizer.decode(engine.calls[0]["prompts"][0])
     assert "Expected" not in prompt and WRONG in prompt
 
@@ -111,7 +133,8 @@ def test_a_critic_that_sees_the_question_alone_is_not_checked_against_the_answer
 def test_a_problem_without_a_reference_is_not_asked_about():
     problems, attempts = [OTHER, PROBLEM, OTHER, PROBLEM], [OTHER_WRONG, WRONG, "", RIGHT]
     engine = ScriptedEngine([RIGHT, RIGHT])
-    critiques = ask(engine, problems, attempts, sees="reference")
+    critiques, lengths, _ = ask(engine, problems, attempts, sees="reference")
+    assert len(lengths) == 2
     assert [c.failure for c in critiques] == ["no_reference", None, "no_reference", None]
     (call,) = engine.calls
     np.testing.assert_array_equal(call["addresses"], addresses(problems, 1, 3)[[1, 3]])
@@ -122,7 +145,8 @@ def test_a_problem_without_a_reference_is_not_asked_about():
 
 def test_nobody_to_ask():
     engine = ScriptedEngine([])
-    critiques = ask(engine, [OTHER], [OTHER_WRONG], sees="reference")
+    critiques, lengths, _ = ask(engine, [OTHER], [OTHER_WRONG], sees="reference")
+    assert lengths.size == 0
     assert critiques == [Critique("", "no_reference")]
     assert engine.calls[0]["addresses"].shape == (0, 4)
 
@@ -131,12 +155,31 @@ def test_the_critic_is_the_base_and_draws_its_own_noise():
     engine = ScriptedEngine([RIGHT])
     ask(engine, [PROBLEM], [WRONG], sees="answer")
     (call,) = engine.calls
-    assert call["variables"] is BASE
+    assert call["variables"] == {"params": BASE}
     assert (call["seed"], call["purpose"]) == (SEED, Purpose.CRITIC)
     settings, config = call["settings"], load_config(TINY).critic
     assert (settings.temperature, settings.top_k, settings.top_p) == (0.5, 0, 1.0)
     assert settings.max_new_tokens == config.max_new_tokens
     assert settings.batch_size == config.batch_size
+
+
+def test_an_attempt_that_leaves_no_room_for_the_critique_is_not_asked_about():
+    short, long = tiny_roles().critic(PROBLEM, RIGHT, "answer") or [], RIGHT + "\nStep 3: 1+1=2"
+    room = len(short) + load_config(TINY).critic.max_new_tokens
+    engine = ScriptedEngine([RIGHT])
+    found = ask(engine, [PROBLEM] * 2, [long, RIGHT], sees="answer", max_positions=room)
+    assert found.critiques == [Critique("", "prompt_too_long"), Critique(RIGHT, None)]
+    np.testing.assert_array_equal(
+        engine.calls[0]["addresses"], addresses([PROBLEM] * 2, 1, 3)[[1]]
+    )
+
+
+def test_a_template_that_opens_the_thought_makes_its_end_be_looked_for(monkeypatch):
+    roles = tiny_roles(critic_thinking=True)
+    monkeypatch.setattr(Roles, "critic_opens_thinking", lambda self: True)
+    engine = ScriptedEngine([RIGHT + "...", RIGHT])
+    found = ask(engine, [PROBLEM] * 2, [WRONG] * 2, sees="answer", roles=roles)
+    assert [c.failure for c in found.critiques] == ["truncated_thinking"] * 2
 
 
 def test_addresses_name_step_problem_and_sample():

@@ -23,8 +23,14 @@ STEP, ANSWER = r"Step \d+: ", r"Answer: (.*)"
 GOOD = "Step 1: 3*8=24\nStep 2: 47+24=71\nAnswer: 71"
 
 
-def validate(text: str, finished: bool = True) -> Critique:
-    return validate_critique(text, finished, step_pattern=STEP, answer_pattern=ANSWER)
+def validate(text: str, finished: bool = True, *, thinking_open: bool = False) -> Critique:
+    return validate_critique(
+        text,
+        finished,
+        thinking_open=thinking_open,
+        step_pattern=STEP,
+        answer_pattern=ANSWER,
+    )
 
 
 def grade_equal(answers: list[str | None], expected: list[str]) -> list[bool]:
@@ -73,6 +79,24 @@ def test_strip_thinking_keeps_what_follows(thoughts: str, text: str):
 )
 def test_failures_of_form(text: str, finished: bool, failure: str | None):
     assert validate(text, finished).failure == failure
+
+
+@pytest.mark.parametrize(
+    ("text", "finished", "failure"),
+    [
+        (f"Step 1: hm\nAnswer: 0</think>\n{GOOD}", True, None),
+        (f"hm</think>{GOOD}", False, "truncated"),
+        (GOOD, False, "truncated_thinking"),  # without a word of <think> in it
+        (GOOD, True, "truncated_thinking"),
+        ("", False, "truncated_thinking"),
+        ("hm</think>", True, "empty"),
+        (f"a</think>{GOOD}<think>b", True, "truncated_thinking"),
+    ],
+)
+def test_failures_where_the_prompt_had_opened_the_thought(text, finished, failure):
+    critique = validate(text, finished, thinking_open=True)
+    assert critique.failure == failure
+    assert critique.text == (GOOD if failure in (None, "truncated") else critique.text)
 
 
 def test_a_valid_critique_loses_its_thinking_and_a_failed_one_keeps_its_text():

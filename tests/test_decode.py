@@ -30,6 +30,9 @@ CONFIG = Qwen3Config(
     rms_norm_eps=1e-6,
     tie_word_embeddings=True,
     max_positions=1024,
+    qkv_bias=False,
+    qk_norm=True,
+    yarn=None,
 )
 PAD, BUDGET = 0, 12
 # Large weights, so that the distributions are far from uniform and differ by position.

@@ -33,6 +33,9 @@ CONFIG = Qwen3Config(
     rms_norm_eps=1e-6,
     tie_word_embeddings=True,
     max_positions=40_960,
+    qkv_bias=False,
+    qk_norm=True,
+    yarn=None,
 )
 BATCH, WIDTH = 32, 2_560
 

@@ -34,6 +34,9 @@ CONFIG = Qwen3Config(
     rms_norm_eps=1e-6,
     tie_word_embeddings=True,
     max_positions=64,
+    qkv_bias=False,
+    qk_norm=True,
+    yarn=None,
 )
 PAD = 0
 SPEC = LoraSpec(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))
@@ -186,7 +189,7 @@ def test_a_stream_is_the_sample_in_pieces(expected):
 def test_weights_in_blocks_sample_like_the_full_forward(tied, monkeypatch):
     # At this size kernels stay as they are; here the smallest is cut like the largest.
     monkeypatch.setattr("stepalign_jax.model.row_blocks._SMALLEST", 0)
-    monkeypatch.setattr("stepalign_jax.sampling.engine._num_cores", lambda: 3)
+    monkeypatch.setattr("stepalign_jax.sampling.engine._num_blocks", lambda: 3)
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
     params = jax.tree.map(lambda leaf: leaf * 4, init_params(config, jax.random.key(0)))
     engine = Engine(config, jnp.float32, SPEC, stop_ids=(1, 2), pad_id=PAD)
@@ -214,6 +217,53 @@ def test_the_decode_layout_rounds_ahead_what_the_model_rounds_anyway():
     np.testing.assert_array_equal(forward(layout), forward(unrounded))
     assert layout["params"]["layer_0"]["mlp"]["up_proj"]["kernel"].dtype == jnp.bfloat16
     assert layout["params"]["final_norm"]["scale"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_biased_model_samples_with_the_log_probs_that_it_is_scored_with(dtype):
+    config = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + 0.7 if path[-1].key == "bias" else leaf * 8,
+        init_params(config, jax.random.key(0)),
+    )
+    engine = Engine(config, dtype, None, stop_ids=(1, 2), pad_id=PAD)
+    rollouts = engine.sample(
+        {"params": params}, [PROMPTS[0]], ADDRESSES[:1], seed=11, purpose=Purpose.SOLVER,
+        settings=SAMPLING,
+    )  # fmt: skip
+    start, length = len(PROMPTS[0]), int(rollouts.lengths[0])
+    tokens = np.array([[*PROMPTS[0], *rollouts.tokens[0]]], np.int32)
+    model = Qwen3(config, jnp.dtype(dtype))
+
+    @jax.jit
+    def score(params: Any) -> Any:
+        hidden, _ = model.apply({"params": params}, tokens)  # pyright: ignore[reportAssignmentType]
+        logits: Any = model.apply({"params": params}, hidden, method="logits")
+        return jax.nn.log_softmax(logits)[0, start - 1 : -1]
+
+    expected = np.asarray(score(params))[np.arange(8), np.asarray(rollouts.tokens[0])]
+    # Rounding differs between compiled shapes; a bias that is rounded in one of the two
+    # alone would add its own error, of 0.7 x 2**-9 in bf16, to every channel.
+    tolerance = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.01}[dtype]
+    assert length > 2
+    np.testing.assert_allclose(
+        rollouts.logprobs[0, :length], expected[:length], rtol=0, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_decode_layout_changes_no_bit_of_a_biased_model(dtype):
+    config = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
+    params = jax.tree.map(lambda leaf: leaf * 8 + 0.3, init_params(config, jax.random.key(0)))
+    layout = _decode_layout(
+        {"params": params}, num_layers=2, dtype=jnp.dtype(dtype), num_blocks=0
+    )
+    model = Qwen3(config, jnp.dtype(dtype), scan_layers=False)
+    tokens = np.array([PROMPTS[1]], np.int32)
+    forward = jax.jit(lambda variables: model.apply(variables, tokens)[0])
+    unrounded = {"params": unstack_layers(params, 2)}
+    np.testing.assert_array_equal(forward(layout), forward(unrounded))
+    assert layout["params"]["layer_0"]["attention"]["q_proj"]["bias"].dtype == jnp.float32
 
 
 def test_no_requests_give_no_rows():

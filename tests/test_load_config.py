@@ -1,6 +1,7 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.load_config import (
     apply_overrides,
     check_variant,
+    config_from_json,
     field_types,
     load_config,
     split_spec,
@@ -221,3 +223,48 @@ def test_siblings_of_one_name_are_kept_apart_and_leave_nothing(tmp_path: Path) -
         assert {path.name for path in (tmp_path / name).iterdir()} == {"mine.py", "sibling.py"}
     assert "sibling" not in set(sys.modules) - before
     assert sys.path == path_before
+
+
+def write_json(directory: Path, config: Config, change: Any = lambda values: None) -> Path:
+    """A run's config.json, its values changed in place."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    change(values)
+    path = directory / "config.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_the_config_of_a_run_is_read_back(config: Config, tmp_path: Path) -> None:
+    path = write_json(tmp_path, config)
+    assert config_from_json(path) == config
+    assert config_from_json(path, ["--model.path=here"]).model.path == "here"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda v: v.pop("seed"), "the key 'seed' is missing"),
+        (lambda v: v["train"].pop("num_steps"), "the key 'train.num_steps' is missing"),
+        (lambda v: v["train"].update(num_step=1), "did you mean 'train.num_steps'"),
+        (lambda v: v.update(train=3), "train must be an object"),
+        (lambda v: v["train"].update(num_steps="5"), "train.num_steps is '5', but its type"),
+        (lambda v: v["trainable"].update(targets=[1]), "trainable.targets is"),
+        (lambda v: v["trainable"].update(kind="loar"), "did you mean 'lora'"),
+    ],
+)
+def test_a_run_of_another_schema_is_refused(
+    config: Config, tmp_path: Path, change: Any, sentence: str
+) -> None:
+    path = write_json(tmp_path, config, change)
+    with pytest.raises(UserError) as error:
+        config_from_json(path)
+    assert sentence in str(error.value) and str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_what_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        config_from_json(tmp_path / "config.json")
+    with pytest.raises(UserError, match="name the directory of a run"):
+        config_from_json(tmp_path / "none.json")

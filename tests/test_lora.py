@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_qwen3 import CONFIG, apply, enlarged
+from test_qwen3 import CONFIG, QWEN2, apply, enlarged
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model.config import PROJECTIONS
@@ -64,6 +64,20 @@ def test_merged_weights_equal_the_adapter(params, trained):
     merged = forward({"params": merge_lora(params, trained, SPEC)}, None)
     adapted = forward({"params": params, "lora": trained})
     np.testing.assert_allclose(merged, adapted, atol=1e-5)
+
+
+def test_an_adapter_stands_on_top_of_a_biased_projection_and_merges_into_its_kernel(trained):
+    params = enlarged(init_params(QWEN2, jax.random.key(0)), 4)
+    merged = merge_lora(params, trained, SPEC)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        before, after = (tree["layers"]["attention"][name]["bias"] for tree in (params, merged))
+        np.testing.assert_array_equal(after, before)
+        assert float(jnp.abs(after).max()) > 0.5
+    model = Qwen3(QWEN2, jnp.float32, lora=SPEC)
+    run = jax.jit(lambda variables: apply(model, variables, TOKENS)[0])
+    adapted = run({"params": params, "lora": trained})
+    np.testing.assert_allclose(run({"params": merged}), adapted, atol=1e-5)
+    assert float(jnp.abs(run({"params": params}) - adapted).max()) > 0.1
 
 
 def test_merge_leaves_its_inputs_and_other_weights_alone(params, trained):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mesh: sizes that fit, shardings from the one table, and the same numbers on 8 devices."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -30,6 +31,9 @@ CONFIG = Qwen3Config(
     rms_norm_eps=1e-6,
     tie_word_embeddings=False,
     max_positions=64,
+    qkv_bias=False,
+    qk_norm=True,
+    yarn=None,
 )
 ONE = jax.devices()[:1]
 
@@ -73,6 +77,17 @@ def test_param_shardings_follow_the_table():
     assert layers["attention"]["q_proj"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
     assert layers["mlp"]["down_proj"]["kernel"].spec == PartitionSpec(None, "tensor", "fsdp")
     assert layers["mlp_norm"]["scale"].spec == PartitionSpec(None, None)
+
+
+def test_biases_are_cut_like_the_outputs_of_their_kernels():
+    biased = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
+    boxed = abstract_params(biased)["layers"]["attention"]
+    shardings = param_shardings(make_mesh(parallel(1, 1, 1), devices=ONE), boxed)
+    for name, heads in {"q_proj": "heads", "k_proj": "kv_heads", "v_proj": "kv_heads"}.items():
+        assert boxed[name]["bias"].names == ("layers", heads)
+        assert shardings[name]["bias"].spec == PartitionSpec(None, "tensor")
+    assert set(boxed) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert set(boxed["o_proj"]) == {"kernel"}
 
 
 def test_an_axis_that_does_not_divide_is_refused_by_name():

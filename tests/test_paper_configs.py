@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stepalign_jax.base.config import Config
+from stepalign_jax.base.config import Config, CriticConfig
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.load_config import field_types, load_config
 from stepalign_jax.base.types import Problem
@@ -104,6 +104,23 @@ def test_the_reported_thinking_pair_is_a_variant(name: str) -> None:
     assert variant.prompts.teacher_thinking and not base.prompts.teacher_thinking
 
 
+def test_the_reported_critic_is_a_variant() -> None:
+    base, variant = load("stepalign"), load_config(f"{CONFIGS}/stepalign.py:checkpoint_critic")
+    assert (variant.model.path, variant.critic.path) == ("Qwen/Qwen3-1.7B", "Qwen/QwQ-32B")
+    assert variant.prompts.critic_thinking and not base.prompts.critic_thinking
+    assert variant.critic.temperature == 0
+    assert differing_keys(base, variant) == {
+        "name",
+        "prompts.critic_thinking",
+        "critic.kind",
+        "critic.path",
+        "critic.placement",
+        "critic.tensor",
+        "critic.max_new_tokens",
+        "critic.batch_size",
+    }
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_unknown_variants_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="no variant"):
@@ -113,15 +130,22 @@ def test_unknown_variants_are_refused(name: str) -> None:
 def test_every_key_of_stepalign_says_where_its_value_is_from() -> None:
     source = (CONFIGS / "stepalign.py").read_text(encoding="utf-8")
     lines = source.splitlines()
-    call = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Return))
+    section_names = {key.partition(".")[0] for key in field_types() if "." in key}
+    calls = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id.endswith("Config")
+    ]
     keys = [
         keyword
-        for node in ast.walk(call)
-        if isinstance(node, ast.Call)
+        for node in calls
         for keyword in node.keywords
-        if not isinstance(keyword.value, ast.Call)  # a section
+        if not (node.func.id == "Config" and keyword.arg in section_names)
     ]
-    assert len(keys) == len(field_types())
+    # The critic's section stands there twice: one is the variant's.
+    assert len(keys) == len(field_types()) + len(dataclasses.fields(CriticConfig))
     for keyword in keys:
         comment = lines[keyword.lineno - 1] + above(lines, keyword.lineno - 1)
         assert re.search(r"# .*(paper|inherited|ours|not read)", comment), keyword.arg

@@ -167,6 +167,7 @@ def test_a_run_with_its_own_critic(unbroken):
 def test_starting_again_returns_the_summary_without_work(unbroken, monkeypatch, capsys):
     config = stepalign_config(unbroken.path.parent)
     monkeypatch.setattr(train, "assemble", None)  # not even the model is loaded
+    monkeypatch.setattr(train, "assemble_with_critic", None)
     assert train.train(config) == read_json(unbroken.summary_file)
     train.main(["--config", write_config(unbroken.path / "again.py", config)])
     printed = capsys.readouterr().out

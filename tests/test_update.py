@@ -20,13 +20,8 @@ from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3, init_params, output_head
 from stepalign_jax.objectives.divergence import TokenScores
-from stepalign_jax.objectives.update import (
-    Batch,
-    TrainState,
-    distillation_scores,
-    follow,
-    make_update,
-)
+from stepalign_jax.objectives.scoring import Part, distillation_scores, teacher_states
+from stepalign_jax.objectives.update import TrainState, Update, follow, make_update
 
 CONFIG = Qwen3Config(
     vocab_size=24,
@@ -40,6 +35,9 @@ CONFIG = Qwen3Config(
     rms_norm_eps=1e-6,
     tie_word_embeddings=True,
     max_positions=64,
+    qkv_bias=False,
+    qk_norm=True,
+    yarn=None,
 )
 SPEC = LoraSpec(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
 MODEL = Qwen3(CONFIG, jnp.float32, lora=SPEC)
@@ -64,33 +62,61 @@ TEACHER_PROMPTS = [[14, 15], [16, 17, 18, 19, 20, 21], [22], [3, 23, 3, 23]]
 COMPLETIONS = [[5, 9, 2, 7, 1, 0], [11, 4, 1], [20, 20, 3, 8, 1], [6, 1]]
 
 
-def join(prompts: Sequence[list[int]], width: int) -> tuple[jax.Array, jax.Array]:
-    tokens = np.zeros((len(prompts), width), np.int32)
-    for row, (prompt, completion) in enumerate(zip(prompts, COMPLETIONS, strict=True)):
-        both = [*prompt, *completion]
-        tokens[row, : len(both)] = both
-    return jnp.asarray(tokens), jnp.array([len(p) for p in prompts], jnp.int32)
+ROWS = tuple(range(BATCH))
+# Which completion tokens count: all of them.
+ALL = np.arange(LENGTH)[None] < np.array([[len(c)] for c in COMPLETIONS])
+ADVANTAGES = (1.0, -1.0, 0.5, 0.0)
 
 
-def make_batch(
-    teacher_prompts: Sequence[list[int]] = TEACHER_PROMPTS, teacher_width: int = 12
-) -> Batch:
-    tokens = np.zeros((BATCH, LENGTH), np.int32)
-    for row, completion in enumerate(COMPLETIONS):
-        tokens[row, : len(completion)] = completion
-    lengths = np.array([len(completion) for completion in COMPLETIONS])
-    return Batch(
-        *join(SOLVER_PROMPTS, 12),
-        *join(teacher_prompts, teacher_width),
-        jnp.asarray(tokens),
-        jnp.asarray(np.arange(LENGTH)[None] < lengths[:, None]),
-        jnp.zeros((BATCH, LENGTH), jnp.float32),
-        jnp.array([1.0, -1.0, 0.5, 0.0], jnp.float32),
-    )  # pyright: ignore[reportCallIssue]
+def join(prompts: Sequence[list[int]], rows: Sequence[int], width: int) -> jax.Array:
+    tokens = np.zeros((len(rows), width), np.int32)
+    for line, row in zip(tokens, rows, strict=True):
+        both = [*prompts[row], *COMPLETIONS[row]]
+        line[: len(both)] = both
+    return jnp.asarray(tokens)
 
 
-def change(batch: Batch, **fields: jax.Array) -> Batch:
-    return batch.replace(**fields)  # pyright: ignore[reportAttributeAccessIssue]
+def make_part(
+    teacher_prompts: Sequence[list[int]] = TEACHER_PROMPTS,
+    *,
+    teacher_width: int = 12,
+    rows: Sequence[int] = ROWS,
+    counts: np.ndarray = ALL,
+    logprobs: np.ndarray | None = None,
+    advantages: Sequence[float] = ADVANTAGES,
+    num_packed: int = 20,
+) -> Part:
+    """The given rows, their tokens that count packed row by row."""
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("solver_at", "teacher_at", "tokens", "logprobs", "advantages")
+    }
+    for i, row in enumerate(rows):
+        for t in np.flatnonzero(counts[row]):
+            columns["solver_at"].append(i * 12 + len(SOLVER_PROMPTS[row]) - 1 + t)
+            columns["teacher_at"].append(i * teacher_width + len(teacher_prompts[row]) - 1 + t)
+            columns["tokens"].append(COMPLETIONS[row][t])
+            columns["logprobs"].append(0.0 if logprobs is None else logprobs[row, t])
+            columns["advantages"].append(advantages[row])
+    num_tokens = len(columns["tokens"])
+    types = {"logprobs": jnp.float32, "advantages": jnp.float32}
+
+    def filled(name: str) -> jax.Array:
+        values = [*columns[name], *[0] * (num_packed - num_tokens)]
+        return jnp.array([values], types.get(name, jnp.int32))
+
+    return Part(
+        solver_tokens=join(SOLVER_PROMPTS, rows, 12),
+        teacher_tokens=join(teacher_prompts, rows, teacher_width),
+        counts=jnp.arange(num_packed)[None] < num_tokens,
+        **{name: filled(name) for name in columns},
+    )
+
+
+def spread(values: jax.Array, counts: np.ndarray = ALL) -> np.ndarray:
+    """Packed values of a whole batch, back in [B, T]."""
+    found = np.zeros((BATCH, LENGTH), np.float32)
+    found[counts] = np.asarray(values)[: counts.sum()]
+    return found
 
 
 def teacher_config(kind: str) -> TeacherConfig:
@@ -112,17 +138,16 @@ OPTIMIZER = recording_sgd()
 
 
 @functools.cache
-def updater(
-    *, teacher: str = "initial", distils: bool = True, micro_batches: int = 1
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array], TokenScores]]:
-    return make_update(
-        MODEL,
-        OPTIMIZER,
-        OBJECTIVE,
-        teacher_config(teacher),
-        distils=distils,
-        micro_batches=micro_batches,
-    )
+def updater(*, teacher: str = "initial", distils: bool = True, dtype: Any = None) -> Update:
+    model = MODEL if dtype is None else Qwen3(CONFIG, dtype, lora=SPEC)
+    return make_update(model, OPTIMIZER, OBJECTIVE, teacher_config(teacher), distils=distils)
+
+
+def run_step(
+    state: TrainState, base: Any, *parts: Part, **options: Any
+) -> tuple[TrainState, dict[str, jax.Array], list[TokenScores]]:
+    update = updater(**options)
+    return update.apply(state, base, parts, update.score(state, base, parts))
 
 
 def copy(tree: Any) -> Any:
@@ -136,10 +161,10 @@ def make_state(trainable: dict[str, Any] | None = None, teacher: Any = None) -> 
     return TrainState(jnp.int32(0), trainable, copy(teacher or {}), opt_state)  # pyright: ignore[reportCallIssue]
 
 
-def gradient_of(batch: Batch, state: TrainState | None = None, **options: Any) -> Any:
+def gradient_of(*parts: Part, state: TrainState | None = None, **options: Any) -> Any:
     """Returns (gradient, loss) of one step from `state`."""
     state = make_state() if state is None else state
-    new, metrics, _ = updater(**options)(state, PARAMS, batch)
+    new, metrics, _ = run_step(state, PARAMS, *parts, **options)
     return new.opt_state, float(metrics["loss"])
 
 
@@ -154,6 +179,13 @@ def assert_close(actual: Any, expected: Any, relative: float) -> None:
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         scale = float(np.abs(np.asarray(b)).max())
         np.testing.assert_allclose(a, b, rtol=0, atol=relative * scale)
+
+
+def relative_error(actual: Any, expected: Any) -> float:
+    """The norm of the difference by the norm of what is expected, over all leaves."""
+    pairs = list(zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True))
+    error = sum(np.square(np.asarray(a, np.float64) - b).sum() for a, b in pairs)
+    return float(np.sqrt(error / sum(np.square(b).sum() for _, b in pairs)))
 
 
 def differs(a: Any, b: Any) -> bool:
@@ -183,11 +215,11 @@ def plain_logprobs(variables: dict[str, Any], prompts: Sequence[list[int]]) -> n
 
 @functools.cache
 def scorer() -> Callable[..., TokenScores]:
-    return jax.jit(
-        lambda solver, teacher, batch: distillation_scores(
-            MODEL, solver, teacher, batch, OBJECTIVE
-        )
-    )
+    def score(solver: Any, teacher: Any, part: Part) -> TokenScores:
+        hidden, head = teacher_states(MODEL, teacher, part), output_head(teacher["params"])
+        return distillation_scores(MODEL, solver, hidden, head, part, OBJECTIVE)[1]
+
+    return jax.jit(score)
 
 
 # --- What is scored ------------------------------------------------------------------------
@@ -195,43 +227,38 @@ def scorer() -> Callable[..., TokenScores]:
 
 def test_equal_weights_and_prompts_diverge_nowhere():
     # As two arguments, and in two shapes, the passes cannot become one.
-    batch = make_batch(SOLVER_PROMPTS, teacher_width=24)
-    scores = scorer()({"params": PARAMS}, {"params": copy(PARAMS)}, batch)
-    mask = np.asarray(batch.mask)
-    assert np.abs(np.asarray(scores.divergence))[mask].max() <= 1e-6
+    part = make_part(SOLVER_PROMPTS, teacher_width=24)
+    scores = scorer()({"params": PARAMS}, {"params": copy(PARAMS)}, part)
+    assert np.abs(spread(scores.divergence)).max() <= 1e-6
     # First order in the rounding of the logits, where the divergence is second order.
-    assert np.abs(np.asarray(scores.advantage))[mask].max() <= 2e-5
-    away = scorer()({"params": PARAMS}, {"params": OTHER_PARAMS}, batch)
-    assert np.asarray(away.divergence)[mask].min() > 1e-3
+    assert np.abs(spread(scores.advantage)).max() <= 2e-5
+    away = scorer()({"params": PARAMS}, {"params": OTHER_PARAMS}, part)
+    assert spread(away.divergence)[ALL].min() > 1e-3
 
 
 def test_both_roles_score_the_same_tokens_at_their_own_offsets():
-    batch = make_batch(teacher_width=24)
     solver, teacher = {"params": PARAMS}, {"params": OTHER_PARAMS}
-    scores = scorer()(solver, teacher, batch)
+    scores = scorer()(solver, teacher, make_part(teacher_width=24))
     expected_solver = plain_logprobs(solver, SOLVER_PROMPTS)
     expected_teacher = plain_logprobs(teacher, TEACHER_PROMPTS)
-    mask = np.asarray(batch.mask)
     for found, expected in (
         (scores.solver_logprobs, expected_solver),
         (scores.teacher_logprobs, expected_teacher),
         (scores.advantage, expected_teacher - expected_solver),
     ):
-        np.testing.assert_allclose(np.asarray(found)[mask], expected[mask], atol=2e-5, rtol=0)
+        np.testing.assert_allclose(spread(found), expected, atol=2e-5, rtol=0)
 
 
 def test_metrics_are_means_over_the_tokens_that_count():
-    batch = make_batch()
-    state, metrics, scores = updater()(make_state(), PARAMS, batch)
-    mask = np.asarray(batch.mask)
-    assert int(metrics["tokens_in_loss"]) == mask.sum() == 16
+    state, metrics, [scores] = run_step(make_state(), PARAMS, make_part())
+    assert int(metrics["tokens_in_loss"]) == ALL.sum() == 16
     for name, values in (
         ("loss", scores.divergence),
         ("advantage_mean", scores.advantage),
         ("advantage_abs_mean", np.abs(scores.advantage)),
         ("solver_logprob_mean", scores.solver_logprobs),
     ):
-        assert float(metrics[name]) == pytest.approx(np.asarray(values)[mask].mean(), rel=1e-5)
+        assert float(metrics[name]) == pytest.approx(spread(values)[ALL].mean(), rel=1e-5)
     squares = [np.square(leaf).sum() for leaf in jax.tree.leaves(state.opt_state)]
     norm = float(np.sqrt(sum(squares)))
     assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-5) and norm > 0
@@ -242,25 +269,28 @@ def test_metrics_are_means_over_the_tokens_that_count():
 
 
 @pytest.mark.parametrize("distils", [True, False])
-def test_masked_tokens_leave_the_weights_bit_for_bit(distils):
-    batch, step = make_batch(), updater(distils=distils)
-    mask = np.asarray(batch.mask).copy()
-    mask[2] = False  # a whole rollout
-    mask[0, 4:] = False  # and the end of another
-    batch = change(batch, mask=jnp.asarray(mask))
+def test_tokens_that_do_not_count_leave_the_weights_bit_for_bit(distils):
+    counts = ALL.copy()
+    counts[2] = False  # a whole rollout
+    counts[0, 4:] = False  # and the end of another
+    part = make_part(counts=counts)
+    starts = {"solver": SOLVER_PROMPTS, "teacher": TEACHER_PROMPTS}
 
     def weights(row: int, t: int) -> Any:
         """After one step with completion token t of one row changed, wherever it stands."""
-        tokens, fields = np.asarray(batch.tokens).copy(), {}
-        tokens[row, t] = 15
-        for role in ("solver", "teacher"):
-            whole = np.asarray(getattr(batch, f"{role}_tokens")).copy()
-            whole[row, int(getattr(batch, f"{role}_starts")[row]) + t] = 15
+        picked = np.asarray(part.tokens).copy()
+        place = counts[:row].sum() + t
+        if counts[row, t]:
+            picked[0, place] = 15
+        fields = {"tokens": jnp.asarray(picked)}
+        for role, prompts in starts.items():
+            whole = np.asarray(getattr(part, f"{role}_tokens")).copy()
+            whole[row, len(prompts[row]) + t] = 15
             fields[f"{role}_tokens"] = jnp.asarray(whole)
-        changed = change(batch, tokens=jnp.asarray(tokens), **fields)
-        return step(make_state(), PARAMS, changed)[0].trainable
+        changed = part.replace(**fields)  # pyright: ignore[reportAttributeAccessIssue]
+        return run_step(make_state(), PARAMS, changed, distils=distils)[0].trainable
 
-    unchanged = step(make_state(), PARAMS, batch)[0].trainable
+    unchanged = run_step(make_state(), PARAMS, part, distils=distils)[0].trainable
     assert differs(unchanged, {"params": PARAMS})
     assert_same_bits(weights(2, 1), unchanged)
     assert_same_bits(weights(0, 4), unchanged)
@@ -268,29 +298,64 @@ def test_masked_tokens_leave_the_weights_bit_for_bit(distils):
 
 
 @pytest.mark.parametrize("distils", [True, False])
-def test_an_all_masked_batch_is_a_finite_step_that_changes_nothing(distils):
-    batch = change(make_batch(), mask=jnp.zeros((BATCH, LENGTH), bool))
-    new, metrics, _ = updater(distils=distils)(make_state(), PARAMS, batch)
+def test_a_step_without_a_token_is_finite_and_changes_nothing(distils):
+    part = make_part(counts=np.zeros_like(ALL))
+    new, metrics, _ = run_step(make_state(), PARAMS, part, distils=distils)
     assert {name: float(value) for name, value in metrics.items()} == dict.fromkeys(metrics, 0)
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(new.opt_state))
     assert_same_bits(new.trainable, {"params": PARAMS})
     assert int(new.step) == 1
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-def test_micro_batches_change_nothing_but_memory(parts):
+@pytest.mark.parametrize("distils", [True, False])
+def test_filling_up_the_packed_tokens_changes_nothing(distils):
+    gradients = [gradient_of(make_part(num_packed=n), distils=distils)[0] for n in (16, 20, 48)]
+    for gradient in gradients[1:]:
+        assert_close(gradient, gradients[0], relative=1e-6)
+
+
+@pytest.mark.parametrize("rows", [[(0, 1), (2, 3)], [(3, 0), (1, 2)], [(1,), (0,), (3,), (2,)]])
+def test_parts_change_nothing_but_memory(rows):
     # Rows have 6, 3, 5 and 2 tokens: a mean of the parts' means would be another number.
-    whole, loss = gradient_of(make_batch())
-    cut, cut_loss = gradient_of(make_batch(), micro_batches=parts)
+    whole, loss = gradient_of(make_part())
+    cut, cut_loss = gradient_of(*(make_part(rows=some) for some in rows))
     assert cut_loss == pytest.approx(loss, rel=1e-6) and loss != 0
     assert_close(cut, whole, relative=1e-6)
 
 
-def test_scores_of_micro_batches_keep_the_order_of_rows():
-    scores = [
-        updater(micro_batches=parts)(make_state(), PARAMS, make_batch())[2] for parts in (1, 4)
-    ]
-    assert_close(scores[1].solver_logprobs, scores[0].solver_logprobs, relative=1e-6)
+def test_each_part_has_the_scores_of_its_own_rows():
+    _, _, [whole] = run_step(make_state(), PARAMS, make_part())
+    _, _, parts = run_step(make_state(), PARAMS, make_part(rows=(2, 3)), make_part(rows=(0, 1)))
+    expected = spread(whole.solver_logprobs)
+    np.testing.assert_allclose(parts[0].solver_logprobs[:7], expected[2:][ALL[2:]], rtol=1e-5)
+    np.testing.assert_allclose(parts[1].solver_logprobs[:9], expected[:2][ALL[:2]], rtol=1e-5)
+
+
+# --- Precision -----------------------------------------------------------------------------
+
+
+def test_float16_gradients_do_not_fall_below_what_float16_can_hold():
+    # As in a step of many tokens: the loss of each is a small share of the mean.
+    def gradient(dtype: Any, share: float) -> Any:
+        model = Qwen3(CONFIG, dtype, lora=SPEC)
+
+        @jax.jit
+        def loss(trainable: Any, part: Part) -> jax.Array:
+            solver, teacher = {"params": trainable["params"]}, {"params": PARAMS}
+            hidden, head = teacher_states(model, teacher, part), output_head(PARAMS)
+            total, _ = distillation_scores(model, solver, hidden, head, part, OBJECTIVE)
+            return total * share
+
+        found = jax.grad(loss)({"params": OTHER_PARAMS}, make_part())
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) / share, found)
+
+    exact = gradient(jnp.float32, 1.0)
+    assert relative_error(gradient(jnp.float16, 1.0), exact) < 5e-3
+    assert relative_error(gradient(jnp.float16, 2.0**-24), exact) > 0.1
+    state = make_state({"params": OTHER_PARAMS})
+    ours, _ = gradient_of(make_part(), state=state, dtype=jnp.float16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {np.dtype(np.float32)}
+    assert relative_error(jax.tree.map(lambda leaf: leaf * 16, ours), exact) < 5e-3
 
 
 # --- Teachers ------------------------------------------------------------------------------
@@ -298,15 +363,11 @@ def test_scores_of_micro_batches_keep_the_order_of_rows():
 
 def test_the_initial_teacher_is_the_base_and_neither_moves():
     base, trainable = copy(PARAMS), {"params": OTHER_PARAMS}
-    batch, step = make_batch(), updater()
     state = make_state(trainable)
     for _ in range(2):
-        state, _, scores = step(state, base, batch)
+        state, _, [scores] = run_step(state, base, make_part())
         expected = plain_logprobs({"params": PARAMS}, TEACHER_PROMPTS)
-        mask = np.asarray(batch.mask)
-        np.testing.assert_allclose(
-            np.asarray(scores.teacher_logprobs)[mask], expected[mask], atol=2e-5, rtol=0
-        )
+        np.testing.assert_allclose(spread(scores.teacher_logprobs), expected, atol=2e-5, rtol=0)
     assert_same_bits(base, PARAMS)
     assert state.teacher == {}
     assert differs(state.trainable, trainable)
@@ -314,8 +375,9 @@ def test_the_initial_teacher_is_the_base_and_neither_moves():
 
 def test_no_gradient_reaches_the_teacher():
     def total(solver: Any, teacher: Any) -> jax.Array:
-        scores = distillation_scores(MODEL, solver, teacher, make_batch(), OBJECTIVE)
-        return sum(jnp.sum(score) for score in scores)  # pyright: ignore[reportReturnType]
+        part = make_part()
+        hidden, head = teacher_states(MODEL, teacher, part), output_head(teacher["params"])
+        return distillation_scores(MODEL, solver, hidden, head, part, OBJECTIVE)[0]
 
     for_solver, for_teacher = jax.jit(jax.grad(total, argnums=(0, 1)))(
         {"params": PARAMS}, {"params": OTHER_PARAMS}
@@ -325,25 +387,19 @@ def test_no_gradient_reaches_the_teacher():
 
 
 def test_the_averaged_teacher_follows_by_its_formula():
-    batch, step = make_batch(), updater(teacher="ema")
     state = make_state(teacher={"params": OTHER_PARAMS})
-    state, _, scores = step(state, PARAMS, batch)
-    mask = np.asarray(batch.mask)
+    state, _, [scores] = run_step(state, PARAMS, make_part(), teacher="ema")
     expected = plain_logprobs({"params": OTHER_PARAMS}, TEACHER_PROMPTS)  # before it follows
-    np.testing.assert_allclose(
-        np.asarray(scores.teacher_logprobs)[mask], expected[mask], atol=2e-5, rtol=0
-    )
+    np.testing.assert_allclose(spread(scores.teacher_logprobs), expected, atol=2e-5, rtol=0)
     mixed = jax.tree.map(
         lambda old, new: 0.75 * np.asarray(old) + 0.25 * np.asarray(new),
         {"params": OTHER_PARAMS},
         state.trainable,
     )
     assert_close(state.teacher, mixed, relative=1e-6)
-    _, _, scores = step(state, PARAMS, batch)
+    _, _, [scores] = run_step(state, PARAMS, make_part(), teacher="ema")
     expected = plain_logprobs(mixed, TEACHER_PROMPTS)
-    np.testing.assert_allclose(
-        np.asarray(scores.teacher_logprobs)[mask], expected[mask], atol=2e-5, rtol=0
-    )
+    np.testing.assert_allclose(spread(scores.teacher_logprobs), expected, atol=2e-5, rtol=0)
 
 
 def test_follow_by_hand():
@@ -356,14 +412,14 @@ def test_follow_by_hand():
 
 def test_the_live_teacher_is_the_solver_of_the_moment_as_a_constant():
     trainable = {"params": OTHER_PARAMS}
-    live, loss = gradient_of(make_batch(), make_state(trainable), teacher="live")
+    live, loss = gradient_of(make_part(), state=make_state(trainable), teacher="live")
     constant, constant_loss = gradient_of(
-        make_batch(), make_state(trainable, teacher=trainable), teacher="ema"
+        make_part(), state=make_state(trainable, teacher=trainable), teacher="ema"
     )
     assert loss == pytest.approx(constant_loss, rel=1e-6) and loss > 0
     assert_close(live, constant, relative=1e-6)
-    same_prompts = make_batch(SOLVER_PROMPTS)
-    _, nothing = gradient_of(same_prompts, make_state(trainable), teacher="live")
+    same_prompts = make_part(SOLVER_PROMPTS)
+    _, nothing = gradient_of(same_prompts, state=make_state(trainable), teacher="live")
     assert abs(nothing) <= 1e-6
 
 
@@ -371,46 +427,56 @@ def test_the_live_teacher_is_the_solver_of_the_moment_as_a_constant():
 
 
 def test_an_adapter_trains_alone():
-    base, batch = copy(PARAMS), make_batch()
-    new, _, scores = updater()(make_state({"lora": LORA}), base, batch)
+    base = copy(PARAMS)
+    new, _, [scores] = run_step(make_state({"lora": LORA}), base, make_part())
     assert_same_bits(base, PARAMS)
     assert new.trainable.keys() == {"lora"}
     moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), new.trainable["lora"], LORA)
     assert all(jax.tree.leaves(moved))
-    mask = np.asarray(batch.mask)
     solver = plain_logprobs({"params": PARAMS, "lora": LORA}, SOLVER_PROMPTS)
-    np.testing.assert_allclose(
-        np.asarray(scores.solver_logprobs)[mask], solver[mask], atol=2e-5, rtol=0
-    )
+    np.testing.assert_allclose(spread(scores.solver_logprobs), solver, atol=2e-5, rtol=0)
     teacher = plain_logprobs({"params": PARAMS}, TEACHER_PROMPTS)  # without its adapter
-    np.testing.assert_allclose(
-        np.asarray(scores.teacher_logprobs)[mask], teacher[mask], atol=2e-5, rtol=0
-    )
+    np.testing.assert_allclose(spread(scores.teacher_logprobs), teacher, atol=2e-5, rtol=0)
 
 
 def test_a_step_towards_the_teacher_lowers_the_divergence():
-    batch, step = make_batch(), updater()
-    state, before, _ = step(make_state(), OTHER_PARAMS, batch)
-    _, after, _ = step(state, OTHER_PARAMS, batch)
+    state, before, _ = run_step(make_state(), OTHER_PARAMS, make_part())
+    _, after, _ = run_step(state, OTHER_PARAMS, make_part())
     assert 0 < float(after["loss"]) < float(before["loss"])
 
 
 def test_policy_gradient_raises_what_was_rewarded_and_lowers_what_was_not():
-    batch = make_batch()
     old = plain_logprobs({"params": PARAMS}, SOLVER_PROMPTS)
-    batch = change(batch, logprobs=jnp.asarray(old))
-    state, metrics, scores = updater(distils=False)(make_state(), PARAMS, batch)
+    part = make_part(logprobs=old)
+    state, metrics, [scores] = run_step(make_state(), PARAMS, part, distils=False)
     new = plain_logprobs(state.trainable, SOLVER_PROMPTS)
     gained = (new - old).sum(axis=1)
     assert gained[0] > 0 > gained[1] and gained[2] > 0  # advantages 1, -1, 0.5
     # On policy the ratio is 1, so the loss is minus the mean advantage over tokens.
     expected = -(6 * 1.0 - 3 * 1.0 + 5 * 0.5) / 16
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-4)
-    assert np.asarray(scores.advantage)[:, 0].tolist() == [1.0, -1.0, 0.5, 0.0]
+    assert spread(scores.advantage)[:, 0].tolist() == [1.0, -1.0, 0.5, 0.0]
 
 
 def test_policy_gradient_without_a_difference_in_reward_changes_nothing():
-    batch = change(make_batch(), advantages=jnp.zeros(BATCH))
-    state, metrics, _ = updater(distils=False)(make_state(), PARAMS, batch)
+    part = make_part(advantages=[0.0] * BATCH)
+    state, metrics, _ = run_step(make_state(), PARAMS, part, distils=False)
     assert float(metrics["gradient_norm"]) == 0.0
     assert_same_bits(state.trainable, {"params": PARAMS})
+
+
+# --- Compilations --------------------------------------------------------------------------
+
+
+def test_a_shape_compiles_once_however_often_it_comes():
+    # A function of its own: the others of this file have met other shapes.
+    update = make_update(MODEL, OPTIMIZER, OBJECTIVE, teacher_config("ema"), distils=True)
+    state = make_state(teacher={"params": OTHER_PARAMS})
+    shapes = [(0, 1), (2, 3), (0, 1)]
+    for _ in range(3):
+        for rows in shapes:
+            for parts in ([make_part(rows=rows)], [make_part(rows=rows)] * 2):
+                hidden = update.score(state, PARAMS, parts)
+                state, _, _ = update.apply(state, PARAMS, parts, hidden)
+    for function in (update.score_teacher, update.whole, update.accumulate, update.finish):
+        assert function._cache_size() == 1  # pyright: ignore

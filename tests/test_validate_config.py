@@ -20,6 +20,7 @@ def config() -> Config:
 
 
 ARITHMETIC = ("problems.source=arithmetic", "problems.max_reasoning_steps=4")
+SECOND = ("critic.kind=checkpoint", "critic.path=Qwen/QwQ-32B")
 IMPOSSIBLE = [
     ("name=a/b", "name is 'a/b'"),
     ("name=", "name is ''"),
@@ -50,6 +51,13 @@ IMPOSSIBLE = [
     ("sampling.batch_size=0", "must be at least 1"),
     ("critic.kind=orakel", "did you mean 'oracle'?"),
     ("critic.kind=oracle", "only arithmetic problems can check their own"),
+    ("critic.path=Qwen/QwQ-32B", "critic.kind=self reads no second model"),
+    ("critic.compute_dtype=int8", "did you mean"),
+    ("critic.placement=inturns", "did you mean 'in_turns'?"),
+    ("critic.placement=own", "critic.kind=self has no weights of its own to place"),
+    ("critic.num_devices=-1", "must be at least 0"),
+    ("critic.num_devices=2", "critic.placement=shared takes all devices; set it to 0"),
+    ("critic.tensor=0", "must be at least 1"),
     ("critic.sees=anwser", "did you mean 'answer'?"),
     ("critic.temperature=-1", "must be at least 0"),
     ("critic.max_new_tokens=0", "must be at least 1"),
@@ -60,6 +68,8 @@ IMPOSSIBLE = [
         "objective.loss_temperature=0",
         "objective.loss_temperature is 0.0, but it must be above 0",
     ),
+    ("objective.element_clip=-0.05", "must be at least 0"),
+    ("objective.top_k=-1", "must be at least 0"),
     ("objective.token_tile=0", "must be at least 1"),
     ("objective.grpo_clip=0", "objective.grpo_clip is 0.0, but it must be in (0, 1)"),
     ("teacher.kind=initail", "did you mean 'initial'?"),
@@ -119,10 +129,32 @@ def test_an_impossible_value_is_refused(config: Config, override: str, sentence:
         (ARITHMETIC, "problems.min_reasoning_steps is 0"),
         ((*ARITHMETIC, "problems.min_reasoning_steps=5"), "problems.max_reasoning_steps 4"),
         (("objective.divergence=jsd", "objective.jsd_beta=0"), "jsd needs it in (0, 1)"),
+        (("critic.kind=checkpoint",), "critic.path is empty, but critic.kind=checkpoint reads"),
+        ((*SECOND, "critic.placement=own"), "critic.placement=own needs at least 1"),
+        (
+            (*SECOND, "critic.placement=in_turns", "critic.num_devices=4"),
+            "critic.placement=in_turns takes all devices",
+        ),
+        (
+            (*SECOND, "critic.placement=own", "critic.num_devices=4", "critic.tensor=3"),
+            "critic.tensor is 3, but it must divide critic.num_devices, which is 4",
+        ),
+        (
+            ("objective.divergence=sampled_token", "objective.element_clip=0.05"),
+            "objective.element_clip is 0.05, but objective.divergence=sampled_token reads one",
+        ),
+        (
+            ("objective.divergence=sampled_token", "objective.top_k=20"),
+            "objective.top_k is 20, but objective.divergence=sampled_token reads one",
+        ),
         (("condition=grpo",), "grpo compares the samples of one problem and needs at least 2"),
         (
             ("condition=grpo", "train.samples_per_problem=8", "sampling.temperature=0"),
             "grpo needs samples that differ",
+        ),
+        (
+            ("trainable.kind=full", "trainable.adapter=somewhere"),
+            "trainable.adapter is 'somewhere', but only trainable.kind=lora starts",
         ),
     ],
 )
@@ -138,6 +170,8 @@ def test_values_at_odds_are_refused(
     "overrides",
     [
         (*ARITHMETIC, "problems.min_reasoning_steps=4", "critic.kind=oracle", "problems.path="),
+        (*SECOND, "critic.placement=own", "critic.num_devices=4", "critic.tensor=2"),
+        (*SECOND, "critic.placement=in_turns", "critic.tensor=3"),
         ("trainable.kind=full", "trainable.rank=0", "trainable.targets="),
         ("train.validate_every_steps=0", "problems.num_validation=0"),
         ("condition=grpo", "train.samples_per_problem=2", "train.micro_batches=64"),

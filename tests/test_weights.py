@@ -3,6 +3,10 @@
 """Checkpoints: what is read and written, bit for bit. Refusals: test_weights_refusals.py."""
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from safetensors.numpy import load_file
 
 from stepalign_jax.base.config import ParallelConfig
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.model.hf_names import tensor_name
+from stepalign_jax.model.hf_names import tensor_slots
 from stepalign_jax.model.qwen3 import Qwen3Config, abstract_params
 from stepalign_jax.model.safetensors_files import read_tensor, tensor_entries
 from stepalign_jax.model.weights import load_config, load_model, load_params, save_model
@@ -164,9 +168,51 @@ def test_a_part_of_a_tensor_is_read_alone(tmp_path, transpose):
         np.testing.assert_array_equal(part, whole[rows, 0])
 
 
-def test_biases_have_a_name():
-    path = ("layers", "attention", "q_proj", "bias")
-    assert tensor_name(path, 3) == "model.layers.3.self_attn.q_proj.bias"
+def test_the_biases_of_a_qwen2_are_read_and_written(tmp_path):
+    hf = TIED_HF | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.standard_normal(slot.file_shape).astype(np.float32)
+        for name, slot in tensor_slots(Qwen3Config.from_hf(hf)).items()
+    }
+    bias = "model.layers.1.self_attn.k_proj.bias"
+    config, params = load_model(write(tmp_path / "one", hf, tensors))
+    read = params["layers"]["attention"]["k_proj"]["bias"][1]
+    np.testing.assert_array_equal(read, tensors[bias])
+    save_model(tmp_path / "two", config, params, max_shard_bytes=LARGE, overwrite=False)
+    assert_same_bits(all_tensors(tmp_path / "two"), tensors)
+
+
+def test_eight_devices_hold_the_same_weights(tensors, tmp_path):
+    write_sharded(tmp_path, tensors)
+    code = """
+        import sys; from pathlib import Path
+        import jax, numpy as np
+        from stepalign_jax.base.config import ParallelConfig
+        from stepalign_jax.model.qwen3 import abstract_params
+        from stepalign_jax.model.weights import load_config, load_model, load_params
+        from stepalign_jax.model.weights import write_model
+        from stepalign_jax.parallel.mesh import make_mesh, param_shardings
+
+        directory = Path(sys.argv[1])
+        config = load_config(directory)
+        mesh = make_mesh(ParallelConfig(data=2, fsdp=2, tensor=2))
+        shardings = param_shardings(mesh, abstract_params(config))
+        params = load_params(directory, config, dtype=None, shardings=shardings)
+        cut = params["layers"]["mlp"]["down_proj"]["kernel"]
+        assert cut.sharding == shardings["layers"]["mlp"]["down_proj"]["kernel"]
+        assert cut.addressable_shards[0].data.size * 4 == cut.size
+        jax.tree.map(np.testing.assert_array_equal, params, load_model(str(directory))[1])
+        (directory / "out").mkdir()
+        write_model(directory / "out", config, params, max_shard_bytes=40_000)
+    """
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        check=True,
+        env={**os.environ, **flags},
+    )
+    assert_same_bits(all_tensors(tmp_path / "out"), tensors)
 
 
 @pytest.mark.slow

@@ -3,12 +3,14 @@
 """What every command shares: its arguments, its exit status, its progress bar."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
+from stepalign_jax.base.compilation import use_compilation_cache
 from stepalign_jax.base.errors import UserError
 
 Item = TypeVar("Item")
@@ -32,9 +34,13 @@ class _Parser(argparse.ArgumentParser):
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Runs `main` on the command line's arguments and ends the process on a failure.
 
+    Programs that it compiles are kept for the next command (`use_compilation_cache`).
+
     A `UserError` becomes one line on stderr and status 2, an interrupt one line and
     status 130. Any other exception is a bug and keeps its traceback.
     """
+    use_compilation_cache()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax remarks on how it is opened
     try:
         main(sys.argv[1:])
     except UserError as error:

@@ -65,9 +65,16 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CriticConfig:
-    kind: str  # self | oracle
+    kind: str  # self (the model trained, its base) | checkpoint (a second model) | oracle
+    path: str  # checkpoint: as model.path; "" for the others, as the next four are at rest
+    compute_dtype: str  # checkpoint: float32 | bfloat16 | float16
+    # checkpoint: own (its own devices) | in_turns (all devices, which idle weights leave for
+    # host memory) | shared (all devices, which hold both models)
+    placement: str
+    num_devices: int  # own: the critic takes so many of the last devices; 0 for the others
+    tensor: int  # checkpoint: devices that share one copy of its weights; more hold more copies
     sees: str  # question | answer | reference
-    max_new_tokens: int
+    max_new_tokens: int  # thinking included
     temperature: float
     batch_size: int
 
@@ -77,6 +84,8 @@ class ObjectiveConfig:
     divergence: str  # forward_kl | reverse_kl | jsd | sampled_token
     jsd_beta: float
     loss_temperature: float
+    element_clip: float  # largest term of one vocabulary entry; 0 is off
+    top_k: int  # the teacher's k most probable entries and one for the rest; 0 is off
     token_tile: int  # tokens whose logits exist at once
     grpo_clip: float
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.validate_critic import check_critic
 
 CONDITIONS = ("stepalign", "refsol", "grpo", "no_context", "other_problem")
 LORA_TARGETS = (
@@ -32,7 +33,9 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "model.remat": ("none", "full", "dots"),
     "trainable.kind": ("lora", "full"),
     "problems.source": ("arithmetic", "jsonl"),
-    "critic.kind": ("self", "oracle"),
+    "critic.kind": ("self", "checkpoint", "oracle"),
+    "critic.compute_dtype": ("float32", "bfloat16", "float16"),
+    "critic.placement": ("own", "in_turns", "shared"),
     "critic.sees": ("question", "answer", "reference"),
     "objective.divergence": ("forward_kl", "reverse_kl", "jsd", "sampled_token"),
     "teacher.kind": ("initial", "ema", "live"),
@@ -54,11 +57,15 @@ _RANGES: dict[str, str] = {
     "sampling.top_p": "(0, 1]",
     "sampling.max_new_tokens": "[1, inf)",
     "sampling.batch_size": "[1, inf)",
+    "critic.num_devices": "[0, inf)",
+    "critic.tensor": "[1, inf)",
     "critic.max_new_tokens": "[1, inf)",
     "critic.temperature": "[0, inf)",
     "critic.batch_size": "[1, inf)",
     "objective.jsd_beta": "[0, 1]",
     "objective.loss_temperature": "(0, inf)",
+    "objective.element_clip": "[0, inf)",
+    "objective.top_k": "[0, inf)",
     "objective.token_tile": "[1, inf)",
     "objective.grpo_clip": "(0, 1)",
     "teacher.ema_decay": "[0, 1]",
@@ -102,6 +109,7 @@ def validate(config: Config) -> None:
         _check_name(key, _value(config, key), names)
     for key, interval in _RANGES.items():
         _check_range(key, _value(config, key), interval)
+    check_critic(config.critic)
     for check in (
         _check_run_name,
         _check_trainable,
@@ -234,6 +242,12 @@ def _check_objective(config: Config) -> None:
         f"objective.jsd_beta is {objective.jsd_beta}, but jsd needs it in (0, 1); "
         "forward_kl and reverse_kl are divergences of their own",
     )
+    for key, value in (("element_clip", objective.element_clip), ("top_k", objective.top_k)):
+        _require(
+            value == 0 or objective.divergence != "sampled_token",
+            f"objective.{key} is {value}, but objective.divergence=sampled_token reads one "
+            "vocabulary entry only; set it to 0",
+        )
     if config.condition != "grpo":
         return
     _require(

@@ -1,14 +1,16 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Asks for a critique of every rollout: the model's own base weights, or the oracle.
+"""Asks for a critique of every rollout: a model, most often its own base, or the oracle.
 
 The oracle corrects arithmetic by program. It serves as a critic, and as the measure of
 any other critic wherever problems can check their own reasoning steps.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from stepalign_jax.base.config import CriticConfig, SamplingConfig
@@ -16,10 +18,45 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Problem
 from stepalign_jax.feedback.critique import Critique, Grade, require_answers, validate_critique
 from stepalign_jax.feedback.roles import Roles
+from stepalign_jax.parallel.mesh import use_mesh
+from stepalign_jax.parallel.offload import FrozenWeights
 from stepalign_jax.problems.arithmetic import correct_trace
 from stepalign_jax.sampling.engine import Engine, Purpose
 
-_NO_REFERENCE = Critique("", "no_reference")
+
+@dataclass(frozen=True)
+class Critic:
+    """A model that is asked for critiques: rollouts go in and critiques come out as text.
+
+    Attributes:
+      engine: samples from it.
+      weights: its params; of a critic of one's own, the base that is trained from.
+      roles: the run's prompts under the critic's own tokenizer and chat template.
+      mesh: the devices of its weights.
+      max_positions: tokens of a prompt and its critique.
+      takes_turns: whether its weights wait in host memory until it is asked.
+    """
+
+    engine: Engine
+    weights: FrozenWeights
+    roles: Roles
+    mesh: jax.sharding.Mesh
+    max_positions: int
+    takes_turns: bool
+
+
+class Asked(NamedTuple):
+    """What a critic said.
+
+    Attributes:
+      critiques: one per attempt.
+      lengths: [number asked] int32 tokens of each completion, thinking included.
+      finished: [number asked] bool, False where the token budget ended it.
+    """
+
+    critiques: list[Critique]
+    lengths: np.ndarray
+    finished: np.ndarray
 
 
 def oracle_critique(problem: Problem, attempt: str) -> str | None:
@@ -43,9 +80,7 @@ def ask_oracle(problems: Sequence[Problem], attempts: Sequence[str]) -> list[Cri
 
 
 def ask_model(
-    engine: Engine,
-    variables: dict[str, Any],
-    roles: Roles,
+    critic: Critic,
     config: CriticConfig,
     problems: Sequence[Problem],
     attempts: Sequence[str],
@@ -53,14 +88,12 @@ def ask_model(
     addresses: np.ndarray,
     seed: int,
     grade: Grade,
-) -> list[Critique]:
+) -> Asked:
     """Returns the model's critique of each attempt, or why it cannot be used.
 
     Args:
-      engine: samples the critiques.
-      variables: the critic's weights; the base alone for a critic of one's own.
-      roles: prompts and tokenizer.
-      config: what the critic sees, and how it is sampled.
+      critic: the model, its weights on their devices.
+      config: what it sees, and how it is sampled.
       problems: the problem of each attempt.
       attempts: rollout texts.
       addresses: [N, 4] of the rollouts; their critiques share them under another purpose.
@@ -68,10 +101,12 @@ def ask_model(
       grade: checks the answers of a critic that is shown them.
     """
     prompts = [
-        roles.critic(problem, attempt, config.sees)
+        critic.roles.critic(problem, attempt, config.sees)
         for problem, attempt in zip(problems, attempts, strict=True)
     ]
-    asked = [i for i, prompt in enumerate(prompts) if prompt is not None]
+    room = critic.max_positions - config.max_new_tokens
+    critiques = [Critique("", _unasked(prompt, room)) for prompt in prompts]
+    asked = [i for i, critique in enumerate(critiques) if critique.failure is None]
     settings = SamplingConfig(
         temperature=config.temperature,
         top_k=0,
@@ -79,30 +114,41 @@ def ask_model(
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
     )
-    rollouts = engine.sample(
-        variables,
-        [prompt for prompt in prompts if prompt is not None],
-        addresses[asked],
-        seed=seed,
-        purpose=Purpose.CRITIC,
-        settings=settings,
-    )
-    critiques = [_NO_REFERENCE] * len(prompts)
-    for i, text, finished in zip(asked, roles.texts(rollouts), rollouts.finished, strict=True):
+    with use_mesh(critic.mesh):
+        rollouts = critic.engine.sample(
+            {"params": critic.weights.tree},
+            [prompts[i] or [] for i in asked],
+            addresses[asked],
+            seed=seed,
+            purpose=Purpose.CRITIC,
+            settings=settings,
+        )
+    patterns = critic.roles.prompts
+    thinking_open = critic.roles.critic_opens_thinking()
+    texts = critic.roles.texts(rollouts)
+    for i, text, finished in zip(asked, texts, rollouts.finished, strict=True):
         critiques[i] = validate_critique(
             text,
             bool(finished),
-            step_pattern=roles.prompts.reasoning_step_pattern,
-            answer_pattern=roles.prompts.answer_pattern,
+            thinking_open=thinking_open,
+            step_pattern=patterns.reasoning_step_pattern,
+            answer_pattern=patterns.answer_pattern,
         )
-    if config.sees == "question":
-        return critiques
-    return require_answers(
-        critiques,
-        [problem.answer for problem in problems],
-        answer_pattern=roles.prompts.answer_pattern,
-        grade=grade,
-    )
+    if config.sees != "question":
+        critiques = require_answers(
+            critiques,
+            [problem.answer for problem in problems],
+            answer_pattern=patterns.answer_pattern,
+            grade=grade,
+        )
+    return Asked(critiques, np.asarray(rollouts.lengths), np.asarray(rollouts.finished))
+
+
+def _unasked(prompt: list[int] | None, room: int) -> str | None:
+    """Why the critic is not asked: it lacks the reference, or room beside its own budget."""
+    if prompt is None:
+        return "no_reference"
+    return "prompt_too_long" if len(prompt) > room else None
 
 
 def exact_share(

@@ -18,7 +18,8 @@ from stepalign_jax.problems.grading import extract_answer
 
 # Why a rollout has no context. In the order in which they are looked for.
 FAILURES: dict[str, str] = {
-    "truncated_thinking": "the token budget ended inside <think>",
+    "prompt_too_long": "the critic's prompt leaves no room for critic.max_new_tokens",
+    "truncated_thinking": "ended inside <think>, most often by the token budget",
     "truncated": "the token budget ended the critique",
     "empty": "nothing but whitespace",
     "unparsable": "no reasoning step, or no answer",
@@ -56,17 +57,19 @@ def strip_thinking(text: str) -> str | None:
 
 
 def validate_critique(
-    text: str, finished: bool, *, step_pattern: str, answer_pattern: str
+    text: str, finished: bool, *, thinking_open: bool, step_pattern: str, answer_pattern: str
 ) -> Critique:
     """Returns the critique without thinking, or with the first failure of its form.
 
     Args:
       text: the critic's completion.
       finished: False where the token budget ended it.
+      thinking_open: whether the prompt ended inside a thought: then the completion holds no
+        `<think>`, and is nothing but thought until a `</think>`.
       step_pattern: opens a reasoning step.
       answer_pattern: its group 1 is the answer.
     """
-    stripped = strip_thinking(text)
+    stripped = strip_thinking(f"<think>{text}" if thinking_open else text)
     if stripped is None:
         return Critique(text, "truncated_thinking")
     critique = Critique(stripped.strip(), None)

@@ -17,7 +17,12 @@ from stepalign_jax.feedback.prompts import (
     solver_prompt,
     teacher_prompt,
 )
-from stepalign_jax.model.tokenizer import decode, render_prompt
+from stepalign_jax.model.tokenizer import (
+    decode,
+    encode_plain,
+    opens_thinking,
+    render_prompt,
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,16 @@ class Roles:
         text = critic_prompt(self.prompts, problem, attempt, sees)
         return None if text is None else self._render(text, self.prompts.critic_thinking)
 
+    def critic_opens_thinking(self) -> bool:
+        """Whether the critic's prompt ends inside a thought, so that it does not open one."""
+        return opens_thinking(self.tokenizer, thinking=self.prompts.critic_thinking)
+
     def _render(self, text: str, thinking: bool) -> list[int]:
         return render_prompt(self.tokenizer, text, thinking=thinking)
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a section of a prompt."""
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(encode_plain(self.tokenizer, text))
 
     def check_problems(self, problems: list[Problem]) -> None:
         """Refuses, before anything expensive, a problem over its token budget.

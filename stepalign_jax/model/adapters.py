@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
@@ -84,7 +84,8 @@ def save_adapter(directory: Path, spec: LoraSpec, lora: Tree, *, base_name: str)
                 for layer, values in enumerate(np.asarray(stacked, np.float32)):
                     name = _tensor_name(module, projection, matrix, layer)
                     tensors[name] = np.ascontiguousarray(values.T)
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    # Not save_file, which makes a file that only its owner can read.
+    (directory / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
     text = json.dumps(_peft_config(spec, base_name), indent=2, sort_keys=True)
     (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
 
@@ -218,10 +219,15 @@ def _number(path: Path, settings: Tree, key: str) -> float:
 
 
 def _targets(path: Path, modules: Any) -> tuple[str, ...]:
-    """The projections, in the order of PROJECTIONS."""
+    """The projections, in the order of PROJECTIONS.
+
+    PEFT spells some of them in full, `model.layers.0.self_attn.q_proj`. Then too every layer
+    must have one: the tensors tell.
+    """
     if modules == "all-linear":
         return tuple(PROJECTIONS)
-    names = modules if isinstance(modules, list) else []
+    entries = modules if isinstance(modules, list) else []
+    names = [str(entry).rpartition(".")[2] for entry in entries]
     if not names or not all(name in PROJECTIONS for name in names):
         raise UserError(
             f"{path} has target_modules = {json.dumps(modules)}, but it must be a list of some "

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stepalign_jax.model.yarn import YarnScaling
+
 # Finite, so that a row that may attend to nothing gives numbers instead of NaN.
 _MASKED = -0.7 * float(np.finfo(np.float32).max)
 
@@ -70,7 +72,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
 
 
 def rope_angles(
-    positions: jax.Array, head_dim: int, theta: float
+    positions: jax.Array, head_dim: int, theta: float, yarn: YarnScaling | None
 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of the rotary angles, always fp32.
 
@@ -81,6 +83,7 @@ def rope_angles(
       positions: [1 or B, T] int32.
       head_dim: Dh.
       theta: the base of the geometric series of frequencies.
+      yarn: how the frequencies are stretched, or None.
 
     Returns:
       Two arrays [1 or B, T, 1, Dh / 2] that broadcast over heads.
@@ -88,12 +91,16 @@ def rope_angles(
     exponents = (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)).astype(
         np.float64
     )
-    frequencies = np.float32(1) / np.power(float(theta), exponents).astype(np.float32)
+    periods = np.power(float(theta), exponents).astype(np.float32)
+    frequencies = np.float32(1) / periods if yarn is None else yarn.stretch(periods, theta)
     angles = (
         positions[:, :, None, None].astype(jnp.float32)
         * jnp.asarray(frequencies)[None, None, None]
     )
-    return jnp.cos(angles), jnp.sin(angles)
+    if yarn is None:
+        return jnp.cos(angles), jnp.sin(angles)
+    scale = np.float32(yarn.angle_scale)
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
 def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

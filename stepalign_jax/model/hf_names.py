@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one table between leaves of our params and tensor names of Hugging Face."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -56,6 +57,7 @@ class Slot(NamedTuple):
         return self.shape[::-1] if self.transposed else self.shape
 
 
+@functools.cache  # it traces the model
 def param_shapes(config: Qwen3Config) -> dict[Path, tuple[int, ...]]:
     """Shape of every leaf of the stacked params, by path."""
     flat: dict[Any, Any] = flax.traverse_util.flatten_dict(abstract_params(config))

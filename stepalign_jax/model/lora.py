@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
+from stepalign_jax.model.linear import linear
 from stepalign_jax.model.row_blocks import rows_product
 
 
@@ -56,37 +57,47 @@ def named_init(init: Callable[..., jax.Array], axes: tuple[str, ...]) -> Callabl
 
 
 class Projection(nn.Module):
-    """x @ kernel, plus the adapter's x @ a @ b * scale where the collection has one.
+    """x @ kernel + bias, plus the adapter's x @ a @ b * scale where the collection has one.
 
     Attributes:
       features: size of the output axis.
       axes: logical names of the kernel's [in, out] axes.
       dtype: compute dtype; weights of another dtype are cast to it.
+      out_dtype: dtype of the result, at least as wide as `dtype`.
+      use_bias: whether it has a bias.
       scale: the adapter's scale, or None for a projection that never carries one.
     """
 
     features: int
     axes: tuple[str, str]
     dtype: Any
+    out_dtype: Any
+    use_bias: bool
     scale: float | None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., in] -> [..., features] in the compute dtype."""
+        """[..., in] -> [..., features] in `out_dtype`."""
         x = x.astype(self.dtype)
         y = self._product(x)
+        if self.use_bias:
+            init = named_init(nn.initializers.zeros, self.axes[1:])
+            bias = self.param("bias", init, (self.features,), jnp.float32)
+            # Rounded here, in sampling and in training alike, so that both see one value.
+            bias = bias.astype(self.dtype).astype(self.out_dtype)
+            y = y + jnp.expand_dims(bias, tuple(range(y.ndim - 1)))
         if self.scale is None or not self.has_variable("lora", "a"):
             return y
-        a = self.get_variable("lora", "a").astype(self.dtype)
-        b = self.get_variable("lora", "b").astype(self.dtype)
-        return y + (x @ a) @ b * jnp.asarray(self.scale, self.dtype)
+        a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
+        update = linear(linear(x, a, self.dtype), b, self.out_dtype)
+        return y + update * jnp.asarray(self.scale, self.out_dtype)
 
     def _product(self, x: jax.Array) -> jax.Array:
         if self.has_variable("decode", "rows"):
-            return rows_product(x, self.get_variable("decode", "rows"), self.dtype)
+            return rows_product(x, self.get_variable("decode", "rows"), self.out_dtype)
         init = named_init(nn.initializers.normal(0.02), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        return x @ kernel.astype(self.dtype)
+        return linear(x, kernel, self.out_dtype)
 
 
 def init_lora(config: Qwen3Config, spec: LoraSpec, key: jax.Array) -> dict[str, Any]:
@@ -145,5 +156,5 @@ def merge_lora(params: dict[str, Any], lora: dict[str, Any], spec: LoraSpec) -> 
             kernel = layers[group][name]["kernel"]
             update = jnp.einsum("lir,lro->lio", pair["a"], pair["b"]) * spec.scale
             merged = (jnp.asarray(kernel, jnp.float32) + update).astype(kernel.dtype)
-            layers[group][name] = {"kernel": merged}
+            layers[group][name] = {**layers[group][name], "kernel": merged}
     return {**params, "layers": layers}

@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Qwen3 transformer as one Flax Linen module: solver, teacher and critic alike.
 
+Two fields of its config make it a Qwen2: biases on q, k and v, and no q/k norms.
+
 `params`, canonical (scanned) form; every leaf under `layers` is stacked [L, ...]:
 
     embedding [V, D]    lm_head [V, D] (untied only)    final_norm.scale [D]
     layers.attention_norm.scale [D]           layers.mlp_norm.scale [D]
-    layers.attention.{q,k,v,o}_proj.kernel    layers.attention.{q,k}_norm.scale [Dh]
-    layers.mlp.{gate,up,down}_proj.kernel     kernels are [in, out]
+    layers.attention.{q,k,v,o}_proj.kernel    layers.mlp.{gate,up,down}_proj.kernel
+    layers.attention.{q,k}_norm.scale [Dh] (qk_norm)
+    layers.attention.{q,k,v}_proj.bias [out] (qkv_bias)     kernels are [in, out]
 
 The unrolled form has `layer_0`, `layer_1`, ... in place of `layers`; decoding derives it.
 """
@@ -21,7 +24,9 @@ from flax.linen.spmd import with_logical_constraint
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model import attention as attn
-from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
+from stepalign_jax.model.causal_attention import causal_attention
+from stepalign_jax.model.config import BIASED, PROJECTIONS, Qwen3Config
+from stepalign_jax.model.linear import PRODUCT
 from stepalign_jax.model.lora import LoraSpec, Projection, named_init
 from stepalign_jax.model.row_blocks import rows_product
 
@@ -69,6 +74,16 @@ class Context(NamedTuple):
     first_slot: jax.Array | None
 
 
+def residual_dtype(dtype: Any) -> Any:
+    """The dtype of the residual stream, for a compute dtype.
+
+    A few channels of trained Qwen models grow past 65,504, the largest fp16 number, along
+    the residual stream, and infinity would be all that is left. The norms bring what each
+    layer computes with back into range, so the stream alone is kept in fp32.
+    """
+    return jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * scale over the last axis, in fp32, returned in the compute dtype."""
 
@@ -87,7 +102,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with per-head q/k norms before RoPE."""
+    """Grouped-query self-attention, with per-head q/k norms before RoPE if `qk_norm`."""
 
     config: Qwen3Config
     dtype: Any
@@ -100,16 +115,20 @@ class Attention(nn.Module):
         """([B, T, D], context, cache) -> ([B, T, D], the cache with these tokens written)."""
         heads = {"q_proj": "heads", "k_proj": "kv_heads", "v_proj": "kv_heads"}
         q, k, v = (self._project(name, x, axis) for name, axis in heads.items())
-        q = attn.rope(self._norm("q_norm")(q), context.cos, context.sin)
-        k = attn.rope(self._norm("k_norm")(k), context.cos, context.sin)
+        if self.config.qk_norm:
+            q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
+        q = attn.rope(q, context.cos, context.sin)
+        k = attn.rope(k, context.cos, context.sin)
         k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)  # as in LayerCache
-        if cache is not None:
+        if cache is None:
+            out = causal_attention(q, k, v, context.mask)
+        else:
             cache = LayerCache(
                 _write(cache.k, k, context.first_slot, axis=3),
                 _write(cache.v, v, context.first_slot, axis=2),
             )
             k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
-        out = attn.attention(q, k, v, context.mask)
+            out = attn.attention(q, k, v, context.mask)
         out = with_logical_constraint(out, ("batch", "length", "heads", "head_size"))
         out = out.reshape(*out.shape[:2], -1)
         return _projection(self, "o_proj")(out), cache
@@ -139,9 +158,18 @@ class Mlp(nn.Module):
 
 def _projection(parent: "Attention | Mlp", name: str) -> Projection:
     """The projection `name` of a module that is being called (Linen attaches it there)."""
-    lora, features = parent.lora, parent.config.projection_shape(name)[1]
-    scale = lora.scale if lora is not None and name in lora.targets else None
-    return Projection(features, PROJECTIONS[name][1], parent.dtype, scale, name=name)
+    config, lora, axes = parent.config, parent.lora, PROJECTIONS[name][1]
+    # What is added to the residual stream is summed in its dtype.
+    to_residual = axes[1] == "embed"
+    return Projection(
+        config.projection_shape(name)[1],
+        axes,
+        parent.dtype,
+        residual_dtype(parent.dtype) if to_residual else parent.dtype,
+        use_bias=config.qkv_bias and name in BIASED,
+        scale=lora.scale if lora is not None and name in lora.targets else None,
+        name=name,
+    )
 
 
 def _write(
@@ -189,7 +217,8 @@ class Qwen3(nn.Module):
 
     Attributes:
       config: sizes of the checkpoint.
-      dtype: compute dtype; norms, RoPE, attention scores and softmax are fp32 anyway.
+      dtype: compute dtype; norms, RoPE, attention scores and softmax are fp32 anyway, and
+        so is the residual stream if this is fp16.
       lora: which projections look for an adapter in the `lora` collection.
       remat: "none" | "full" | "dots" (matmul outputs are saved, the rest is recomputed).
       scan_layers: True takes stacked params (`layers`), False unrolled ones (`layer_0`..).
@@ -265,6 +294,7 @@ class Qwen3(nn.Module):
             positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         context = self._context(positions, segment_ids, cache)
         x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        x = x.astype(residual_dtype(self.dtype))
         x = with_logical_constraint(x, ("batch", "length", "width"))
         if self.scan_layers:
             x, _ = self.layers(x, context, None)
@@ -278,7 +308,8 @@ class Qwen3(nn.Module):
     def _context(
         self, positions: jax.Array, segment_ids: jax.Array | None, cache: Cache | None
     ) -> Context:
-        cos, sin = attn.rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        cos, sin = attn.rope_angles(positions, config.head_dim, config.rope_theta, config.yarn)
         if cache is None:
             mask = attn.causal_mask(positions.shape[1], segment_ids)
             return Context(cos, sin, mask, None)
@@ -302,7 +333,7 @@ def _remat_block(remat: str, scanned: bool) -> type[Block]:
         return Block
     policies = {
         "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     }
     if remat not in policies:
         raise UserError(f"model.remat is {remat!r}: choose none, full or dots.")
@@ -310,7 +341,7 @@ def _remat_block(remat: str, scanned: bool) -> type[Block]:
 
 
 def init_params(config: Qwen3Config, key: jax.Array, dtype: Any = jnp.float32) -> Tree:
-    """Random params in the stacked form: normal(0.02) weights, norm scales of one."""
+    """Random params in the stacked form: normal(0.02) weights, scales of one, no bias yet."""
 
     @jax.jit  # one compilation instead of one per operation
     def run(key: jax.Array) -> Tree:

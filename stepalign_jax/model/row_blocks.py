@@ -38,19 +38,29 @@ def rows_product(x: jax.Array, blocks: Blocks, dtype: Any) -> jax.Array:
     return jnp.concatenate(parts, axis=0).T.reshape(*x.shape[:-1], -1)
 
 
-def block_kernels(params: dict[str, Any], num_blocks: int) -> tuple[dict, dict]:
-    """Moves large kernels of unrolled params into blocks.
+def block_large(params: dict[str, Any], num_blocks: int) -> tuple[dict, dict]:
+    """Moves large kernels of unrolled params, and a large head, into blocks.
 
     Returns:
-      The params without those kernels, and the collection `decode` that holds them.
+      The params without what was moved (a tied head stays as the embedding), and the
+      collection `decode` that holds it.
     """
+    rest, decode = _block_kernels(params, num_blocks)
+    head = params.get("lm_head", params["embedding"])
+    if head.size >= _SMALLEST:
+        rest.pop("lm_head", None)
+        decode["head"] = split_rows(head, num_blocks)
+    return rest, decode
+
+
+def _block_kernels(params: dict[str, Any], num_blocks: int) -> tuple[dict, dict]:
     rest: dict[str, Any] = {}
     decode: dict[str, Any] = {}
     for name, value in params.items():
         if name == "kernel" and value.size >= _SMALLEST:
             decode["rows"] = split_rows(value.T, num_blocks)
         elif isinstance(value, dict):
-            rest[name], inner = block_kernels(value, num_blocks)
+            rest[name], inner = _block_kernels(value, num_blocks)
             decode |= {name: inner} if inner else {}
         else:
             rest[name] = value

@@ -31,7 +31,8 @@ DTYPES = {
 }
 
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
-_CHUNK_ROWS = 64  # so that a transposed chunk stays in the processor's cache
+_CHUNK_BYTES = 1 << 19  # so that a chunk to be turned stays in the processor's cache
+_MIN_CHUNK_ROWS = 64  # fewer would be written in pieces below a cache line
 _NUM_READERS = 8
 _UNREADABLE = {
     "*.gguf": "GGUF files, which are quantised for another engine",
@@ -198,17 +199,18 @@ def read_tensor(
     shape = (rows.stop - rows.start, columns.stop - columns.start)
     part = np.empty(shape[::-1] if transpose else shape, dtype)
     by_row = part.T if transpose else part
+    step = max(_CHUNK_BYTES // (shape[1] * part.itemsize), _MIN_CHUNK_ROWS)
     with entry.file.open("rb") as file, ThreadPoolExecutor(_num_readers()) as pool:
         read = functools.partial(_read_rows, file.fileno(), entry, columns)
 
         def convert(start: int) -> None:
-            stop = min(start + _CHUNK_ROWS, rows.stop)
+            stop = min(start + step, rows.stop)
             by_row[start - rows.start : stop - rows.start] = _cast(
                 entry, read(start, stop), part.dtype
             )
 
         # A list, so that an error in a thread is raised here.
-        list(pool.map(convert, range(rows.start, rows.stop, _CHUNK_ROWS)))
+        list(pool.map(convert, range(rows.start, rows.stop, step)))
     return part.reshape([cut.stop - cut.start for cut in box]) if len(box) == 1 else part
 
 

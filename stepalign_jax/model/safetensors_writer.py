@@ -44,7 +44,7 @@ def write_tensors(
       pieces: asked once for each tensor, in that order.
       max_shard_bytes: of tensors in one file; a larger tensor has a file of its own.
     """
-    shards = _shards(tensors, max_shard_bytes)
+    shards = shard_names(tensors, max_shard_bytes)
     files = [SINGLE]
     if len(shards) > 1:
         count = len(shards)
@@ -62,7 +62,7 @@ def write_tensors(
         (directory / INDEX).write_text(text, encoding="utf-8")
 
 
-def _shards(tensors: Mapping[str, TensorSpec], max_shard_bytes: int) -> list[list[str]]:
+def shard_names(tensors: Mapping[str, TensorSpec], max_shard_bytes: int) -> list[list[str]]:
     """Names per file: each file is filled in order until the next tensor would not fit."""
     shards: list[list[str]] = [[]]
     room = max_shard_bytes
@@ -78,14 +78,15 @@ def _shards(tensors: Mapping[str, TensorSpec], max_shard_bytes: int) -> list[lis
 def _write_file(path: Path, tensors: Mapping[str, TensorSpec], pieces: Pieces) -> None:
     partial = path.with_name(f"{path.name}.part")
     with partial.open("wb") as file:
-        file.write(_header(tensors))
+        file.write(header_bytes(tensors))
         for name in tensors:
             for piece in pieces(name):
                 file.write(piece.view(np.uint8).data)
     os.replace(partial, path)
 
 
-def _header(tensors: Mapping[str, TensorSpec]) -> bytes:
+def header_bytes(tensors: Mapping[str, TensorSpec]) -> bytes:
+    """What a file of these tensors begins with; their data follow in the same order."""
     # transformers asks for the format, which names the framework's orientation of weights.
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0

@@ -35,7 +35,7 @@ from stepalign_jax.model.safetensors_files import (
     tensor_entries,
 )
 from stepalign_jax.model.safetensors_writer import TensorSpec, write_tensors
-from stepalign_jax.model.streaming import empty_leaf, place_tensor
+from stepalign_jax.model.streaming import empty_leaf, place_tensor, read_layer
 from stepalign_jax.parallel.mesh import make_mesh, param_shardings
 
 Tree = dict[str, Any]
@@ -236,15 +236,12 @@ def _tied_copy_differs(head: TensorEntry) -> UserError:
     )
 
 
-@jax.jit
-def _layer(leaf: jax.Array, layer: int) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)
-
-
 def _pieces(leaf: Any, slot: Slot) -> Iterator[np.ndarray]:
     """The values of one tensor in the file's order, turned a few rows at a time."""
     if slot.layer is not None:
-        leaf = leaf[slot.layer] if isinstance(leaf, np.ndarray) else _layer(leaf, slot.layer)
+        leaf = (
+            leaf[slot.layer] if isinstance(leaf, np.ndarray) else read_layer(leaf, slot.layer)
+        )
     tensor = np.asarray(leaf)
     by_row = tensor.T if slot.transposed else tensor
     for start in range(0, len(by_row), _ROWS):

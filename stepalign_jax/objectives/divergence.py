@@ -1,223 +1,170 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Divergences between teacher and solver on the rollout's tokens, over the whole vocabulary.
+"""Divergences between teacher and solver per token, over the whole vocabulary, with slopes.
 
-With s and t the log-probabilities of solver and teacher, `[..., V]`, and y the sampled token:
+With s and t the log-probabilities of solver and teacher, p = exp(s), q = exp(t), and y the
+sampled token, a divergence is a sum of one term per vocabulary entry v. Beside it stands the
+term's slope c'_v = d c_v / d s_v, all of which the gradient needs:
 
-    forward_kl     sum_v exp(t) (t - s)                    KL(teacher || solver)
-    reverse_kl     sum_v exp(s) (s - t)                    KL(solver || teacher)
-    jsd            beta KL(teacher || m) + (1 - beta) KL(solver || m)
-                   m = (1 - beta) solver + beta teacher
-    sampled_token  -sg(t[y] - s[y]) s[y]                   reverse_kl's gradient, on average
+    name           term c_v                                slope c'_v
+    forward_kl     q (t - s)          KL(teacher||solver)  -q
+    reverse_kl     p (s - t)          KL(solver||teacher)  p (s - t + 1)
+    jsd            b q (t - m) + (1 - b) p (s - m)         (1 - b) p (s - m)
+                   m = log((1 - b) p + b q), b = jsd_beta
+    sampled_token  -sg(t - s) s at y, 0 elsewhere          -(t - s) at y, 0 elsewhere
+
+The value of sampled_token means nothing by itself; its gradient is that of a policy gradient
+with the advantage t[y] - s[y], and averaged over y ~ solver it is reverse_kl's.
+
+    element_clip > 0   each term becomes min(c_v, element_clip); a clipped term has slope 0.
+                       Terms below 0 stay, so a clipped divergence may be below 0.
+    top_k > 0          the vocabulary becomes the teacher's k most probable entries (more if
+                       they tie with the k-th) and one entry for all others together.
+
+For logits z with s = log_softmax(z / T), the gradient is
+d/dz_v = (c'_v - p_v sum_w c'_w) / T. The teacher's side is a constant.
 
 The self-distillation loss is Eq. (3) of arXiv 2606.11173, minimised per token along the
 solver's own rollout. The paper is reported (by readers of its full text) to train with
 "forward KL"; that the words mean KL(teacher || solver) is inferred from the public code
-that the paper builds on. The other three are options of that line of work.
-
-Each formula is a function of normalised log-probabilities [..., V] that returns one float32
-value per token, [...], never a mean; it is exactly 0 where both sides are equal. The teacher's
-side is always under stop_gradient. Take first derivatives only.
+that the paper builds on, as is the clip (0.05 there), on which the paper is silent.
 """
 
 import difflib
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.objectives.vocabulary import Vocabulary
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "sampled_token")
+_NEVER = -1e30  # the log of a probability of 0 that may be subtracted from itself
 
 
 class TokenScores(NamedTuple):
-    """Scores of N tokens, each [N] float32.
+    """Scores of tokens, each array float32 and of one shape. Constants: nothing learns here.
 
     Attributes:
-      divergence: the named divergence at the loss temperature; differentiable with respect
-        to the solver's hidden states and head.
-      advantage: log pi_teacher(y) - log pi_solver(y) at temperature 1; not differentiable.
-      solver_logprobs: log pi_solver(y) at temperature 1; differentiable like divergence.
-      teacher_logprobs: log pi_teacher(y) at temperature 1; not differentiable.
+      divergence: the named divergence at the loss temperature.
+      advantage: log pi_teacher(y) - log pi_solver(y) at temperature 1.
+      solver_logprobs: log pi_solver(y) at temperature 1.
+      teacher_logprobs: log pi_teacher(y) at temperature 1.
+      solver_entropy: -sum_v p_v log p_v in nats, at temperature 1.
+      teacher_entropy: the teacher's.
     """
 
     divergence: jax.Array
     advantage: jax.Array
     solver_logprobs: jax.Array
     teacher_logprobs: jax.Array
+    solver_entropy: jax.Array
+    teacher_entropy: jax.Array
 
 
-def check_divergence(divergence: str, *, jsd_beta: float) -> None:
-    """Refuses a divergence that does not exist, or a jsd weight outside (0, 1).
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """Which divergence; see the module's table.
 
-    Raises:
-      UserError: naming the nearest valid divergence, or the valid range.
+    Attributes:
+      name: one of DIVERGENCES.
+      jsd_beta: the teacher's share in jsd; the others do not read it.
+      temperature: divides both logits in the divergence, and there alone.
+      element_clip: the largest term; 0 is off.
+      top_k: entries of the teacher that stay apart; 0 is the whole vocabulary.
     """
-    if divergence not in DIVERGENCES:
-        nearest = difflib.get_close_matches(divergence, DIVERGENCES, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"objective.divergence is {divergence!r}, which is none of "
-            f"{', '.join(DIVERGENCES)}; did you mean {nearest!r}?"
-        )
-    if divergence == "jsd" and not 0.0 < jsd_beta < 1.0:
-        raise UserError(
-            f"objective.jsd_beta is {jsd_beta}, but jsd needs 0 < beta < 1; "
-            "name forward_kl or reverse_kl for a one-sided divergence."
-        )
+
+    name: str
+    jsd_beta: float
+    temperature: float
+    element_clip: float
+    top_k: int
+
+    def check(self, vocab_size: int) -> None:
+        """Refuses what cannot be computed.
+
+        Raises:
+          UserError: naming the nearest valid divergence, or the valid range.
+        """
+        if self.name not in DIVERGENCES:
+            nearest = difflib.get_close_matches(self.name, DIVERGENCES, n=1, cutoff=0.0)[0]
+            raise UserError(
+                f"objective.divergence is {self.name!r}, which is none of "
+                f"{', '.join(DIVERGENCES)}; did you mean {nearest!r}?"
+            )
+        if self.name == "jsd" and not 0.0 < self.jsd_beta < 1.0:
+            raise UserError(
+                f"objective.jsd_beta is {self.jsd_beta}, but jsd needs 0 < beta < 1; "
+                "name forward_kl or reverse_kl for a one-sided divergence."
+            )
+        check_temperature("objective.loss_temperature", self.temperature)
+        if not 0.0 <= self.element_clip < math.inf:
+            raise UserError(
+                f"objective.element_clip is {self.element_clip}; give a positive number, or 0 "
+                "for no clip."
+            )
+        if not 0 <= self.top_k < vocab_size:
+            raise UserError(
+                f"objective.top_k is {self.top_k}, but it must be below the vocabulary's "
+                f"{vocab_size} entries; 0 takes them all."
+            )
+        if self.name == "sampled_token" and (self.element_clip or self.top_k):
+            raise UserError(
+                "objective.divergence=sampled_token reads one vocabulary entry only; set "
+                "objective.element_clip and objective.top_k to 0."
+            )
 
 
-def forward_kl(solver_logprobs: jax.Array, teacher_logprobs: jax.Array) -> jax.Array:
-    """KL(teacher || solver) per token: sum_v exp(t) (t - s)."""
-    solver, teacher = _prepare(solver_logprobs, teacher_logprobs)
-    return jnp.sum(jnp.exp(teacher) * (teacher - solver), axis=-1)
-
-
-def reverse_kl(solver_logprobs: jax.Array, teacher_logprobs: jax.Array) -> jax.Array:
-    """KL(solver || teacher) per token: sum_v exp(s) (s - t).
-
-    Its gradient is -E_{y ~ solver}[A(y) grad log solver(y)] with A(y) = t[y] - s[y].
-    """
-    solver, teacher = _prepare(solver_logprobs, teacher_logprobs)
-    return jnp.sum(jnp.exp(solver) * (solver - teacher), axis=-1)
-
-
-def jsd(solver_logprobs: jax.Array, teacher_logprobs: jax.Array, *, beta: float) -> jax.Array:
-    """Weighted Jensen-Shannon divergence; beta is the teacher's share.
-
-    beta KL(teacher || m) + (1 - beta) KL(solver || m) with m = (1 - beta) solver + beta
-    teacher. Divided by beta it tends to forward_kl as beta tends to 0.
-
-    Raises:
-      UserError: beta is not strictly between 0 and 1.
-    """
-    check_divergence("jsd", jsd_beta=beta)
-    solver, teacher = _prepare(solver_logprobs, teacher_logprobs)
-    # m minimises the weighted sum of the two divergences, so its own derivative drops out
-    # (and the one of _log_mixture would be wrong where solver and teacher tie).
-    mixture = jax.lax.stop_gradient(_log_mixture(solver, teacher, beta))
-    from_teacher = jnp.sum(jnp.exp(teacher) * (teacher - mixture), axis=-1)
-    return beta * from_teacher + (1.0 - beta) * reverse_kl(solver, mixture)
-
-
-def sampled_token(
-    solver_logprobs: jax.Array, teacher_logprobs: jax.Array, tokens: jax.Array
-) -> jax.Array:
-    """The one-sample form: -sg(t[y] - s[y]) s[y] per token.
-
-    Its value means nothing by itself. Its gradient is that of a policy gradient whose
-    advantage is the per-token A = t[y] - s[y]; averaged over y ~ solver it is reverse_kl's.
-    `tokens` [...] are the sampled y.
-    """
-    solver, teacher = _prepare(solver_logprobs, teacher_logprobs)
-    solver_picked = _pick(solver, tokens)
-    advantage = jax.lax.stop_gradient(_pick(teacher, tokens) - solver_picked)
-    return -advantage * solver_picked
-
-
-def tiled_divergence(
-    solver_hidden: jax.Array,
-    teacher_hidden: jax.Array,
-    solver_head: jax.Array,
-    teacher_head: jax.Array,
+def score_logits(
+    solver_logits: jax.Array,
+    teacher_logits: jax.Array,
     tokens: jax.Array,
-    *,
-    divergence: str,
-    jsd_beta: float,
-    loss_temperature: float,
-    token_tile: int,
-) -> TokenScores:
-    """Scores of N tokens, with the logits of at most `token_tile` tokens in memory at once.
+    divergence: Divergence,
+    vocabulary: Vocabulary,
+) -> tuple[TokenScores, jax.Array]:
+    """Returns the scores of n tokens and the divergence's gradient by the solver's logits.
 
-    Alignment: row n of both hidden states predicts tokens[n]. The forward pass takes two head
-    products. The backward pass computes both again, and then one for the hidden states and one
-    more if the head trains. Logits are products in the hidden state's own dtype (the head is
-    cast to it) summed in float32; everything after them is float32.
+    Where both rows of logits are equal, divergence, advantage and gradient are exactly 0.
 
     Args:
-      solver_hidden: [N, D] after the final norm; differentiable.
-      teacher_hidden: [N, D]; taken as constants.
-      solver_head: [V, D]; differentiable, its gradient is summed over tiles in float32.
-      teacher_head: [V, D]; taken as constants, also where it is the solver's own array.
-      tokens: [N] integers below V.
-      divergence: one of DIVERGENCES.
-      jsd_beta: the teacher's share in jsd; other divergences do not read it.
-      loss_temperature: divides both logits in the divergence, and there alone. The public
-        code that the paper builds on uses the sampling temperature; what the paper does is
-        not known.
-      token_tile: number of tokens per tile; N is padded up to a multiple of it.
+      solver_logits: [n, V] float32, or a device's slice of V.
+      teacher_logits: [n, V] float32.
+      tokens: [n] integers, counted over the whole vocabulary.
+      divergence: which one.
+      vocabulary: how V is cut.
 
     Returns:
-      TokenScores of [N] float32, which says what is differentiable. Where both rows of logits
-      are equal, divergence and advantage are exactly 0 and so is divergence's gradient.
-
-    Raises:
-      UserError: an unknown divergence, or a number outside its range.
+      TokenScores of [n], and [n, V] float32.
     """
-    check_divergence(divergence, jsd_beta=jsd_beta)
-    _check_temperature("objective.loss_temperature", loss_temperature)
-    solver_head = solver_head.astype(jnp.float32)  # so that its gradient sums in float32
-    teacher_head = jax.lax.stop_gradient(teacher_head)
-
-    def score_tile(solver: jax.Array, teacher: jax.Array, picked: jax.Array) -> TokenScores:
-        solver_logits = _head_logits(solver, solver_head)
-        teacher_logits = _head_logits(teacher, teacher_head)
-        solver_logprobs = _picked_logprobs(solver_logits, picked)
-        teacher_logprobs = _picked_logprobs(teacher_logits, picked)
-        advantage = jax.lax.stop_gradient(teacher_logprobs - solver_logprobs)
-        values = _named_divergence(
-            divergence,
-            jax.nn.log_softmax(solver_logits / loss_temperature, axis=-1),
-            jax.nn.log_softmax(teacher_logits / loss_temperature, axis=-1),
-            picked,
-            jsd_beta=jsd_beta,
-        )
-        # The compiler may sum the two softmaxes in different orders. Equal logits must give 0
-        # on every backend, and a gradient of 0, not the last bit of that difference.
-        same = jnp.all(solver_logits == teacher_logits, axis=-1)
-        return TokenScores(
-            divergence=jnp.where(same, 0.0, values),
-            advantage=jnp.where(same, 0.0, advantage),
-            solver_logprobs=solver_logprobs,
-            teacher_logprobs=teacher_logprobs,
-        )
-
-    rows = (solver_hidden, jax.lax.stop_gradient(teacher_hidden), tokens)
-    return _map_tiles(score_tile, rows, token_tile)
+    solver_picked, solver_entropy = _pick_and_entropy(solver_logits, tokens, vocabulary)
+    teacher_picked, teacher_entropy = _pick_and_entropy(teacher_logits, tokens, vocabulary)
+    values, gradient = _value_and_gradient(
+        _normalise(solver_logits / divergence.temperature, vocabulary),
+        _normalise(teacher_logits / divergence.temperature, vocabulary),
+        tokens,
+        divergence,
+        vocabulary,
+    )
+    # The compiler may sum the two softmaxes in different orders. Equal logits must give 0
+    # on every backend, and a gradient of 0, not the last bit of that difference.
+    differs = vocabulary.max((solver_logits != teacher_logits).astype(jnp.float32)) > 0
+    scores = TokenScores(
+        divergence=jnp.where(differs, values, 0.0),
+        advantage=jnp.where(differs, teacher_picked - solver_picked, 0.0),
+        solver_logprobs=solver_picked,
+        teacher_logprobs=teacher_picked,
+        solver_entropy=solver_entropy,
+        teacher_entropy=teacher_entropy,
+    )
+    return scores, jnp.where(differs[:, None], gradient / divergence.temperature, 0.0)
 
 
-def tiled_logprobs(
-    hidden: jax.Array,
-    head: jax.Array,
-    tokens: jax.Array,
-    *,
-    temperature: float,
-    token_tile: int,
-) -> jax.Array:
-    """log pi(tokens[n]) from row n of the hidden states; tiled like tiled_divergence.
-
-    Args:
-      hidden: [N, D] after the final norm; differentiable.
-      head: [V, D]; differentiable, its gradient is summed over tiles in float32.
-      tokens: [N] integers below V.
-      temperature: divides the logits.
-      token_tile: number of tokens whose logits exist at once.
-
-    Returns:
-      [N] float32.
-
-    Raises:
-      UserError: temperature is not positive and finite, or token_tile is below 1.
-    """
-    _check_temperature("temperature", temperature)
-    head = head.astype(jnp.float32)
-
-    def score_tile(rows: jax.Array, picked: jax.Array) -> jax.Array:
-        return _picked_logprobs(_head_logits(rows, head) / temperature, picked)
-
-    return _map_tiles(score_tile, (hidden, tokens), token_tile)
+def log_softmax(logits: jax.Array, vocabulary: Vocabulary) -> jax.Array:
+    """Log-probabilities [n, V]."""
+    return logits - vocabulary.logsumexp(logits)[:, None]
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -235,24 +182,102 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     return total / jnp.maximum(jnp.sum(counts, dtype=jnp.int32), 1)
 
 
-def _named_divergence(
-    name: str, solver: jax.Array, teacher: jax.Array, tokens: jax.Array, *, jsd_beta: float
-) -> jax.Array:
-    match name:
+def check_temperature(name: str, value: float) -> None:
+    """Refuses what cannot divide logits.
+
+    Raises:
+      UserError: `value` is not positive and finite.
+    """
+    if not 0.0 < value < math.inf:
+        raise UserError(f"{name} is {value}, but it divides logits; give a positive number.")
+
+
+class _Distribution(NamedTuple):
+    """Log-probabilities and the probabilities themselves, of one shape."""
+
+    logs: jax.Array
+    probs: jax.Array
+
+
+def _normalise(logits: jax.Array, vocabulary: Vocabulary) -> _Distribution:
+    """The softmax [n, V], with one exponential per entry for both of its forms."""
+    largest, weights, total = _exponentials(logits, vocabulary)
+    logs = logits - (largest + jnp.log(total))[:, None]
+    return _Distribution(logs, weights * (1.0 / total)[:, None])
+
+
+def _exponentials(
+    logits: jax.Array, vocabulary: Vocabulary
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[n] maxima, [n, V] exp(logits - maximum), and [n] their sums."""
+    largest = vocabulary.max(logits)
+    weights = jnp.exp(logits - largest[:, None])
+    return largest, weights, vocabulary.sum(weights)
+
+
+def _pick_and_entropy(
+    logits: jax.Array, tokens: jax.Array, vocabulary: Vocabulary
+) -> tuple[jax.Array, jax.Array]:
+    """[n] log-probabilities of the tokens, and [n] entropies."""
+    largest, weights, total = _exponentials(logits, vocabulary)
+    picked = vocabulary.pick(logits, tokens) - (largest + jnp.log(total))
+    mean = vocabulary.sum(weights * (logits - largest[:, None])) / total
+    return picked, jnp.log(total) - mean
+
+
+def _value_and_gradient(
+    solver: _Distribution,
+    teacher: _Distribution,
+    tokens: jax.Array,
+    divergence: Divergence,
+    vocabulary: Vocabulary,
+) -> tuple[jax.Array, jax.Array]:
+    """[n] values, and [n, V] gradients by the logits that were normalised."""
+    if divergence.name == "sampled_token":
+        picked = vocabulary.pick(solver.logs, tokens)
+        advantage = vocabulary.pick(teacher.logs, tokens) - picked
+        away = solver.probs - vocabulary.holds(tokens, solver.probs)
+        return -advantage * picked, advantage[:, None] * away
+    terms, slopes = _terms(solver, teacher, divergence)
+    if divergence.top_k == 0:
+        values, slope_sums = vocabulary.sum(terms), vocabulary.sum(slopes)
+        return values, slopes - solver.probs * slope_sums[:, None]
+    kept = teacher.logs >= vocabulary.kth_largest(teacher.logs, divergence.top_k)[:, None]
+    solver_tail, teacher_tail = (_tail(side, kept, vocabulary) for side in (solver, teacher))
+    tail_term, tail_slope = _terms(solver_tail, teacher_tail, divergence)
+    values = vocabulary.sum(jnp.where(kept, terms, 0.0)) + tail_term
+    slope_sums = vocabulary.sum(jnp.where(kept, slopes, 0.0)) + tail_slope
+    # log of a sum: an entry of the tail moves it by its share
+    shares = jnp.exp(solver.logs - solver_tail.logs[:, None])
+    slopes = jnp.where(kept, slopes, tail_slope[:, None] * shares)
+    return values, slopes - solver.probs * slope_sums[:, None]
+
+
+def _tail(side: _Distribution, kept: jax.Array, vocabulary: Vocabulary) -> _Distribution:
+    """[n] of all entries that are not kept, as one."""
+    logs = vocabulary.logsumexp(jnp.where(kept, _NEVER, side.logs))
+    return _Distribution(logs, jnp.exp(logs))
+
+
+def _terms(
+    solver: _Distribution, teacher: _Distribution, divergence: Divergence
+) -> tuple[jax.Array, jax.Array]:
+    """The module's table: terms and slopes, elementwise."""
+    gap = solver.logs - teacher.logs
+    match divergence.name:
         case "forward_kl":
-            return forward_kl(solver, teacher)
+            terms, slopes = teacher.probs * -gap, -teacher.probs
         case "reverse_kl":
-            return reverse_kl(solver, teacher)
-        case "jsd":
-            return jsd(solver, teacher, beta=jsd_beta)
-        case _:  # check_divergence has let nothing else through
-            return sampled_token(solver, teacher, tokens)
-
-
-def _prepare(solver: jax.Array, teacher: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both in float32, the teacher as a constant."""
-    teacher = jax.lax.stop_gradient(teacher.astype(jnp.float32))
-    return solver.astype(jnp.float32), teacher
+            terms, slopes = solver.probs * gap, solver.probs * (gap + 1.0)
+        case _:  # jsd: check has let nothing else through
+            beta = divergence.jsd_beta
+            mixture = _log_mixture(solver.logs, teacher.logs, beta)
+            slopes = (1.0 - beta) * solver.probs * (solver.logs - mixture)
+            terms = beta * teacher.probs * (teacher.logs - mixture) + slopes
+    if divergence.element_clip == 0:
+        return terms, slopes
+    clip = divergence.element_clip
+    return jnp.minimum(terms, clip), jnp.where(terms <= clip, slopes, 0.0)
 
 
 def _log_mixture(solver: jax.Array, teacher: jax.Array, beta: float) -> jax.Array:
@@ -262,53 +287,3 @@ def _log_mixture(solver: jax.Array, teacher: jax.Array, beta: float) -> jax.Arra
     share_of_smaller = jnp.where(gap > 0, beta, 1.0 - beta)
     excess = jnp.log1p(share_of_smaller * jnp.expm1(-jnp.abs(gap)))
     return jnp.maximum(solver, teacher) + excess
-
-
-def _head_logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
-    return jnp.einsum(
-        "nd,vd->nv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
-
-
-def _picked_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    return _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
-
-
-def _pick(values: jax.Array, tokens: jax.Array) -> jax.Array:
-    # A masked sum and not a gather: it stays local when the vocabulary is sharded.
-    ids = jax.lax.broadcasted_iota(tokens.dtype, values.shape, values.ndim - 1)
-    return jnp.sum(jnp.where(ids == tokens[..., None], values, 0.0), axis=-1)
-
-
-def _map_tiles(score_tile: Callable, rows: tuple[jax.Array, ...], token_tile: int) -> Any:
-    """Applies score_tile to tiles of the rows, one after the other; [N] out for [N, ...] in."""
-    if token_tile < 1:
-        raise UserError(
-            f"objective.token_tile is {token_tile}; give at least 1 token per tile."
-        )
-    num_rows = rows[0].shape[0]
-    tile = max(1, min(token_tile, num_rows))
-    num_tiles = -(-num_rows // tile)
-
-    # Row n goes to tile n mod num_tiles: a batch that is sharded over devices then has rows of
-    # every device in every tile, and no row moves. Tiles of neighbours would lie on one device.
-    def split(array: jax.Array) -> jax.Array:
-        widths = [(0, num_tiles * tile - num_rows)] + [(0, 0)] * (array.ndim - 1)
-        padded = jnp.pad(array, widths)
-        return padded.reshape(tile, num_tiles, *array.shape[1:]).swapaxes(0, 1)
-
-    def join(scores: jax.Array) -> jax.Array:
-        return scores.swapaxes(0, 1).reshape(-1)[:num_rows]
-
-    # Without the checkpoint the scan would keep every tile's logits for the backward pass. Its
-    # barrier (prevent_cse) is not needed: the two passes of a scan are loops of their own.
-    body = jax.checkpoint(score_tile, prevent_cse=False)
-    _, scores = jax.lax.scan(
-        lambda _, tiles: (None, body(*tiles)), None, tuple(map(split, rows))
-    )
-    return jax.tree.map(join, scores)
-
-
-def _check_temperature(name: str, value: float) -> None:
-    if not 0.0 < value < math.inf:
-        raise UserError(f"{name} is {value}, but it divides logits; give a positive number.")

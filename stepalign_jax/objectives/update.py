@@ -1,17 +1,9 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One optimizer step as a pure function: score, differentiate, update.
+"""One optimizer step in three pure functions: score the teacher, differentiate, apply."""
 
-Solver, teacher and critic are one module on different weights:
-
-    critic    {"params": base}
-    teacher   {"params": base} plus the teacher's own tree (none, an adapter, or an average)
-    solver    {"params": base} plus the trainable tree
-"""
-
-import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -20,15 +12,16 @@ import optax
 
 from stepalign_jax.base.config import ObjectiveConfig, TeacherConfig
 from stepalign_jax.model.qwen3 import Qwen3, output_head
-from stepalign_jax.objectives.divergence import (
-    TokenScores,
-    masked_mean,
-    tiled_divergence,
-    tiled_logprobs,
+from stepalign_jax.objectives.divergence import TokenScores
+from stepalign_jax.objectives.scoring import (
+    Part,
+    Variables,
+    distillation_scores,
+    policy_gradient_scores,
+    teacher_states,
 )
-from stepalign_jax.objectives.policy_gradient import grpo_token_loss
 
-Variables = dict[str, Any]
+Metrics = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
@@ -49,111 +42,70 @@ class TrainState:
     opt_state: Any
 
 
-@flax.struct.dataclass
-class Batch:
-    """Rollouts ready to be scored; completions follow prompts without a gap.
-
-        solver_tokens    p p p y y y .     the completion y starts at solver_starts[b]
-        teacher_tokens   q q q q q y y y   and at teacher_starts[b]
+class Sums(NamedTuple):
+    """What parts of a step add up to.
 
     Attributes:
-      solver_tokens: [B, Ls] int32, right-padded.
-      solver_starts: [B] int32, prompt lengths.
-      teacher_tokens: [B, Lt] int32; solver's again where no teacher is asked.
-      teacher_starts: [B] int32.
-      tokens: [B, T] int32, the completions.
-      mask: [B, T] bool, True where a token counts in the loss.
-      logprobs: [B, T] float32 under the solver that sampled, at temperature 1.
-      advantages: [B] float32 of policy gradients.
+      gradient: of the sum of the losses of all tokens, like `TrainState.trainable`.
+      values: float32 sums over the tokens that count, by metric.
+      num_tokens: int32, how many count.
     """
 
-    solver_tokens: jax.Array
-    solver_starts: jax.Array
-    teacher_tokens: jax.Array
-    teacher_starts: jax.Array
-    tokens: jax.Array
-    mask: jax.Array
-    logprobs: jax.Array
-    advantages: jax.Array
+    gradient: Variables
+    values: Metrics
+    num_tokens: jax.Array
 
 
-def completion_hidden(
-    model: Qwen3, variables: Variables, tokens: jax.Array, starts: jax.Array, length: int
-) -> jax.Array:
-    """Returns [B, T, D]: row t is the state that predicts completion token t.
+class Update(NamedTuple):
+    """The jitted functions of an optimizer step; each compiles once per shape of a part.
 
-    It stands at position starts[b] - 1 + t. Rows past the end of `tokens` repeat its last.
+    Attributes:
+      score_teacher: (state, base, part) -> [N, D] states of the teacher; nothing is saved
+        for a gradient. None where no teacher is asked.
+      whole: (state, base, part, teacher hidden) -> (state, metrics, scores [N]) of a step
+        that is one part. `state` is donated.
+      accumulate: (sums, state, base, part, teacher hidden) -> (sums, scores). `sums` is
+        donated.
+      zeros: state -> the sums to start from.
+      finish: (state, sums) -> (state, metrics). `state` is donated.
     """
-    hidden, _ = model.apply(variables, tokens)  # pyright: ignore[reportAssignmentType]
-    positions = starts[:, None] - 1 + jnp.arange(length)[None]
-    positions = jnp.minimum(positions, tokens.shape[1] - 1)
-    return jnp.take_along_axis(hidden, positions[..., None], axis=1)
 
+    score_teacher: Callable[[TrainState, Variables, Part], jax.Array] | None
+    whole: Callable[..., tuple[TrainState, Metrics, TokenScores]]
+    accumulate: Callable[..., tuple[Sums, TokenScores]]
+    zeros: Callable[[TrainState], Sums]
+    finish: Callable[[TrainState, Sums], tuple[TrainState, Metrics]]
 
-def distillation_scores(
-    model: Qwen3,
-    solver: Variables,
-    teacher: Variables,
-    batch: Batch,
-    config: ObjectiveConfig,
-) -> TokenScores:
-    """Returns [B, T] scores of the same completion tokens under both roles.
+    def score(
+        self, state: TrainState, base: Variables, parts: Sequence[Part]
+    ) -> list[jax.Array | None]:
+        """Returns the teacher's states of each part, or None for each."""
+        if self.score_teacher is None:
+            return [None] * len(parts)
+        return [self.score_teacher(state, base, part) for part in parts]
 
-    Differentiable with respect to `solver` (`divergence`, `solver_logprobs`) alone.
-    """
-    shape = batch.tokens.shape
-    teacher = jax.lax.stop_gradient(teacher)
-    teacher_hidden = completion_hidden(
-        model, teacher, batch.teacher_tokens, batch.teacher_starts, shape[1]
-    )
-    solver_hidden = completion_hidden(
-        model, solver, batch.solver_tokens, batch.solver_starts, shape[1]
-    )
-    scores = tiled_divergence(
-        solver_hidden.reshape(-1, solver_hidden.shape[-1]),
-        teacher_hidden.reshape(-1, teacher_hidden.shape[-1]),
-        output_head(solver["params"]),
-        output_head(teacher["params"]),
-        batch.tokens.reshape(-1),
-        divergence=config.divergence,
-        jsd_beta=config.jsd_beta,
-        loss_temperature=config.loss_temperature,
-        token_tile=config.token_tile,
-    )
-    return TokenScores(*(score.reshape(shape) for score in scores))
+    def apply(
+        self,
+        state: TrainState,
+        base: Variables,
+        parts: Sequence[Part],
+        hidden: Sequence[jax.Array | None],
+    ) -> tuple[TrainState, Metrics, list[TokenScores]]:
+        """Returns the state after the step, its metrics, and the scores of each part.
 
-
-def policy_gradient_scores(
-    model: Qwen3, solver: Variables, batch: Batch, config: ObjectiveConfig
-) -> TokenScores:
-    """Returns [B, T] scores with the clipped surrogate in place of the divergence.
-
-    Ratios are taken at temperature 1, whatever the rollouts were drawn at. `advantage` is
-    the rollout's, on each of its tokens; teacher log-probabilities are 0.
-    """
-    shape = batch.tokens.shape
-    hidden = completion_hidden(
-        model, solver, batch.solver_tokens, batch.solver_starts, shape[1]
-    )
-    logprobs = tiled_logprobs(
-        hidden.reshape(-1, hidden.shape[-1]),
-        output_head(solver["params"]),
-        batch.tokens.reshape(-1),
-        temperature=1.0,
-        token_tile=config.token_tile,
-    ).reshape(shape)
-    loss = grpo_token_loss(logprobs, batch.logprobs, batch.advantages, config.grpo_clip)
-    advantages = jnp.broadcast_to(batch.advantages[:, None], shape)
-    return TokenScores(loss, advantages, logprobs, jnp.zeros(shape, jnp.float32))
-
-
-def teacher_tree(
-    state: TrainState, config: TeacherConfig, solver: Variables, base: Variables
-) -> Variables:
-    """Returns the teacher's variables."""
-    if config.kind == "live":
-        return solver
-    return {"params": base} | state.teacher
+        The loss is one sum over all tokens that count, divided by their number: cutting a
+        step into parts changes the memory and nothing else. One part is spared the second
+        tree of gradients that adding up takes. `state` is donated.
+        """
+        if len(parts) == 1:
+            state, metrics, scores = self.whole(state, base, parts[0], hidden[0])
+            return state, metrics, [scores]
+        sums, all_scores = self.zeros(state), []
+        for part, states in zip(parts, hidden, strict=True):
+            sums, scores = self.accumulate(sums, state, base, part, states)
+            all_scores.append(scores)
+        state, metrics = self.finish(state, sums)
+        return state, metrics, all_scores
 
 
 def make_update(
@@ -163,14 +115,8 @@ def make_update(
     teacher: TeacherConfig,
     *,
     distils: bool,
-    micro_batches: int,
-) -> Callable[
-    [TrainState, Variables, Batch], tuple[TrainState, dict[str, jax.Array], TokenScores]
-]:
-    """Returns the jitted optimizer step (state, base, batch) -> (state, metrics, scores).
-
-    The loss is one sum over all tokens that count, divided by their number: cutting the
-    batch into micro-batches changes the memory and nothing else. `state` is donated.
+) -> Update:
+    """Returns the functions of an optimizer step.
 
     Args:
       model: the module, layers scanned.
@@ -178,54 +124,87 @@ def make_update(
       objective: which loss.
       teacher: which teacher, and how it follows.
       distils: True for a divergence to the teacher, False for the policy gradient.
-      micro_batches: parts; it divides B.
     """
 
-    def score(
-        trainable: Variables, state: TrainState, base: Variables, part: Batch
-    ) -> TokenScores:
-        solver = {"params": base} | trainable
-        if not distils:
-            return policy_gradient_scores(model, solver, part, objective)
-        tutor = teacher_tree(state, teacher, solver, base)
-        return distillation_scores(model, solver, tutor, part, objective)
+    def score_teacher(state: TrainState, base: Variables, part: Part) -> jax.Array:
+        return teacher_states(model, teacher_tree(state, teacher, base), part)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def update(state: TrainState, base: Variables, batch: Batch) -> Any:
-        num_tokens = jnp.maximum(jnp.sum(batch.mask, dtype=jnp.int32), 1)
+    def sums_of(
+        state: TrainState, base: Variables, part: Part, hidden: jax.Array | None
+    ) -> tuple[Sums, TokenScores]:
+        def loss(trainable: Variables) -> tuple[jax.Array, TokenScores]:
+            solver = {"params": base} | trainable
+            if hidden is None:
+                return policy_gradient_scores(model, solver, part, objective)
+            head = output_head(teacher_tree(state, teacher, base)["params"])
+            return distillation_scores(model, solver, hidden, head, part, objective)
 
-        def part_loss(trainable: Variables, part: Batch) -> tuple[jax.Array, TokenScores]:
-            scores = score(trainable, state, base, part)
-            total = jnp.sum(jnp.where(part.mask, scores.divergence, 0.0))
-            return total / num_tokens, scores
+        (total, scores), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        return Sums(gradient, _value_sums(total, scores, part), _num_tokens(part)), scores
 
-        def accumulate(carry: Any, part: Batch) -> Any:
-            (loss, scores), gradient = jax.value_and_grad(part_loss, has_aux=True)(
-                state.trainable, part
-            )
-            return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], gradient)), scores
-
-        parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
-        start = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, state.trainable))
-        (loss, gradient), scores = jax.lax.scan(accumulate, start, parts)
-        scores = TokenScores(*(s.reshape(batch.tokens.shape) for s in scores))
+    def finish(state: TrainState, sums: Sums) -> tuple[TrainState, Metrics]:
+        num_tokens = jnp.maximum(sums.num_tokens, 1)
+        # Here and not in the loss: divided by thousands of tokens, what flows back through a
+        # float16 model would round to 0. The gradient of the trainable weights is float32.
+        gradient = jax.tree.map(lambda leaf: leaf / num_tokens, sums.gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {
-            "loss": loss,
-            "gradient_norm": optax.tree.norm(gradient),
-            "tokens_in_loss": jnp.sum(batch.mask, dtype=jnp.int32),
-            "advantage_mean": masked_mean(scores.advantage, batch.mask),
-            "advantage_abs_mean": masked_mean(jnp.abs(scores.advantage), batch.mask),
-            "solver_logprob_mean": masked_mean(scores.solver_logprobs, batch.mask),
-        }
-        following = follow(state.teacher, trainable, teacher)
+        metrics = {name: value / num_tokens for name, value in sums.values.items()}
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        metrics["tokens_in_loss"] = sums.num_tokens
         new_state = state.replace(  # pyright: ignore[reportAttributeAccessIssue]
-            step=state.step + 1, trainable=trainable, teacher=following, opt_state=opt_state
+            step=state.step + 1,
+            trainable=trainable,
+            teacher=follow(state.teacher, trainable, teacher),
+            opt_state=opt_state,
         )
-        return new_state, metrics, scores
+        return new_state, metrics
 
-    return update
+    def whole(state: TrainState, base: Variables, part: Part, hidden: Any) -> Any:
+        sums, scores = sums_of(state, base, part, hidden)
+        return *finish(state, sums), scores
+
+    def accumulate(
+        sums: Sums, state: TrainState, base: Variables, part: Part, hidden: Any
+    ) -> tuple[Sums, TokenScores]:
+        more, scores = sums_of(state, base, part, hidden)
+        return jax.tree.map(jnp.add, sums, more), scores
+
+    def zeros(state: TrainState) -> Sums:
+        values: Metrics = {name: jnp.float32(0.0) for name in _VALUES}
+        return Sums(jax.tree.map(jnp.zeros_like, state.trainable), values, jnp.int32(0))
+
+    return Update(
+        score_teacher=jax.jit(score_teacher) if distils else None,
+        whole=jax.jit(whole, donate_argnums=0),
+        accumulate=jax.jit(accumulate, donate_argnums=0),
+        zeros=jax.jit(zeros),
+        finish=jax.jit(finish, donate_argnums=0),
+    )
+
+
+_VALUES = ("loss", "advantage_mean", "advantage_abs_mean", "solver_logprob_mean")
+
+
+def _value_sums(total: jax.Array, scores: TokenScores, part: Part) -> Metrics:
+    counts = part.counts.reshape(-1)
+
+    def add_up(values: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(counts, values, 0.0))
+
+    advantage = scores.advantage
+    sums = (total, *map(add_up, (advantage, jnp.abs(advantage), scores.solver_logprobs)))
+    return dict(zip(_VALUES, sums, strict=True))
+
+
+def _num_tokens(part: Part) -> jax.Array:
+    return jnp.sum(part.counts, dtype=jnp.int32)
+
+
+def teacher_tree(state: TrainState, config: TeacherConfig, base: Variables) -> Variables:
+    """Returns the teacher's variables; those of a live teacher are the solver's."""
+    own = state.trainable if config.kind == "live" else state.teacher
+    return {"params": base} | own
 
 
 def follow(teacher: Variables, trainable: Any, config: TeacherConfig) -> Variables:

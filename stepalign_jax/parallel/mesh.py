@@ -15,9 +15,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.linen.spmd import logical_to_mesh, logical_to_mesh_axes
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from stepalign_jax.base.config import ParallelConfig
+from stepalign_jax.base.config import CriticConfig, ParallelConfig
 from stepalign_jax.base.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -65,6 +65,49 @@ def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> M
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def split_devices(config: CriticConfig, devices: Sequence[Any]) -> tuple[Any, Any]:
+    """The devices of the model that is trained, and those of a second model as critic.
+
+    All of them for both, unless the critic has its own: then it has the last ones.
+
+    Raises:
+      UserError: the critic's own devices leave none to train on.
+    """
+    if config.placement != "own":
+        return devices, devices
+    if config.num_devices >= len(devices):
+        raise UserError(
+            f"critic.num_devices is {config.num_devices}, but of {len(devices)} device(s) at "
+            "least one must be left to train on: lower it, or let the models share all devices "
+            "with critic.placement=in_turns (or shared)."
+        )
+    return devices[: -config.num_devices], devices[-config.num_devices :]
+
+
+def make_critic_mesh(config: CriticConfig, devices: Sequence[Any]) -> Mesh:
+    """The mesh of a second model as critic: weights cut by tensor alone, the rest are copies.
+
+    Decoding reads every weight for every token, so it does not pay to gather them (fsdp).
+
+    Raises:
+      UserError: `critic.tensor` does not divide the number of devices, or the copies do not
+        divide the batch.
+    """
+    if len(devices) % config.tensor:
+        raise UserError(
+            f"critic.tensor is {config.tensor}, which does not divide the critic's "
+            f"{len(devices)} device(s): choose a size that divides their number."
+        )
+    copies = len(devices) // config.tensor
+    if config.batch_size % copies:
+        raise UserError(
+            f"critic.batch_size is {config.batch_size}, but the critic's {copies} copies "
+            f"(of {len(devices)} devices by critic.tensor={config.tensor}) share a batch: make "
+            "it a multiple of their number."
+        )
+    return make_mesh(ParallelConfig(data=copies, fsdp=1, tensor=config.tensor), devices)
+
+
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[None]:
     """Within it, logical axis constraints in the model mean axes of `mesh`.
@@ -74,6 +117,12 @@ def use_mesh(mesh: Mesh) -> Iterator[None]:
     """
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
+
+
+def active_mesh() -> AbstractMesh | None:
+    """The mesh of the enclosing `use_mesh`, or None where one device does everything."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if not mesh.empty and mesh.size > 1 else None
 
 
 def param_shardings(mesh: Mesh, abstract: Any) -> Any:

@@ -10,6 +10,7 @@ killed at a deadline (`grading_pool`, `grading_worker`). This process never impo
 import functools
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -129,6 +130,8 @@ class _Pair(NamedTuple):
 class Grader:
     """Judges answers. A context manager: leaving it ends its processes.
 
+    Threads may share one; they take turns.
+
     Workers start when an answer first needs one. Verdicts are remembered by pair, a
     timeout's too, so a pair is counted once however often it is asked for.
 
@@ -156,6 +159,7 @@ class Grader:
             deadline_secs=deadline_secs,
             jobs_per_worker=jobs_per_worker,
         )
+        self._turn = threading.Lock()
         self._verdicts: dict[_Pair, bool] = {}
         self._unparsable_golds: set[str] = set()
         self.num_timeouts = 0
@@ -223,10 +227,11 @@ class Grader:
 
     def _judge(self, pairs: list[_Pair]) -> list[bool]:
         pairs = [_Pair(kind, normalize(gold), normalize(text)) for kind, gold, text in pairs]
-        open_pairs = [pair for pair in dict.fromkeys(pairs) if not self._is_settled(pair)]
-        for pair, verdict in zip(open_pairs, self._pool.run(open_pairs), strict=True):
-            self._record(pair, verdict)
-        return [self._verdicts[pair] for pair in pairs]
+        with self._turn:
+            open_pairs = [pair for pair in dict.fromkeys(pairs) if not self._is_settled(pair)]
+            for pair, verdict in zip(open_pairs, self._pool.run(open_pairs), strict=True):
+                self._record(pair, verdict)
+            return [self._verdicts[pair] for pair in pairs]
 
     def _is_settled(self, pair: _Pair) -> bool:
         """Whether the verdict is known, from before or, as of now, without mathematics."""

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a config to the objects a command works with. Cheap checks come first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,22 @@ import jax.numpy as jnp
 from stepalign_jax.base.config import Config, ProblemsConfig, TrainableConfig
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Problem
+from stepalign_jax.feedback.critic import Critic
 from stepalign_jax.feedback.prompts import check_templates
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.model.adapters import load_adapter
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora
-from stepalign_jax.model.qwen3 import Qwen3, abstract_params
-from stepalign_jax.model.tokenizer import load_tokenizer, stop_ids
-from stepalign_jax.model.weights import load_config, load_params, resolve_checkpoint
+from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.objectives.optimizer import make_optimizer
 from stepalign_jax.objectives.update import TrainState
-from stepalign_jax.parallel.mesh import make_mesh, param_shardings
+from stepalign_jax.parallel.mesh import make_mesh, split_devices
+from stepalign_jax.parallel.offload import FrozenWeights
 from stepalign_jax.problems.arithmetic import arithmetic_problems
 from stepalign_jax.problems.grading import Grader
 from stepalign_jax.problems.jsonl import load_problems
+from stepalign_jax.runs.outline import Outline, load_weights, make_engine, outline
+from stepalign_jax.runs.second_model import check_room, load_critic, outline_critic
 from stepalign_jax.sampling.engine import Engine
 
 SPLITS = ("train", "validation", "test")
@@ -34,29 +36,36 @@ GRADING_WORKERS = 2
 
 @dataclass(frozen=True)
 class Workbench:
-    """One model in its three roles, and how to sample from it.
+    """One model in its roles, how to sample from it, and whom to ask for critiques.
 
     Attributes:
       directory: the checkpoint's files.
       model_config: sizes.
       model: the module for scoring, layers scanned.
-      base: params of the base in the compute dtype, on the mesh.
+      frozen: params of the base in the compute dtype, on the mesh or waiting.
       lora: the adapter's spec, or None when all weights train.
       adapter: the adapter to start from, fp32 in host memory, or None for a fresh one.
       engine: samples from the same module.
       roles: prompts and tokenizer.
       mesh: where it all lies.
+      critic: the base itself, unless a second model was assembled with it.
     """
 
     directory: Path
     model_config: Qwen3Config
     model: Qwen3
-    base: dict[str, Any]
+    frozen: FrozenWeights
     lora: LoraSpec | None
     adapter: dict[str, Any] | None
     engine: Engine
     roles: Roles
     mesh: jax.sharding.Mesh
+    critic: Critic
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """Params of the base; ask again after the critic's turn, which may move them."""
+        return self.frozen.tree
 
     def initial_solver(self) -> dict[str, Any]:
         """The solver's weights before training; a frozen teacher has the same.
@@ -69,33 +78,58 @@ class Workbench:
 
 
 def assemble(config: Config) -> Workbench:
-    """Loads the model and its tokenizer.
+    """Loads the model and its tokenizer; a second model as critic is left out.
 
     Raises:
       UserError: for prompts that cannot work, a checkpoint that cannot be had, or an
         adapter that does not fit it or the config.
     """
+    known = _outline(config)
+    return _load(config, known, *make_lora(config.trainable, known.model_config))
+
+
+def assemble_with_critic(config: Config) -> Workbench:
+    """Loads the model and whom the config names for critiques.
+
+    Raises:
+      UserError: as `assemble`, for both models, before the weights of either are read.
+    """
+    known = _outline(config)
+    adapter = make_lora(config.trainable, known.model_config)
+    if config.critic.kind != "checkpoint":
+        if config.critic.kind == "self":
+            check_room(config, known.roles, known.model_config.max_positions)
+        return _load(config, known, *adapter)
+    second = outline_critic(config)
+    check_room(config, second.roles, second.model_config.max_positions)
+    # First, so that one that takes turns has left the devices when the other comes.
+    critic = load_critic(config, second)
+    return replace(_load(config, known, *adapter), critic=critic)
+
+
+def _outline(config: Config) -> Outline:
     check_templates(config.prompts, sees=config.critic.sees)
-    mesh = make_mesh(config.parallel)
-    directory = resolve_checkpoint(config.model.path)
-    model_config = load_config(directory)
-    lora, adapter = make_lora(config.trainable, model_config)
-    dtype = jnp.dtype(config.model.compute_dtype)
-    shardings = param_shardings(mesh, abstract_params(model_config))
-    base = load_params(directory, model_config, dtype=dtype, shardings=shardings)
-    tokenizer = load_tokenizer(directory)
-    stops = stop_ids(tokenizer, directory)
-    pad_id = stops[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    mesh = make_mesh(config.parallel, split_devices(config.critic, jax.devices())[0])
+    return outline(config.model.path, config.model.compute_dtype, mesh, config.prompts)
+
+
+def _load(
+    config: Config, known: Outline, lora: LoraSpec | None, adapter: dict[str, Any] | None
+) -> Workbench:
+    frozen = FrozenWeights(load_weights(known))
+    engine = make_engine(known, lora)
+    max_positions = known.model_config.max_positions
     return Workbench(
-        directory=directory,
-        model_config=model_config,
-        model=Qwen3(model_config, dtype, lora=lora, remat=config.model.remat),
-        base=base,
+        directory=known.directory,
+        model_config=known.model_config,
+        model=Qwen3(known.model_config, known.dtype, lora=lora, remat=config.model.remat),
+        frozen=frozen,
         lora=lora,
         adapter=adapter,
-        engine=Engine(model_config, dtype, lora, stops, pad_id),
-        roles=Roles(tokenizer, config.prompts),
-        mesh=mesh,
+        engine=engine,
+        roles=known.roles,
+        mesh=known.mesh,
+        critic=Critic(engine, frozen, known.roles, known.mesh, max_positions, False),
     )
 
 

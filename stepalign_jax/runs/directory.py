@@ -4,6 +4,7 @@
 
     config.json        the resolved config
     prompts.json       the prompts of all roles, as rendered for one problem
+    memory.json        what each part's weights take of a device, and where the critic waits
     metrics.jsonl      one row per optimizer step, the same bits in every repetition of the run
     timings.jsonl      what differs between repetitions, kept apart for that reason
     rollouts/          step_00000.jsonl: what was sampled and critiqued in one step
@@ -56,6 +57,10 @@ class RunDirectory:
         return self.path / "prompts.json"
 
     @property
+    def memory_file(self) -> pathlib.Path:
+        return self.path / "memory.json"
+
+    @property
     def metrics_file(self) -> pathlib.Path:
         return self.path / "metrics.jsonl"
 
@@ -98,6 +103,9 @@ class RunDirectory:
 
     def write_prompts(self, prompts: Mapping[str, Any]) -> None:
         write_json(self.prompts_file, prompts)
+
+    def write_memory(self, memory: Mapping[str, Any]) -> None:
+        write_json(self.memory_file, memory)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.summary_file, summary)

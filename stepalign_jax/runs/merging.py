@@ -24,6 +24,7 @@ from stepalign_jax.model.qwen3 import Qwen3, output_head
 from stepalign_jax.sampling.engine import prompt_bucket
 
 Tree = dict[str, Any]
+Leaves = dict[Any, Any]  # by path
 
 _TOKEN_TILE = 256  # tokens whose logits exist at once
 
@@ -62,16 +63,17 @@ def merge(base: Tree, trainable: Tree, spec: LoraSpec | None, dtype: np.dtype) -
     Raises:
       UserError: a weight is not finite in `dtype`.
     """
-    adapters: Tree = {}
+    adapters: Leaves = {}
     if spec is not None:
         adapters = {
             ("layers", module, name, "kernel"): pair
             for module, pairs in trainable["lora"]["layers"].items()
             for name, pair in pairs.items()
         }
-    trained: Tree = flax.traverse_util.flatten_dict(trainable.get("params", {}))
+    trained: Leaves = flax.traverse_util.flatten_dict(trainable.get("params", {}))  # pyright: ignore[reportAssignmentType]
+    leaves: Leaves = flax.traverse_util.flatten_dict(base)  # pyright: ignore[reportAssignmentType]
     merged, delta_square, error_square = {}, 0.0, 0.0
-    for path, leaf in flax.traverse_util.flatten_dict(base).items():
+    for path, leaf in leaves.items():
         rounded = np.empty(leaf.shape, dtype)
         for at in _parts(path, leaf):
             before = np.asarray(leaf[at], np.float32)
@@ -81,7 +83,8 @@ def merge(base: Tree, trainable: Tree, spec: LoraSpec | None, dtype: np.dtype) -
             elif path in adapters and spec is not None:
                 a, b = (np.asarray(adapters[path][name][at], np.float32) for name in "ab")
                 exact = before + a @ b * np.float32(spec.scale)
-            rounded[at] = exact.astype(dtype)
+            with np.errstate(over="ignore"):  # refused below
+                rounded[at] = exact.astype(dtype)
             if path in trained or path in adapters:
                 delta_square += _square(exact - before)
                 error_square += _square(rounded[at].astype(np.float32) - exact)
@@ -118,17 +121,15 @@ class ProbeText(NamedTuple):
 def measure(
     model: Qwen3, base: Tree, trainable: Tree, exported: Tree, texts: Sequence[ProbeText]
 ) -> dict[str, float]:
-    """Returns `kl_of_training` and `kl_of_rounding`, means over `num_tokens`; {} without texts.
+    """Returns `kl_of_training` and `kl_of_rounding`, means over `num_tokens`.
 
     Args:
       model: see `hidden_states`.
       base: params of the base.
       trainable: {"lora": ...} or {"params": ...}, fp32.
       exported: params after merging and rounding.
-      texts: the run's own.
+      texts: at least one, of the run's own.
     """
-    if not texts:
-        return {}
     trained = {"params": base} | trainable
 
     def view(variables: Tree) -> View:
@@ -186,7 +187,7 @@ def mean_kl(reference: View, other: View) -> float:
         padded = (np.pad(row, ((0, short), (0, 0))) for row in rows)
         kl = _tile_kl(*padded, reference.head, other.head)
         total += float(np.sum(np.asarray(kl)[: _TOKEN_TILE - short], dtype=np.float64))
-    return total / num_tokens
+    return max(total / num_tokens, 0.0)  # the difference of equals may round below 0
 
 
 @jax.jit

@@ -4,8 +4,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,18 +15,21 @@ from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Problem, Rollouts
 from stepalign_jax.feedback.conditions import Condition, build_contexts, get_condition
-from stepalign_jax.feedback.critic import ask_model, ask_oracle, exact_share
+from stepalign_jax.feedback.critic import Asked, ask_model, ask_oracle, exact_share
 from stepalign_jax.feedback.critique import Critique, count_failures, fit_budget
 from stepalign_jax.feedback.roles import addresses
 from stepalign_jax.objectives.divergence import TokenScores
 from stepalign_jax.objectives.optimizer import learning_rate_at, make_optimizer
 from stepalign_jax.objectives.policy_gradient import group_advantages
-from stepalign_jax.objectives.update import Batch, TrainState, make_update
+from stepalign_jax.objectives.update import TrainState, make_update
 from stepalign_jax.problems.grading import Grader, extract_answer
 from stepalign_jax.runs.assemble import Workbench
 from stepalign_jax.runs.evaluation import Evaluation, evaluate_visibly
+from stepalign_jax.runs.packing import Packed, check_parts, pack, unpack
+from stepalign_jax.runs.second_model import take_turn
 from stepalign_jax.runs.selection import select_problems
-from stepalign_jax.sampling.engine import Purpose, prompt_bucket
+from stepalign_jax.runs.timings import padding, token_rates
+from stepalign_jax.sampling.engine import Purpose
 
 # Sampler and scorer run the same forward: a larger gap than rounding means a broken alignment.
 _LARGEST_LOGPROB_GAP = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.3}
@@ -42,6 +47,7 @@ class Samples:
     correct: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     contexts: list[Critique] = field(default_factory=list)
     critic_exact: float | None = None
+    asked: Asked | None = None  # None where no model was asked
 
 
 class Trainer:
@@ -57,8 +63,11 @@ class Trainer:
         """Args: `candidates` are the problems of each split, before the difficulty filter.
 
         Raises:
-          UserError: a problem of any split is over its token budget.
+          UserError: a problem of any split is over its token budget, or the devices cannot
+            share a step's sequences equally.
         """
+        num_sequences = config.train.problems_per_step * config.train.samples_per_problem
+        check_parts(num_sequences, config.train.micro_batches, bench.mesh)
         self.config, self.bench, self.grader = config, bench, grader
         self.candidates = candidates
         for problems in candidates.values():
@@ -70,7 +79,6 @@ class Trainer:
             config.objective,
             config.teacher,
             distils=self.condition.objective == "divergence",
-            micro_batches=config.train.micro_batches,
         )
 
     def problems(self, split: str) -> list[Problem]:
@@ -106,23 +114,29 @@ class Trainer:
         golds = [problem.answer for problem in samples.problems]
         samples.correct = np.array(self.grader.grade(answers, golds), bool)
 
-    def critique(self, samples: Samples) -> None:
-        """Fills in the teacher's context of each rollout; the critic is asked if need be."""
+    def critique(self, samples: Samples, state: TrainState) -> TrainState:
+        """Fills in the teacher's context of each rollout; the critic is asked if need be.
+
+        Returns:
+          `state`, which a critic that takes turns on the devices has sent away and back.
+        """
         critiques = None
         if self.condition.needs_critiques:
-            critiques = self._ask_critic(samples)
+            critiques, state = self._ask_critic(samples, state)
             samples.critic_exact = exact_share(samples.problems, samples.texts, critiques)
         contexts = build_contexts(self.condition, samples.problems, critiques)
         budget = self.config.prompts.max_context_tokens
         samples.contexts = fit_budget(contexts, self.bench.roles.count_tokens, budget)
+        return state
 
-    def _ask_critic(self, samples: Samples) -> list[Critique]:
+    def _ask_critic(
+        self, samples: Samples, state: TrainState
+    ) -> tuple[list[Critique], TrainState]:
         if self.config.critic.kind == "oracle":
-            return ask_oracle(samples.problems, samples.texts)
-        return ask_model(
-            self.bench.engine,
-            {"params": self.bench.base},
-            self.bench.roles,
+            return ask_oracle(samples.problems, samples.texts), state
+        ask = partial(
+            ask_model,
+            self.bench.critic,
             self.config.critic,
             samples.problems,
             samples.texts,
@@ -130,34 +144,52 @@ class Trainer:
             seed=self.config.seed,
             grade=self.grader.grade,
         )
+        samples.asked, state = take_turn(self.bench.critic, self.bench.frozen, state, ask)
+        return samples.asked.critiques, state
 
-    def batch(self, samples: Samples) -> Batch:
-        """Puts rollouts behind the prompts of both roles; failed critiques are masked."""
-        roles, rollouts = self.bench.roles, samples.rollouts
-        distils = self.condition.objective == "divergence"
+    def pack(self, samples: Samples) -> list[Packed]:
+        """Puts rollouts behind the prompts of both roles; failed critiques do not count."""
+        roles = self.bench.roles
         teacher_prompts = samples.prompts
-        if distils:
+        if self.condition.objective == "divergence":
             teacher_prompts = [
                 roles.teacher(problem, context.text)
                 for problem, context in zip(samples.problems, samples.contexts, strict=True)
             ]
-        usable = np.array([context.failure is None for context in samples.contexts])
-        valid = np.arange(rollouts.tokens.shape[1])[None] < rollouts.lengths[:, None]
         rewards = samples.correct.reshape(-1, self.config.train.samples_per_problem)
-        arrays = (
-            *_join(samples.prompts, rollouts),
-            *_join(teacher_prompts, rollouts),
-            rollouts.tokens,
-            valid & usable[:, None],
-            rollouts.logprobs,
-            group_advantages(jnp.asarray(rewards)).reshape(-1),
+        return pack(
+            samples.prompts,
+            teacher_prompts,
+            samples.rollouts,
+            np.array([context.failure is None for context in samples.contexts]),
+            np.asarray(group_advantages(jnp.asarray(rewards))).reshape(-1),
+            num_parts=self.config.train.micro_batches,
+            mesh=self.bench.mesh,
         )
-        return Batch(*map(jnp.asarray, arrays))
 
-    def metrics(self, samples: Samples, scores: TokenScores, batch: Batch, step: int) -> dict:
+    def score(self, state: TrainState, packed: list[Packed]) -> list[jax.Array | None]:
+        """The teacher's hidden states of each part, for `learn`."""
+        return self.update.score(state, self.bench.base, [p.part for p in packed])
+
+    def learn(
+        self, state: TrainState, packed: list[Packed], hidden: list[jax.Array | None]
+    ) -> tuple[TrainState, dict[str, jax.Array], list[TokenScores]]:
+        """The optimizer step itself; `state` is used up."""
+        parts = [p.part for p in packed]
+        return self.update.apply(state, self.bench.base, parts, hidden)
+
+    def scores(
+        self, samples: Samples, packed: list[Packed], scores: list[TokenScores]
+    ) -> TokenScores:
+        """Scores [B, T] of the rollouts; 0 where a token does not count."""
+        return unpack(packed, scores, np.shape(samples.rollouts.tokens))
+
+    def metrics(
+        self, samples: Samples, packed: list[Packed], scores: TokenScores, step: int
+    ) -> dict[str, float | None]:
         """Metrics that are read off the host's side of a step."""
-        gap = np.abs(np.asarray(scores.solver_logprobs) - samples.rollouts.logprobs)
-        gap = float(np.max(np.where(np.asarray(batch.mask), gap, 0.0)))
+        gaps = np.abs(np.asarray(scores.solver_logprobs) - samples.rollouts.logprobs)
+        gap = max(float(gaps[p.rows, p.columns].max(initial=0.0)) for p in packed)
         limit = _LARGEST_LOGPROB_GAP[self.config.model.compute_dtype]
         if step == 0 and gap > limit:
             raise UserError(
@@ -177,13 +209,15 @@ class Trainer:
             "contexts_failed": float(sum(failures.values())),
             **{f"context_failed/{name}": float(n) for name, n in failures.items() if n},
             "critic_exact_on_wrong": samples.critic_exact,
+            **_critic_tokens(samples.asked),
         }
 
     def rows(self, samples: Samples, scores: TokenScores) -> Iterator[dict[str, Any]]:
-        """One JSON row per rollout, its per-token advantages included."""
+        """One JSON row per rollout; advantages are null where the critique failed."""
         advantages = np.asarray(scores.advantage)
         for i, problem in enumerate(samples.problems):
             length = int(samples.rollouts.lengths[i])
+            failure = samples.contexts[i].failure
             yield {
                 "problem": problem.text,
                 "answer": problem.answer,
@@ -191,9 +225,25 @@ class Trainer:
                 "tokens": np.asarray(samples.rollouts.tokens[i, :length]).tolist(),
                 "correct": bool(samples.correct[i]),
                 "context": samples.contexts[i].text,
-                "failure": samples.contexts[i].failure,
-                "advantage": [round(float(a), 5) for a in advantages[i, :length]],
+                "failure": failure,
+                "advantage": None
+                if failure
+                else [round(float(a), 5) for a in advantages[i, :length]],
             }
+
+    def rates(
+        self, samples: Samples, packed: list[Packed], seconds: dict[str, float]
+    ) -> dict[str, float]:
+        """Tokens per second of each phase, and what share of the arrays was padding."""
+        distils = self.condition.objective == "divergence"
+        num_tokens = {
+            "sample": int(samples.rollouts.lengths.sum()),
+            "critique": 0 if samples.asked is None else int(samples.asked.lengths.sum()),
+            "score": sum(p.teacher_tokens for p in packed) if distils else 0,
+            "update": sum(p.solver_tokens for p in packed),
+        }
+        rates = token_rates(seconds, num_tokens, self.bench.mesh.size)
+        return {**rates, **padding(packed, distils=distils)}
 
     def evaluate(self, state: TrainState, problems: list[Problem], *, label: str) -> Evaluation:
         """Evaluates the solver; validation draws its own, smaller number of samples."""
@@ -211,12 +261,12 @@ class Trainer:
         )
 
 
-def _join(prompts: list[list[int]], rollouts: Rollouts) -> tuple[np.ndarray, np.ndarray]:
-    """Returns tokens [B, L], prompt then completion then padding, and prompt lengths [B]."""
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    longest = prompt_bucket(int((lengths + rollouts.lengths).max()))
-    tokens = np.zeros((len(prompts), longest), np.int32)
-    for row, (prompt, length) in enumerate(zip(prompts, rollouts.lengths, strict=True)):
-        end = len(prompt) + int(length)
-        tokens[row, :end] = [*prompt, *rollouts.tokens[row, :length]]
-    return tokens, lengths
+def _critic_tokens(asked: Asked | None) -> dict[str, float | None]:
+    """What the critiques of a step took; thinking counts."""
+    if asked is None or not asked.lengths.size:
+        return {"critic_tokens": 0.0, "critic_mean_tokens": None, "critic_truncated": None}
+    return {
+        "critic_tokens": float(asked.lengths.sum()),
+        "critic_mean_tokens": float(asked.lengths.mean()),
+        "critic_truncated": float(1.0 - asked.finished.mean()),
+    }

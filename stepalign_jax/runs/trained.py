@@ -137,8 +137,10 @@ def probe_texts(trained: Trained, tokenizer: Any, num_texts: int) -> list[ProbeT
     roles, texts = Roles(tokenizer, trained.config.prompts), []
     for step in reversed(range(trained.step)):
         path = trained.run.rollouts_file(step)
-        if len(texts) >= num_texts or not path.exists():
+        if len(texts) >= num_texts:
             break
+        if not path.exists():
+            continue
         for row in read_jsonl(path):
             problem = Problem(row["problem"], row["answer"], None, "rollout")
             tokens = row["tokens"][:_COMPLETION_TOKENS]

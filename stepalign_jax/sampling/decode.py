@@ -206,7 +206,8 @@ def decode_chunk(
 
     start = (jnp.int32(0), cache, slots, drawn)
     _, cache, slots, drawn = lax.while_loop(unfinished, turn, start)
-    return _pinned(cache), jax.tree.map(_replicated, Chunk(*drawn, slots))
+    chunk = Chunk(drawn[0], drawn[1], drawn[2], slots)
+    return _pinned(cache), jax.tree.map(_replicated, chunk)
 
 
 def _forward(

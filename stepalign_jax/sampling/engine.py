@@ -16,8 +16,8 @@ import numpy as np
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.model.lora import LoraSpec
-from stepalign_jax.model.qwen3 import Qwen3, output_head, unstack_layers
-from stepalign_jax.model.row_blocks import block_kernels, split_rows
+from stepalign_jax.model.qwen3 import Qwen3, unstack_layers
+from stepalign_jax.model.row_blocks import block_large
 from stepalign_jax.sampling.draw import ADDRESS_FIELDS, Filter
 from stepalign_jax.sampling.schedule import prompt_bucket
 from stepalign_jax.sampling.serve import TURNS, Served, Session
@@ -88,7 +88,7 @@ class Engine:
                 variables,
                 num_layers=self._model.config.num_layers,
                 dtype=self._dtype,
-                num_blocks=_num_cores() if jax.default_backend() == "cpu" else 0,
+                num_blocks=_num_blocks(),
             )
         )
 
@@ -210,20 +210,16 @@ def _decode_layout(
     """
     layout = {name: unstack_layers(tree, num_layers) for name, tree in variables.items()}
     if num_blocks:
-        head = split_rows(output_head(layout["params"]), num_blocks)
-        layout["params"].pop("lm_head", None)
-        layout["params"], decode = block_kernels(layout["params"], num_blocks)
-        layout["decode"] = {"head": head, **decode}
+        layout["params"], layout["decode"] = block_large(layout["params"], num_blocks)
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, layout)
 
 
-def _num_cores() -> int:
-    """Cores that this process may use."""
-    return (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
+def _num_blocks() -> int:
+    """How many blocks large matrices are cut into: one per core of a single CPU device."""
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return 0
+    own = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(own(0)) if own else os.cpu_count() or 1
 
 
 def _empty(num_requests: int, max_new_tokens: int, pad_id: int) -> Rollouts:

@@ -1,0 +1,174 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""This package's side of benchmarks/step.py: the functions that `train` calls, timed."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import step_work as work
+from benchmarks.measure import peak_memory_bytes, reset_peak_memory, write_json
+from stepalign_jax.base.compilation import use_compilation_cache
+from stepalign_jax.base.config import (
+    ObjectiveConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TeacherConfig,
+)
+from stepalign_jax.base.types import Rollouts
+from stepalign_jax.model.lora import LoraSpec, init_lora
+from stepalign_jax.model.qwen3 import Qwen3, abstract_params
+from stepalign_jax.model.weights import load_config, load_params
+from stepalign_jax.objectives.optimizer import make_optimizer
+from stepalign_jax.objectives.update import TrainState, Update, make_update
+from stepalign_jax.parallel.mesh import make_mesh, param_shardings
+from stepalign_jax.runs.packing import Packed, pack
+
+MESH = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1))
+OBJECTIVE = ObjectiveConfig(
+    divergence="forward_kl",
+    jsd_beta=0.5,
+    loss_temperature=1.0,
+    element_clip=0.0,
+    top_k=0,
+    token_tile=128,
+    grpo_clip=0.2,
+)
+OPTIMIZER = OptimizerConfig(
+    learning_rate=work.LEARNING_RATE,
+    schedule="constant",
+    warmup_steps=0,
+    final_fraction=1.0,
+    b1=work.B1,
+    b2=work.B2,
+    weight_decay=0.0,
+    clip_norm=work.CLIP,
+)
+
+
+def load(directory: Path, trainable: str, remat: str) -> tuple[Any, TrainState, Update]:
+    """Returns base weights, the state, and the functions of a step, in float32."""
+    config = load_config(directory)
+    shardings = param_shardings(MESH, abstract_params(config))
+    base = load_params(directory, config, dtype=jnp.float32, shardings=shardings)
+    spec = LoraSpec(work.RANK, work.ALPHA, work.TARGETS) if trainable == "lora" else None
+    model = Qwen3(config, jnp.float32, lora=spec, remat=remat)
+    if spec is None:
+        learning = {"params": jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), base)}
+    else:
+        learning = {"lora": _adapter(init_lora(config, spec, jax.random.key(0)))}
+    optimizer = make_optimizer(OPTIMIZER, 1000)
+    teacher = TeacherConfig(kind="initial", ema_decay=0.0)
+    update = make_update(model, optimizer, OBJECTIVE, teacher, distils=True)
+    state = TrainState(
+        step=jnp.int32(0), trainable=learning, teacher={}, opt_state=optimizer.init(learning)
+    )
+    return base, state, update
+
+
+def _adapter(shapes: Any) -> Any:
+    """The adapter of both sides, stacked like `shapes`."""
+
+    def pair(name: str, leaves: Any) -> dict[str, jax.Array]:
+        num_layers, num_inputs, _ = leaves["a"].shape
+        num_outputs = leaves["b"].shape[2]
+        pairs = [work.adapter(i, name, num_inputs, num_outputs) for i in range(num_layers)]
+        return {
+            name: jnp.asarray(np.stack(stack))
+            for name, stack in zip("ab", zip(*pairs, strict=True), strict=True)
+        }
+
+    groups = shapes["layers"].items()
+    return {
+        "layers": {
+            group: {n: pair(n, leaves) for n, leaves in g.items()} for group, g in groups
+        }
+    }
+
+
+def batch() -> list[Packed]:
+    """The work as one part."""
+    solver, teacher, completions = work.prompts_and_completions()
+    rows, length = completions.shape
+    rollouts = Rollouts(
+        tokens=completions.astype(np.int32),
+        logprobs=np.zeros((rows, length), np.float32),
+        sampling_logprobs=np.zeros((rows, length), np.float32),
+        lengths=np.full(rows, length, np.int32),
+        finished=np.ones(rows, bool),
+    )
+    return pack(
+        solver.tolist(),
+        teacher.tolist(),
+        rollouts,
+        np.ones(rows, bool),
+        np.zeros(rows, np.float32),
+        num_parts=1,
+        mesh=MESH,
+    )
+
+
+def gradients(state: TrainState, trainable: str) -> dict[str, np.ndarray]:
+    """The first step's clipped gradients that are compared; Adam's mean is 1 - b1 of them."""
+    [means] = [s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=_is_adam) if _is_adam(s)]
+    layers = means["params" if trainable == "full" else "lora"]["layers"]
+    found = {}
+    for layer in work.CHECKED_LAYERS:
+        for target in work.CHECKED_TARGETS:
+            group = "mlp" if target == "down_proj" else "attention"
+            for name, leaf in layers[group][target].items():
+                gradient = np.asarray(leaf[layer]) / np.float32(1.0 - work.B1)
+                found[f"{layer}.{target}.{name}"] = gradient
+    return found
+
+
+def _is_adam(node: Any) -> bool:
+    return hasattr(node, "mu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--trainable", choices=("lora", "full"), required=True)
+    parser.add_argument("--remat", choices=("none", "full", "dots"), required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--to", type=Path, required=True)
+    arguments = parser.parse_args()
+    use_compilation_cache()
+    base, state, update = load(arguments.model, arguments.trainable, arguments.remat)
+    parts = [packed.part for packed in batch()]
+
+    def step(state: TrainState) -> tuple[TrainState, float, dict[str, float]]:
+        started = time.perf_counter()
+        hidden = jax.block_until_ready(update.score(state, base, parts))
+        scored = time.perf_counter()
+        state, metrics, _ = update.apply(state, base, parts, hidden)
+        loss = float(metrics["loss"])
+        ended = time.perf_counter()
+        return state, loss, {"score": scored - started, "update": ended - scored}
+
+    state, loss, first = step(state)
+    found = gradients(state, arguments.trainable)
+    np.savez(arguments.to.with_suffix(".npz"), **found)  # pyright: ignore[reportArgumentType]
+    reset_peak_memory()
+    timings = []
+    for _ in range(arguments.steps):
+        state, _, phases = step(state)
+        timings.append(phases)
+    found = {
+        "loss": loss,
+        "first": sum(first.values()),
+        "phases": timings,
+        "seconds": [sum(phases.values()) for phases in timings],
+        "peak": peak_memory_bytes(),
+    }
+    write_json(arguments.to, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A matrix product whose gradient is written out.
+
+The automatic gradient of a [B, T, in] @ [in, out] product makes XLA's CPU compiler transpose
+the larger of its two operands on the fly, column by column: for the packaged model that was
+half of an optimizer step. And it rounds the weights' gradient to the compute dtype before it
+reaches float32 weights.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+# What `linear` returns, to a rematerialisation policy, which cannot see the product inside.
+PRODUCT = "product"
+
+
+def linear(x: jax.Array, kernel: jax.Array, out_dtype: Any) -> jax.Array:
+    """`x` [B, T, in] times `kernel` [in, out], both in the dtype of `x`: [B, T, out].
+
+    The kernel's gradient is summed over B and T in float32, and has the kernel's
+    own dtype: float32 weights get it unrounded, whatever the compute dtype.
+    """
+    return checkpoint_name(_product(out_dtype, x, kernel), PRODUCT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(out_dtype: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=out_dtype)
+
+
+def _forward(out_dtype: Any, x: jax.Array, kernel: jax.Array) -> Any:
+    return _product(out_dtype, x, kernel), (x, kernel)
+
+
+def _backward(
+    _out_dtype: Any, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    gradient = gradient.astype(x.dtype)
+    for_x = jnp.einsum("bto,io->bti", gradient, kernel.astype(x.dtype))
+    for_kernel = jnp.einsum("bti,bto->io", x, gradient, preferred_element_type=jnp.float32)
+    return for_x, for_kernel.astype(kernel.dtype)
+
+
+_product.defvjp(_forward, _backward)
