@@ -57,7 +57,7 @@ def compile_decode(topology: str) -> tuple[Any, Any, Any]:
     def weights() -> Any:
         params = init_params(CONFIG, jax.random.key(0), jnp.bfloat16)
         return _decode_layout(
-            {"params": params}, num_layers=2, dtype=jnp.dtype("bfloat16"), turn_head=False
+            {"params": params}, num_layers=2, dtype=jnp.dtype("bfloat16"), num_blocks=0
         )
 
     variables = placed(jax.eval_shape(weights))
