@@ -24,7 +24,6 @@ from flax.linen.spmd import with_logical_constraint
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model import attention as attn
-from stepalign_jax.model.causal_attention import causal_attention
 from stepalign_jax.model.config import BIASED, PROJECTIONS, Qwen3Config
 from stepalign_jax.model.linear import PRODUCT
 from stepalign_jax.model.lora import LoraSpec, Projection, named_init
@@ -121,7 +120,7 @@ class Attention(nn.Module):
         k = attn.rope(k, context.cos, context.sin)
         k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)  # as in LayerCache
         if cache is None:
-            out = causal_attention(q, k, v, context.mask)
+            out = attn.causal_attention(q, k, v, context.mask)
         else:
             cache = LayerCache(
                 _write(cache.k, k, context.first_slot, axis=3),
