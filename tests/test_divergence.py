@@ -25,7 +25,9 @@ PLAIN = dv.Divergence(
 def score(
     solver: jax.Array, teacher: jax.Array, tokens: jax.Array, divergence: dv.Divergence
 ) -> tuple[dv.TokenScores, jax.Array]:
-    return dv.score_logits(solver, teacher, tokens, divergence, Vocabulary(None))
+    whole = Vocabulary(None)
+    sides = [dv.read_logits(x, divergence.temperature, whole) for x in (solver, teacher)]
+    return dv.score_tokens(*sides, tokens, divergence, whole)
 
 
 def draw_logits(num_tokens: int = 4, vocab: int = 9) -> tuple[np.ndarray, ...]:

@@ -118,9 +118,43 @@ class Divergence:
             )
 
 
-def score_logits(
-    solver_logits: jax.Array,
-    teacher_logits: jax.Array,
+class Reading(NamedTuple):
+    """What a side says about n tokens, before it is known which tokens they are.
+
+    Attributes:
+      logits: [n, V] float32, or a device's slice of V.
+      logsumexp: [n], at temperature 1.
+      entropy: [n], at temperature 1.
+      logs: [n, V] log-probabilities at the loss temperature.
+      probs: [n, V] their exponentials.
+    """
+
+    logits: jax.Array
+    logsumexp: jax.Array
+    entropy: jax.Array
+    logs: jax.Array
+    probs: jax.Array
+
+
+def read_logits(logits: jax.Array, temperature: float, vocabulary: Vocabulary) -> Reading:
+    """The reading of logits [n, V], for the divergence at `temperature`."""
+    largest = vocabulary.max(logits)
+    shifted = logits - largest[:, None]
+    weights, cooled = jnp.exp(shifted), jnp.exp(shifted / temperature)
+    total, cooled_total = vocabulary.sum(weights), vocabulary.sum(cooled)
+    mean = vocabulary.sum(weights * shifted) / total
+    return Reading(
+        logits=logits,
+        logsumexp=largest + jnp.log(total),
+        entropy=jnp.log(total) - mean,
+        logs=shifted / temperature - jnp.log(cooled_total)[:, None],
+        probs=cooled * (1.0 / cooled_total)[:, None],
+    )
+
+
+def score_tokens(
+    solver: Reading,
+    teacher: Reading,
     tokens: jax.Array,
     divergence: Divergence,
     vocabulary: Vocabulary,
@@ -130,8 +164,8 @@ def score_logits(
     Where both rows of logits are equal, divergence, advantage and gradient are exactly 0.
 
     Args:
-      solver_logits: [n, V] float32, or a device's slice of V.
-      teacher_logits: [n, V] float32.
+      solver: its reading at the divergence's temperature.
+      teacher: likewise.
       tokens: [n] integers, counted over the whole vocabulary.
       divergence: which one.
       vocabulary: how V is cut.
@@ -139,25 +173,25 @@ def score_logits(
     Returns:
       TokenScores of [n], and [n, V] float32.
     """
-    solver_picked, solver_entropy = _pick_and_entropy(solver_logits, tokens, vocabulary)
-    teacher_picked, teacher_entropy = _pick_and_entropy(teacher_logits, tokens, vocabulary)
+    solver_picked = vocabulary.pick(solver.logits, tokens) - solver.logsumexp
+    teacher_picked = vocabulary.pick(teacher.logits, tokens) - teacher.logsumexp
     values, gradient = _value_and_gradient(
-        _normalise(solver_logits / divergence.temperature, vocabulary),
-        _normalise(teacher_logits / divergence.temperature, vocabulary),
+        _Distribution(solver.logs, solver.probs),
+        _Distribution(teacher.logs, teacher.probs),
         tokens,
         divergence,
         vocabulary,
     )
     # The compiler may sum the two softmaxes in different orders. Equal logits must give 0
     # on every backend, and a gradient of 0, not the last bit of that difference.
-    differs = vocabulary.max((solver_logits != teacher_logits).astype(jnp.float32)) > 0
+    differs = vocabulary.max((solver.logits != teacher.logits).astype(jnp.float32)) > 0
     scores = TokenScores(
         divergence=jnp.where(differs, values, 0.0),
         advantage=jnp.where(differs, teacher_picked - solver_picked, 0.0),
         solver_logprobs=solver_picked,
         teacher_logprobs=teacher_picked,
-        solver_entropy=solver_entropy,
-        teacher_entropy=teacher_entropy,
+        solver_entropy=solver.entropy,
+        teacher_entropy=teacher.entropy,
     )
     return scores, jnp.where(differs[:, None], gradient / divergence.temperature, 0.0)
 
@@ -197,32 +231,6 @@ class _Distribution(NamedTuple):
 
     logs: jax.Array
     probs: jax.Array
-
-
-def _normalise(logits: jax.Array, vocabulary: Vocabulary) -> _Distribution:
-    """The softmax [n, V], with one exponential per entry for both of its forms."""
-    largest, weights, total = _exponentials(logits, vocabulary)
-    logs = logits - (largest + jnp.log(total))[:, None]
-    return _Distribution(logs, weights * (1.0 / total)[:, None])
-
-
-def _exponentials(
-    logits: jax.Array, vocabulary: Vocabulary
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """[n] maxima, [n, V] exp(logits - maximum), and [n] their sums."""
-    largest = vocabulary.max(logits)
-    weights = jnp.exp(logits - largest[:, None])
-    return largest, weights, vocabulary.sum(weights)
-
-
-def _pick_and_entropy(
-    logits: jax.Array, tokens: jax.Array, vocabulary: Vocabulary
-) -> tuple[jax.Array, jax.Array]:
-    """[n] log-probabilities of the tokens, and [n] entropies."""
-    largest, weights, total = _exponentials(logits, vocabulary)
-    picked = vocabulary.pick(logits, tokens) - (largest + jnp.log(total))
-    mean = vocabulary.sum(weights * (logits - largest[:, None])) / total
-    return picked, jnp.log(total) - mean
 
 
 def _value_and_gradient(
