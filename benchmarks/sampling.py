@@ -44,7 +44,7 @@ def rivals(directory: Path, names: Sequence[str], rounds: int) -> dict[str, Any]
         candidates: dict[str, Callable[[], object]] = {
             name: stack.enter_context(peer(name, directory)) for name in names
         }
-        probe = bandwidth_probe()
+        probe = BandwidthProbe()
         candidates["bandwidth"] = probe
         seconds = interleaved(candidates, rounds=rounds)
     rates = [probe.nbytes / value / 1e9 for value in seconds.pop("bandwidth")]
@@ -88,7 +88,7 @@ def peer(name: str, directory: Path) -> Iterator[Callable[[], object]]:
     process.wait()
 
 
-class bandwidth_probe:  # noqa: N801 - a function with a size
+class BandwidthProbe:
     """Reads 1 GiB, which no cache holds."""
 
     def __init__(self) -> None:

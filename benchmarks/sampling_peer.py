@@ -48,7 +48,7 @@ def transformers(dtype: str, compiled: bool) -> Callable[..., Callable[[], objec
     """`generate` with its cache, which takes logits of the last position only."""
 
     def make(directory: Path, prompt_length: int, new_tokens: int) -> Callable[[], object]:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
         from transformers import AutoModelForCausalLM
 
         model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
@@ -73,9 +73,9 @@ def tunix(directory: Path, prompt_length: int, new_tokens: int) -> Callable[[], 
     """Tunix's own ("vanilla") sampler."""
     import jax
     import jax.numpy as jnp
-    from tunix.generate.sampler import CacheConfig, Sampler
-    from tunix.models.qwen3 import model as qwen3
-    from tunix.models.qwen3 import params
+    from tunix.generate.sampler import CacheConfig, Sampler  # pyright: ignore[reportMissingImports]
+    from tunix.models.qwen3 import model as qwen3  # pyright: ignore[reportMissingImports]
+    from tunix.models.qwen3 import params  # pyright: ignore[reportMissingImports]
 
     config = qwen3.ModelConfig.qwen3_0p6b()
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
