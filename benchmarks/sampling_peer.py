@@ -78,7 +78,8 @@ def tunix(directory: Path, prompt_length: int, new_tokens: int) -> Callable[[], 
     from tunix.models.qwen3 import params  # pyright: ignore[reportMissingImports]
 
     config = qwen3.ModelConfig.qwen3_0p6b()
-    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=auto)
     model = params.create_model_from_safe_tensors(str(directory), config, mesh, jnp.float32)
     tokenizer: Any = SimpleNamespace(
         encode=lambda text, **_: prompts(prompt_length)[int(text)].tolist(),
