@@ -100,7 +100,9 @@ def one_step(dtype: Any, kind: str) -> tuple[TrainState, Any, Any]:
     settings = load_config(TINY).optimizer
     settings = dataclasses.replace(settings, clip_norm=0.0, warmup_steps=0, schedule="constant")
     optimizer = make_optimizer(settings, num_steps=2)
-    update = make_update(model, optimizer, OBJECTIVE, teacher_config("initial"), distils=True)
+    update = make_update(
+        model, optimizer, OBJECTIVE, teacher_config("initial"), distils=True, shardings=None
+    )
     trainable = copy(TRAINABLES[kind])
     state = TrainState(jnp.int32(0), trainable, {}, optimizer.init(trainable))  # pyright: ignore[reportCallIssue]
     base = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)

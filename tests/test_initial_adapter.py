@@ -98,6 +98,7 @@ def one_step(config: Config, bench: Workbench, state: TrainState) -> tuple[Train
         config.objective,
         config.teacher,
         distils=True,
+        shardings=None,
     )
     parts = [some_part()]
     taught = update.score(state, bench.base, parts)
