@@ -64,7 +64,7 @@ def load(directory: Path, trainable: str, remat: str) -> tuple[Any, TrainState, 
         learning = {"lora": _adapter(init_lora(config, spec, jax.random.key(0)))}
     optimizer = make_optimizer(OPTIMIZER, 1000)
     teacher = TeacherConfig(kind="initial", ema_decay=0.0)
-    update = make_update(model, optimizer, OBJECTIVE, teacher, distils=True)
+    update = make_update(model, optimizer, OBJECTIVE, teacher, distils=True, shardings=None)
     state = TrainState(
         step=jnp.int32(0), trainable=learning, teacher={}, opt_state=optimizer.init(learning)
     )

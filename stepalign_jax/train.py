@@ -32,7 +32,6 @@ from stepalign_jax.runs.assemble import (
     Workbench,
     assemble,
     assemble_with_critic,
-    initial_state,
     make_grader,
     problem_set,
 )
@@ -80,7 +79,7 @@ def _train(trainer: Trainer, run: RunDirectory) -> dict[str, Any]:
     config, started = trainer.config, time.monotonic()
     train_set, test_set = trainer.problems("train"), trainer.problems("test")
     stream = make_problem_iterator(train_set, config.train.problems_per_step, config.seed)
-    state = initial_state(config, trainer.bench)
+    state = trainer.initial_state()
     restored = restore_latest(run.checkpoints, state)
     if restored is not None:
         state = restored.state

@@ -140,7 +140,9 @@ OPTIMIZER = recording_sgd()
 @functools.cache
 def updater(*, teacher: str = "initial", distils: bool = True, dtype: Any = None) -> Update:
     model = MODEL if dtype is None else Qwen3(CONFIG, dtype, lora=SPEC)
-    return make_update(model, OPTIMIZER, OBJECTIVE, teacher_config(teacher), distils=distils)
+    return make_update(
+        model, OPTIMIZER, OBJECTIVE, teacher_config(teacher), distils=distils, shardings=None
+    )
 
 
 def run_step(
@@ -470,7 +472,9 @@ def test_policy_gradient_without_a_difference_in_reward_changes_nothing():
 
 def test_a_shape_compiles_once_however_often_it_comes():
     # A function of its own: the others of this file have met other shapes.
-    update = make_update(MODEL, OPTIMIZER, OBJECTIVE, teacher_config("ema"), distils=True)
+    update = make_update(
+        MODEL, OPTIMIZER, OBJECTIVE, teacher_config("ema"), distils=True, shardings=None
+    )
     state = make_state(teacher={"params": OTHER_PARAMS})
     shapes = [(0, 1), (2, 3), (0, 1)]
     for _ in range(3):

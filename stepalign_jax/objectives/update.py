@@ -115,6 +115,7 @@ def make_update(
     teacher: TeacherConfig,
     *,
     distils: bool,
+    shardings: TrainState | None,
 ) -> Update:
     """Returns the functions of an optimizer step.
 
@@ -124,6 +125,8 @@ def make_update(
       objective: which loss.
       teacher: which teacher, and how it follows.
       distils: True for a divergence to the teacher, False for the policy gradient.
+      shardings: where each leaf of the state lies before and after; None leaves that to the
+        compiler, which may move leaves and so have everything compiled twice.
     """
 
     def score_teacher(state: TrainState, base: Variables, part: Part) -> jax.Array:
@@ -174,12 +177,13 @@ def make_update(
         values: Metrics = {name: jnp.float32(0.0) for name in _VALUES}
         return Sums(jax.tree.map(jnp.zeros_like, state.trainable), values, jnp.int32(0))
 
+    sums_at = None if shardings is None else Sums(shardings.trainable, None, None)  # pyright: ignore[reportArgumentType]
     return Update(
         score_teacher=jax.jit(score_teacher) if distils else None,
-        whole=jax.jit(whole, donate_argnums=0),
-        accumulate=jax.jit(accumulate, donate_argnums=0),
-        zeros=jax.jit(zeros),
-        finish=jax.jit(finish, donate_argnums=0),
+        whole=jax.jit(whole, donate_argnums=0, out_shardings=(shardings, None, None)),
+        accumulate=jax.jit(accumulate, donate_argnums=0, out_shardings=(sums_at, None)),
+        zeros=jax.jit(zeros, out_shardings=sums_at),
+        finish=jax.jit(finish, donate_argnums=0, out_shardings=(shardings, None)),
     )
 
 

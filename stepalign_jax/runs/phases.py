@@ -23,9 +23,10 @@ from stepalign_jax.objectives.optimizer import learning_rate_at, make_optimizer
 from stepalign_jax.objectives.policy_gradient import group_advantages
 from stepalign_jax.objectives.update import TrainState, make_update
 from stepalign_jax.problems.grading import Grader, extract_answer
-from stepalign_jax.runs.assemble import Workbench
+from stepalign_jax.runs.assemble import Workbench, initial_state
 from stepalign_jax.runs.evaluation import Evaluation, evaluate_visibly
 from stepalign_jax.runs.packing import Packed, check_parts, pack, unpack
+from stepalign_jax.runs.placement import state_shardings
 from stepalign_jax.runs.second_model import take_turn
 from stepalign_jax.runs.selection import select_problems
 from stepalign_jax.runs.timings import padding, token_rates
@@ -73,13 +74,19 @@ class Trainer:
         for problems in candidates.values():
             bench.roles.check_problems(problems)
         self.condition: Condition = get_condition(config.condition)
+        self.shardings = state_shardings(config, bench)
         self.update = make_update(
             bench.model,
             make_optimizer(config.optimizer, config.train.num_steps),
             config.objective,
             config.teacher,
             distils=self.condition.objective == "divergence",
+            shardings=self.shardings,
         )
+
+    def initial_state(self) -> TrainState:
+        """The state before the first optimizer step, laid out over the mesh."""
+        return jax.device_put(initial_state(self.config, self.bench), self.shardings)
 
     def problems(self, split: str) -> list[Problem]:
         """The problems of a split, filtered by difficulty if the config asks."""
