@@ -10,7 +10,7 @@ SLOW := .venv-slow/bin
 SLOW_PAGE := docs/test-slow.md
 TINY := stepalign_jax/checkpoints/tiny
 
-.PHONY: demo test check format test-slow pretrain clean
+.PHONY: demo test check format test-slow peers pretrain clean
 
 demo: .venv/installed
 	$(BIN)/python -m stepalign_jax.train --config configs/tiny.py
@@ -41,6 +41,9 @@ pretrain: .venv/installed
 	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py --to $(TINY)/roles-easy.json
 	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py:hard --to $(TINY)/roles-hard.json
 
+# Rivals that benchmarks run in processes of their own.
+peers: .venv-peers/installed
+
 clean:
 	rm -rf .venv .venv-slow .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
@@ -63,4 +66,9 @@ clean:
 .venv-slow/installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(PYTHON) -m venv .venv-slow
 	$(SLOW)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,slow]'
+	@touch $@
+
+.venv-peers/installed: | .venv/bin/python
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet google-tunix==0.1.7
 	@touch $@

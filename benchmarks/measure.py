@@ -13,13 +13,13 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 
 def interleaved(
-    candidates: dict[str, Callable[[], object]], *, rounds: int
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int
 ) -> dict[str, list[float]]:
     """Returns seconds per candidate, one number a round.
 

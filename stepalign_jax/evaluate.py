@@ -11,6 +11,8 @@ python -m stepalign_jax.evaluate --config configs/tiny.py --run runs/tiny-stepal
 import json
 from pathlib import Path
 
+import jax
+
 from stepalign_jax.base.cli import parse_arguments, run_command
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.load_config import load_config
@@ -25,6 +27,7 @@ from stepalign_jax.runs.assemble import (
 from stepalign_jax.runs.checkpoint import restore_latest
 from stepalign_jax.runs.directory import RunDirectory, write_json
 from stepalign_jax.runs.evaluation import evaluate_visibly
+from stepalign_jax.runs.placement import state_shardings
 from stepalign_jax.runs.report import evaluation_table
 from stepalign_jax.runs.selection import select_problems
 
@@ -53,7 +56,8 @@ def main(argv: list[str]) -> None:
     source = " with ".join(filter(None, [config.model.path, config.trainable.adapter]))
     if arguments.run:
         run = RunDirectory(Path(arguments.run))
-        restored = restore_latest(run.checkpoints, initial_state(config, bench))
+        start = jax.device_put(initial_state(config, bench), state_shardings(config, bench))
+        restored = restore_latest(run.checkpoints, start)
         if restored is None:
             raise UserError(f"{run.checkpoints} holds no finished checkpoint; train first.")
         variables |= restored.state.trainable

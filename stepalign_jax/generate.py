@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams one answer to the terminal: the quickest way to see that a checkpoint works.
 
-    python -m stepalign_jax.generate --model packaged:tiny --prompt "12 + 34 - 5"
+    python -m stepalign_jax.generate --model packaged:tiny --prompt "47+3*8-12"
     python -m stepalign_jax.generate --model Qwen/Qwen3-0.6B --prompt "Why is the sky blue?"
     python -m stepalign_jax.generate --model Qwen/Qwen3-0.6B --adapter DIR --prompt "..."
 
@@ -225,7 +225,7 @@ def main(argv: list[str]) -> None:
     options = parse_options(
         argv,
         description="Streams a model's answer to one message.",
-        example='python -m stepalign_jax.generate --model packaged:tiny --prompt "12 + 34 - 5"',
+        example='python -m stepalign_jax.generate --model packaged:tiny --prompt "47+3*8-12"',
         options=_OPTIONS,
     )
     for piece in generate(options):

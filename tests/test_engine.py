@@ -185,21 +185,31 @@ def test_a_stream_is_the_sample_in_pieces(expected):
         assert [len(piece) for piece in pieces[:-1]] == [1, 3, 3][: len(pieces) - 1]
 
 
-def test_an_untied_head_is_turned_and_not_kept_twice():
-    config = dataclasses.replace(CONFIG, tie_word_embeddings=False)
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_in_blocks_sample_like_the_full_forward(tied, monkeypatch):
+    # At this size kernels stay as they are; here the smallest is cut like the largest.
+    monkeypatch.setattr("stepalign_jax.model.row_blocks._SMALLEST", 0)
+    monkeypatch.setattr("stepalign_jax.sampling.engine._num_blocks", lambda: 3)
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
     params = jax.tree.map(lambda leaf: leaf * 4, init_params(config, jax.random.key(0)))
-    engine = Engine(config, jnp.float32, None, stop_ids=(1, 2), pad_id=PAD)
-    prepared = engine.prepare({"params": params})
+    engine = Engine(config, jnp.float32, SPEC, stop_ids=(1, 2), pad_id=PAD)
+    prepared = engine.prepare({"params": params, "lora": LORA})
     assert "lm_head" not in prepared.variables["params"]
+    assert prepared.variables["params"]["layer_0"]["mlp"] == {
+        "gate_proj": {}, "up_proj": {}, "down_proj": {}
+    }  # fmt: skip
+    blocks = prepared.variables["decode"]["layer_1"]["mlp"]["up_proj"]["rows"]
+    assert [block.shape for block in blocks] == [(16, 32)] * 3
     rollouts = engine.sample(
         prepared, PROMPTS, ADDRESSES, seed=1, purpose=Purpose.SOLVER, settings=SAMPLING
     )
-    logprobs = full_forward_logprobs(params, rollouts, config)
-    np.testing.assert_allclose(rollouts.logprobs, logprobs, atol=1e-4, rtol=0)
+    merged = merge_lora(params, LORA, SPEC)
+    logprobs = full_forward_logprobs(merged, rollouts, config)
+    np.testing.assert_allclose(rollouts.logprobs, logprobs, atol=3e-4, rtol=0)
 
 
 def test_the_decode_layout_rounds_ahead_what_the_model_rounds_anyway():
-    layout = _decode_layout(BASE, num_layers=2, dtype=jnp.dtype("bfloat16"), turn_head=False)
+    layout = _decode_layout(BASE, num_layers=2, dtype=jnp.dtype("bfloat16"), num_blocks=0)
     model = Qwen3(CONFIG, jnp.bfloat16, scan_layers=False)
     unrounded = {"params": unstack_layers(PARAMS, 2)}
     tokens = np.array([PROMPTS[1]], np.int32)
@@ -245,7 +255,9 @@ def test_a_biased_model_samples_with_the_log_probs_that_it_is_scored_with(dtype)
 def test_the_decode_layout_changes_no_bit_of_a_biased_model(dtype):
     config = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
     params = jax.tree.map(lambda leaf: leaf * 8 + 0.3, init_params(config, jax.random.key(0)))
-    layout = _decode_layout({"params": params}, num_layers=2, dtype=jnp.dtype(dtype))
+    layout = _decode_layout(
+        {"params": params}, num_layers=2, dtype=jnp.dtype(dtype), num_blocks=0
+    )
     model = Qwen3(config, jnp.dtype(dtype), scan_layers=False)
     tokens = np.array([PROMPTS[1]], np.int32)
     forward = jax.jit(lambda variables: model.apply(variables, tokens)[0])

@@ -120,7 +120,8 @@ def test_merged_export_is_base_plus_delta(run, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "step 2, merged" in out and "rollouts" in out and "warning" not in err
     record = read_json(target / "export.json")
-    assert record["kl_of_training"] > 1e-4 > 1e-8 > record["kl_of_rounding"]
+    # What float32 leaves of two forwards that are equal on paper is below 1e-6.
+    assert record["kl_of_training"] > 1e-4 > 1e-6 > record["kl_of_rounding"]
 
 
 def test_best_and_newest(run, tmp_path, capsys):

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_qwen3 import VARIANTS, apply, enlarged
-from test_update import CONFIG, LORA, OBJECTIVE, PARAMS, SPEC, copy, make_batch, teacher_config
+from test_update import (
+    CONFIG,
+    LORA,
+    OBJECTIVE,
+    PARAMS,
+    ROWS,
+    SPEC,
+    copy,
+    make_part,
+    teacher_config,
+)
 from testing import TINY
 
 from stepalign_jax.base.load_config import load_config
@@ -91,13 +101,15 @@ def one_step(dtype: Any, kind: str) -> tuple[TrainState, Any, Any]:
     settings = dataclasses.replace(settings, clip_norm=0.0, warmup_steps=0, schedule="constant")
     optimizer = make_optimizer(settings, num_steps=2)
     update = make_update(
-        model, optimizer, OBJECTIVE, teacher_config("initial"), distils=True, micro_batches=2
+        model, optimizer, OBJECTIVE, teacher_config("initial"), distils=True, shardings=None
     )
     trainable = copy(TRAINABLES[kind])
     state = TrainState(jnp.int32(0), trainable, {}, optimizer.init(trainable))  # pyright: ignore[reportCallIssue]
     base = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
-    hidden, _ = apply(model, {"params": base} | trainable, make_batch().solver_tokens)
-    return *update(state, base, make_batch())[:2], hidden
+    parts = [make_part(rows=half) for half in (ROWS[:2], ROWS[2:])]
+    hidden, _ = apply(model, {"params": base} | trainable, parts[0].solver_tokens)
+    taught = update.score(state, base, parts)
+    return *update.apply(state, base, parts, taught)[:2], hidden
 
 
 @pytest.mark.parametrize("kind", TRAINABLES)

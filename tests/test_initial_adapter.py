@@ -19,7 +19,8 @@ from stepalign_jax.model.adapters import save_adapter
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.weights import load_config, resolve_checkpoint
 from stepalign_jax.objectives.optimizer import make_optimizer
-from stepalign_jax.objectives.update import Batch, make_update, teacher_tree
+from stepalign_jax.objectives.scoring import Part
+from stepalign_jax.objectives.update import TrainState, make_update, teacher_tree
 from stepalign_jax.runs import assemble as assembling
 from stepalign_jax.runs import selection
 from stepalign_jax.runs.assemble import Workbench, assemble, initial_state, make_state
@@ -62,31 +63,27 @@ def test_solver_and_frozen_teacher_start_as_the_adapter(bench, directory, kind, 
     expected = {"lora": random_adapter(bench.model_config, SPEC)}
     assert_same_bits(state.trainable, expected)
     assert_same_bits(state.teacher, expected if has_tree else {})
-    solver = {"params": bench.base} | state.trainable
-    teacher = teacher_tree(state, config.teacher, solver, bench.base)
+    teacher = teacher_tree(state, config.teacher, bench.base)
     assert_same_bits(teacher, bench.initial_solver())
 
 
-def some_batch(num_rows: int = 2, length: int = 24, num_tokens: int = 8) -> Batch:
+def some_part(num_rows: int = 2, length: int = 24, num_tokens: int = 8) -> Part:
+    """Rows of equal lengths; the teacher reads another prompt before the same completion."""
     rng = np.random.default_rng(1)
     tokens = rng.integers(5, 15, (num_rows, length), dtype=np.int32)
-    starts = np.full(num_rows, length - num_tokens, np.int32)
     completion = tokens[:, -num_tokens:]
     other = np.concatenate([tokens[:, :-num_tokens][:, ::-1], completion], axis=1)
-    arrays = (
-        *(tokens, starts, other, starts, completion),
-        np.ones(completion.shape, bool),
-        np.zeros(completion.shape, np.float32),
-        np.zeros(num_rows, np.float32),
-    )
-    return Batch(*map(jnp.asarray, arrays))
+    rows = np.arange(num_rows, dtype=np.int32)[:, None] * length
+    at = (rows + np.arange(length - num_tokens - 1, length - 1, dtype=np.int32)).reshape(1, -1)
+    zeros = np.zeros(at.shape, np.float32)
+    arrays = (tokens, other, at, at, completion.reshape(1, -1), zeros == 0, zeros, zeros)
+    return Part(*map(jnp.asarray, arrays))
 
 
 def test_the_teacher_stays_what_the_run_started_from(bench, directory):
     """One update moves the solver; the frozen tree is the adapter's still, bit for bit."""
     config = make_config(directory, directory)
-    state, batch = initial_state(config, bench), some_batch()
-    new, metrics, _ = update_of(config, bench)(state, bench.base, batch)
+    new, metrics = one_step(config, bench, initial_state(config, bench))
     assert float(metrics["loss"]) > 0
     expected = {"lora": random_adapter(bench.model_config, SPEC)}
     assert_same_bits(new.teacher, expected)
@@ -94,22 +91,24 @@ def test_the_teacher_stays_what_the_run_started_from(bench, directory):
     assert all(jax.tree.leaves(moved))
 
 
-def update_of(config: Config, bench: Workbench) -> Any:
-    return make_update(
+def one_step(config: Config, bench: Workbench, state: TrainState) -> tuple[TrainState, Any]:
+    update = make_update(
         bench.model,
         make_optimizer(config.optimizer, config.train.num_steps),
         config.objective,
         config.teacher,
         distils=True,
-        micro_batches=1,
+        shardings=None,
     )
+    parts = [some_part()]
+    taught = update.score(state, bench.base, parts)
+    return update.apply(state, bench.base, parts, taught)[:2]
 
 
 def test_an_exported_adapter_trains_on_exactly(bench, directory, tmp_path):
     """A checkpoint's adapter and its export give the same state and the same next update."""
     config = make_config(directory, directory)
-    update, batch = update_of(config, bench), some_batch()
-    trained = update(initial_state(config, bench), bench.base, batch)[0].trainable
+    trained = one_step(config, bench, initial_state(config, bench))[0].trainable
     save_adapter(tmp_path, SPEC, trained["lora"], base_name="packaged:tiny")
 
     again = make_config(directory, tmp_path)
@@ -118,9 +117,7 @@ def test_an_exported_adapter_trains_on_exactly(bench, directory, tmp_path):
 
     direct = make_state(again, jax.tree.map(jnp.copy, trained))
     assert_same_bits(reloaded, direct)
-    after_direct = update(direct, bench.base, batch)
-    after_reloaded = update(reloaded, bench.base, batch)
-    assert_same_bits(after_reloaded, after_direct)
+    assert_same_bits(one_step(again, bench, reloaded), one_step(again, bench, direct))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +138,7 @@ def test_a_config_that_is_not_the_adapters_is_refused(
     directory, tmp_path, monkeypatch, capsys, change, sentence
 ):
     """Before the weights are loaded."""
-    monkeypatch.setattr(assembling, "load_params", None)
+    monkeypatch.setattr(assembling, "load_weights", None)
     config = make_config(tmp_path, directory)
     config = dataclasses.replace(
         config, trainable=dataclasses.replace(config.trainable, **change)

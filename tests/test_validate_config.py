@@ -129,14 +129,6 @@ def test_an_impossible_value_is_refused(config: Config, override: str, sentence:
         (ARITHMETIC, "problems.min_reasoning_steps is 0"),
         ((*ARITHMETIC, "problems.min_reasoning_steps=5"), "problems.max_reasoning_steps 4"),
         (("objective.divergence=jsd", "objective.jsd_beta=0"), "jsd needs it in (0, 1)"),
-        (
-            ("objective.divergence=sampled_token", "objective.element_clip=0.05"),
-            "objective.element_clip is 0.05, but objective.divergence=sampled_token reads one",
-        ),
-        (
-            ("objective.divergence=sampled_token", "objective.top_k=20"),
-            "objective.top_k is 20, but objective.divergence=sampled_token reads one",
-        ),
         (("critic.kind=checkpoint",), "critic.path is empty, but critic.kind=checkpoint reads"),
         ((*SECOND, "critic.placement=own"), "critic.placement=own needs at least 1"),
         (
@@ -146,6 +138,14 @@ def test_an_impossible_value_is_refused(config: Config, override: str, sentence:
         (
             (*SECOND, "critic.placement=own", "critic.num_devices=4", "critic.tensor=3"),
             "critic.tensor is 3, but it must divide critic.num_devices, which is 4",
+        ),
+        (
+            ("objective.divergence=sampled_token", "objective.element_clip=0.05"),
+            "objective.element_clip is 0.05, but objective.divergence=sampled_token reads one",
+        ),
+        (
+            ("objective.divergence=sampled_token", "objective.top_k=20"),
+            "objective.top_k is 20, but objective.divergence=sampled_token reads one",
         ),
         (("condition=grpo",), "grpo compares the samples of one problem and needs at least 2"),
         (

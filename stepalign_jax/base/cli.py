@@ -3,6 +3,7 @@
 """What every command shares: its arguments, its exit status, its progress bar."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -39,6 +40,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     status 130. Any other exception is a bug and keeps its traceback.
     """
     use_compilation_cache()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax remarks on how it is opened
     try:
         main(sys.argv[1:])
     except UserError as error:

@@ -10,6 +10,7 @@ from stepalign_jax.model.yarn import YarnScaling
 
 # Finite, so that a row that may attend to nothing gives numbers instead of NaN.
 _MASKED = -0.7 * float(np.finfo(np.float32).max)
+_QUERY_BLOCKS = 4  # more skip more, but each is compiled by itself
 
 
 def causal_mask(length: int, segment_ids: jax.Array | None) -> jax.Array:
@@ -57,18 +58,40 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
     Returns:
       [B, T, H, Dh] in the dtype of `q`.
     """
-    batch, length, num_heads, head_dim = q.shape
-    num_kv_heads, num_slots = k.shape[1], k.shape[3]
+    batch, length, num_heads, size = q.shape
+    num_kv_heads, num_slots = v.shape[1:3]
     group = num_heads // num_kv_heads
-    grouped = q.reshape(batch, length, num_kv_heads, group, head_dim)
-    rows = grouped.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, -1, head_dim)
+    rows = q.reshape(batch, length, num_kv_heads, group, size).transpose(0, 2, 3, 1, 4)
+    rows = rows.reshape(batch, num_kv_heads, group * length, size)
     scores = jnp.einsum("bknd,bkds->bkns", rows, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, num_kv_heads, group, length, num_slots) * head_dim**-0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, _MASKED), axis=-1)
-    weights = weights.reshape(batch, num_kv_heads, -1, num_slots).astype(v.dtype)
-    out = jnp.einsum("bkns,bksd->bknd", weights, v)
-    out = out.reshape(batch, num_kv_heads, group, length, head_dim)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    scores = scores.reshape(batch, num_kv_heads, group, length, num_slots)
+    scores = jnp.where(mask[:, None, None], scores * size**-0.5, _MASKED)
+    # Divided after the product with the values, which has fewer numbers than the scores.
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1).reshape(batch, num_kv_heads, group * length, 1)
+    weights = weights.astype(v.dtype).reshape(batch, num_kv_heads, group * length, num_slots)
+    out = jnp.einsum("bkns,bksd->bknd", weights, v, preferred_element_type=jnp.float32)
+    out = (out / total).astype(q.dtype)
+    out = out.reshape(batch, num_kv_heads, group, length, size).transpose(0, 3, 1, 2, 4)
+    return out.reshape(batch, length, num_heads, size)
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """`attention` of whole sequences, T = S, where no query sees a later key.
+
+    Queries are taken in blocks, and a block meets the keys up to its own end alone: 5/8 of the
+    products and of the memory that all pairs would take. `mask` is False for s > t.
+    """
+    length = q.shape[1]
+    block = -(-length // _QUERY_BLOCKS)
+    outs = []
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        outs.append(
+            attention(q[:, start:end], k[..., :end], v[:, :, :end], mask[:, start:end, :end])
+        )
+    return jnp.concatenate(outs, axis=1)
 
 
 def rope_angles(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
 from stepalign_jax.model.linear import linear
+from stepalign_jax.model.row_blocks import rows_product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +78,8 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., features] in `out_dtype`."""
-        init = named_init(nn.initializers.normal(0.02), self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         x = x.astype(self.dtype)
-        y = linear(x, kernel, self.out_dtype)
+        y = self._product(x)
         if self.use_bias:
             init = named_init(nn.initializers.zeros, self.axes[1:])
             bias = self.param("bias", init, (self.features,), jnp.float32)
@@ -92,6 +91,13 @@ class Projection(nn.Module):
         a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
         update = linear(linear(x, a, self.dtype), b, self.out_dtype)
         return y + update * jnp.asarray(self.scale, self.out_dtype)
+
+    def _product(self, x: jax.Array) -> jax.Array:
+        if self.has_variable("decode", "rows"):
+            return rows_product(x, self.get_variable("decode", "rows"), self.out_dtype)
+        init = named_init(nn.initializers.normal(0.02), self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        return linear(x, kernel, self.out_dtype)
 
 
 def init_lora(config: Qwen3Config, spec: LoraSpec, key: jax.Array) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from flax.linen.spmd import with_logical_constraint
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model import attention as attn
-from stepalign_jax.model.causal_attention import causal_attention
 from stepalign_jax.model.config import BIASED, PROJECTIONS, Qwen3Config
 from stepalign_jax.model.linear import PRODUCT
 from stepalign_jax.model.lora import LoraSpec, Projection, named_init
+from stepalign_jax.model.row_blocks import rows_product
 
 Tree = dict[str, Any]
 
@@ -120,7 +120,7 @@ class Attention(nn.Module):
         k = attn.rope(k, context.cos, context.sin)
         k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)  # as in LayerCache
         if cache is None:
-            out = causal_attention(q, k, v, context.mask)
+            out = attn.causal_attention(q, k, v, context.mask)
         else:
             cache = LayerCache(
                 _write(cache.k, k, context.first_slot, axis=3),
@@ -316,17 +316,11 @@ class Qwen3(nn.Module):
         return Context(cos, sin, mask, positions[:, 0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] hidden states -> [..., V] fp32 logits (products in the compute dtype).
-
-        A `decode` collection may hold `head`, the head as [D, V]: what some devices read
-        faster, row by row.
-        """
+        """[..., D] hidden states -> [..., V] fp32 logits (products in the compute dtype)."""
         if self.has_variable("decode", "head"):
-            head, axis = self.get_variable("decode", "head"), 0
-        else:
-            head = self.embedding if self.config.tie_word_embeddings else self.lm_head
-            axis = 1
-        contract = (((hidden.ndim - 1,), (axis,)), ((), ()))
+            return rows_product(hidden, self.get_variable("decode", "head"), jnp.float32)
+        head = self.embedding if self.config.tie_word_embeddings else self.lm_head
+        contract = (((hidden.ndim - 1,), (1,)), ((), ()))
         return jax.lax.dot_general(
             hidden, head.astype(self.dtype), contract, preferred_element_type=jnp.float32
         )

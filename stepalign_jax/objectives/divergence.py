@@ -118,9 +118,43 @@ class Divergence:
             )
 
 
-def score_logits(
-    solver_logits: jax.Array,
-    teacher_logits: jax.Array,
+class Reading(NamedTuple):
+    """What a side says about n tokens, before it is known which tokens they are.
+
+    Attributes:
+      logits: [n, V] float32, or a device's slice of V.
+      logsumexp: [n], at temperature 1.
+      entropy: [n], at temperature 1.
+      logs: [n, V] log-probabilities at the loss temperature.
+      probs: [n, V] their exponentials.
+    """
+
+    logits: jax.Array
+    logsumexp: jax.Array
+    entropy: jax.Array
+    logs: jax.Array
+    probs: jax.Array
+
+
+def read_logits(logits: jax.Array, temperature: float, vocabulary: Vocabulary) -> Reading:
+    """The reading of logits [n, V], for the divergence at `temperature`."""
+    largest = vocabulary.max(logits)
+    shifted = logits - largest[:, None]
+    weights, cooled = jnp.exp(shifted), jnp.exp(shifted / temperature)
+    total, cooled_total = vocabulary.sum(weights), vocabulary.sum(cooled)
+    mean = vocabulary.sum(weights * shifted) / total
+    return Reading(
+        logits=logits,
+        logsumexp=largest + jnp.log(total),
+        entropy=jnp.log(total) - mean,
+        logs=shifted / temperature - jnp.log(cooled_total)[:, None],
+        probs=cooled * (1.0 / cooled_total)[:, None],
+    )
+
+
+def score_tokens(
+    solver: Reading,
+    teacher: Reading,
     tokens: jax.Array,
     divergence: Divergence,
     vocabulary: Vocabulary,
@@ -130,8 +164,8 @@ def score_logits(
     Where both rows of logits are equal, divergence, advantage and gradient are exactly 0.
 
     Args:
-      solver_logits: [n, V] float32, or a device's slice of V.
-      teacher_logits: [n, V] float32.
+      solver: its reading at the divergence's temperature.
+      teacher: likewise.
       tokens: [n] integers, counted over the whole vocabulary.
       divergence: which one.
       vocabulary: how V is cut.
@@ -139,25 +173,25 @@ def score_logits(
     Returns:
       TokenScores of [n], and [n, V] float32.
     """
-    solver_picked, solver_entropy = _pick_and_entropy(solver_logits, tokens, vocabulary)
-    teacher_picked, teacher_entropy = _pick_and_entropy(teacher_logits, tokens, vocabulary)
+    solver_picked = vocabulary.pick(solver.logits, tokens) - solver.logsumexp
+    teacher_picked = vocabulary.pick(teacher.logits, tokens) - teacher.logsumexp
     values, gradient = _value_and_gradient(
-        log_softmax(solver_logits / divergence.temperature, vocabulary),
-        log_softmax(teacher_logits / divergence.temperature, vocabulary),
+        _Distribution(solver.logs, solver.probs),
+        _Distribution(teacher.logs, teacher.probs),
         tokens,
         divergence,
         vocabulary,
     )
     # The compiler may sum the two softmaxes in different orders. Equal logits must give 0
     # on every backend, and a gradient of 0, not the last bit of that difference.
-    differs = vocabulary.max((solver_logits != teacher_logits).astype(jnp.float32)) > 0
+    differs = vocabulary.max((solver.logits != teacher.logits).astype(jnp.float32)) > 0
     scores = TokenScores(
         divergence=jnp.where(differs, values, 0.0),
         advantage=jnp.where(differs, teacher_picked - solver_picked, 0.0),
         solver_logprobs=solver_picked,
         teacher_logprobs=teacher_picked,
-        solver_entropy=solver_entropy,
-        teacher_entropy=teacher_entropy,
+        solver_entropy=solver.entropy,
+        teacher_entropy=teacher.entropy,
     )
     return scores, jnp.where(differs[:, None], gradient / divergence.temperature, 0.0)
 
@@ -192,62 +226,62 @@ def check_temperature(name: str, value: float) -> None:
         raise UserError(f"{name} is {value}, but it divides logits; give a positive number.")
 
 
-def _pick_and_entropy(
-    logits: jax.Array, tokens: jax.Array, vocabulary: Vocabulary
-) -> tuple[jax.Array, jax.Array]:
-    """[n] log-probabilities of the tokens, and [n] entropies, without the other log-probs."""
-    largest = vocabulary.max(logits)
-    shifted = logits - largest[:, None]
-    weights = jnp.exp(shifted)
-    total = vocabulary.sum(weights)
-    picked = vocabulary.pick(logits, tokens) - largest - jnp.log(total)
-    return picked, jnp.log(total) - vocabulary.sum(weights * shifted) / total
+class _Distribution(NamedTuple):
+    """Log-probabilities and the probabilities themselves, of one shape."""
+
+    logs: jax.Array
+    probs: jax.Array
 
 
 def _value_and_gradient(
-    solver: jax.Array,
-    teacher: jax.Array,
+    solver: _Distribution,
+    teacher: _Distribution,
     tokens: jax.Array,
     divergence: Divergence,
     vocabulary: Vocabulary,
 ) -> tuple[jax.Array, jax.Array]:
-    """[n] values, and [n, V] gradients by the logits that were normalised, from log-probs."""
+    """[n] values, and [n, V] gradients by the logits that were normalised."""
     if divergence.name == "sampled_token":
-        picked = vocabulary.pick(solver, tokens)
-        advantage = vocabulary.pick(teacher, tokens) - picked
-        away = jnp.exp(solver) - vocabulary.holds(tokens, solver)
+        picked = vocabulary.pick(solver.logs, tokens)
+        advantage = vocabulary.pick(teacher.logs, tokens) - picked
+        away = solver.probs - vocabulary.holds(tokens, solver.probs)
         return -advantage * picked, advantage[:, None] * away
     terms, slopes = _terms(solver, teacher, divergence)
     if divergence.top_k == 0:
         values, slope_sums = vocabulary.sum(terms), vocabulary.sum(slopes)
-        return values, slopes - jnp.exp(solver) * slope_sums[:, None]
-    kept = teacher >= vocabulary.kth_largest(teacher, divergence.top_k)[:, None]
-    solver_tail = vocabulary.logsumexp(jnp.where(kept, _NEVER, solver))
-    teacher_tail = vocabulary.logsumexp(jnp.where(kept, _NEVER, teacher))
+        return values, slopes - solver.probs * slope_sums[:, None]
+    kept = teacher.logs >= vocabulary.kth_largest(teacher.logs, divergence.top_k)[:, None]
+    solver_tail, teacher_tail = (_tail(side, kept, vocabulary) for side in (solver, teacher))
     tail_term, tail_slope = _terms(solver_tail, teacher_tail, divergence)
     values = vocabulary.sum(jnp.where(kept, terms, 0.0)) + tail_term
     slope_sums = vocabulary.sum(jnp.where(kept, slopes, 0.0)) + tail_slope
     # log of a sum: an entry of the tail moves it by its share
-    shares = jnp.exp(solver - solver_tail[:, None])
+    shares = jnp.exp(solver.logs - solver_tail.logs[:, None])
     slopes = jnp.where(kept, slopes, tail_slope[:, None] * shares)
-    return values, slopes - jnp.exp(solver) * slope_sums[:, None]
+    return values, slopes - solver.probs * slope_sums[:, None]
+
+
+def _tail(side: _Distribution, kept: jax.Array, vocabulary: Vocabulary) -> _Distribution:
+    """[n] of all entries that are not kept, as one."""
+    logs = vocabulary.logsumexp(jnp.where(kept, _NEVER, side.logs))
+    return _Distribution(logs, jnp.exp(logs))
 
 
 def _terms(
-    solver: jax.Array, teacher: jax.Array, divergence: Divergence
+    solver: _Distribution, teacher: _Distribution, divergence: Divergence
 ) -> tuple[jax.Array, jax.Array]:
     """The module's table: terms and slopes, elementwise."""
-    p, q = jnp.exp(solver), jnp.exp(teacher)
+    gap = solver.logs - teacher.logs
     match divergence.name:
         case "forward_kl":
-            terms, slopes = q * (teacher - solver), -q
+            terms, slopes = teacher.probs * -gap, -teacher.probs
         case "reverse_kl":
-            terms, slopes = p * (solver - teacher), p * (solver - teacher + 1.0)
+            terms, slopes = solver.probs * gap, solver.probs * (gap + 1.0)
         case _:  # jsd: check has let nothing else through
             beta = divergence.jsd_beta
-            mixture = _log_mixture(solver, teacher, beta)
-            slopes = (1.0 - beta) * p * (solver - mixture)
-            terms = beta * q * (teacher - mixture) + slopes
+            mixture = _log_mixture(solver.logs, teacher.logs, beta)
+            slopes = (1.0 - beta) * solver.probs * (solver.logs - mixture)
+            terms = beta * teacher.probs * (teacher.logs - mixture) + slopes
     if divergence.element_clip == 0:
         return terms, slopes
     clip = divergence.element_clip

@@ -3,13 +3,20 @@
 """The divergence of many tokens from hidden states, with a backward pass of its own."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from stepalign_jax.objectives.divergence import Divergence, TokenScores, score_logits
+from stepalign_jax.objectives.divergence import (
+    Divergence,
+    Reading,
+    TokenScores,
+    read_logits,
+    score_tokens,
+)
 from stepalign_jax.objectives.tiles import (
     check_tile,
     head_product,
@@ -139,8 +146,11 @@ def _score_rows(
     def local(rows: Any, heads: Any, vocabulary: Vocabulary) -> Any:
         def score(tile: Any, fresh: jax.Array, head_slopes: Any) -> Any:
             solver, teacher, tokens, weights = tile
-            pair = _both_logits(solver, teacher, *heads)
-            scores, slopes = score_logits(*pair, tokens, divergence, vocabulary)
+            read = functools.partial(
+                read_logits, temperature=divergence.temperature, vocabulary=vocabulary
+            )
+            sides = _read_both(read, solver, teacher, *heads)
+            scores, slopes = score_tokens(*sides, tokens, divergence, vocabulary)
             if not hidden_learns:
                 return (scores, None), None
             slopes = _times_weights(slopes, weights[:, None]).astype(solver.dtype)
@@ -156,13 +166,20 @@ def _score_rows(
     return on_mesh(mesh, local, rows, (solver_head.astype(rows[0].dtype), teacher_head))
 
 
-def _both_logits(
-    solver: jax.Array, teacher: jax.Array, solver_head: jax.Array, teacher_head: Any
-) -> tuple[jax.Array, jax.Array]:
+def _read_both(
+    read: Callable[[jax.Array], Reading],
+    solver: jax.Array,
+    teacher: jax.Array,
+    solver_head: jax.Array,
+    teacher_head: jax.Array | None,
+) -> tuple[Reading, Reading]:
+    """Solver's and teacher's readings, in one product if they share the head."""
     if teacher_head is not None:
-        return logits(solver, solver_head), logits(teacher, teacher_head)
-    both = logits(jnp.concatenate([solver, teacher.astype(solver.dtype)]), solver_head)
-    return both[: len(solver)], both[len(solver) :]
+        return read(logits(solver, solver_head)), read(logits(teacher, teacher_head))
+    rows = jnp.concatenate([solver, teacher.astype(solver.dtype)])
+    both = read(logits(rows, solver_head))
+    n = len(solver)
+    return jax.tree.map(lambda x: x[:n], both), jax.tree.map(lambda x: x[n:], both)
 
 
 def _is_primal(leaf: Any) -> bool:

@@ -55,6 +55,7 @@ def walk_tiles(
     num_rows = rows[0].shape[0]
     num_tiles = -(-num_rows // token_tile)
     tile = -(-num_rows // num_tiles)
+    tile = min(tile + -tile % 8, token_tile, num_rows)  # accelerators work on 8 rows at once
 
     def step(index: jax.Array, carry: Any) -> Any:
         results, sums = carry

@@ -5,6 +5,7 @@
 import enum
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +16,8 @@ import numpy as np
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.model.lora import LoraSpec
-from stepalign_jax.model.qwen3 import Qwen3, output_head, unstack_layers
+from stepalign_jax.model.qwen3 import Qwen3, unstack_layers
+from stepalign_jax.model.row_blocks import block_large
 from stepalign_jax.sampling.draw import ADDRESS_FIELDS, Filter
 from stepalign_jax.sampling.schedule import prompt_bucket
 from stepalign_jax.sampling.serve import TURNS, Served, Session
@@ -78,15 +80,15 @@ class Engine:
 
         The layers are unrolled, since decoding reads separate arrays faster than slices of
         a stacked one. This takes extra memory: one copy of the layers in the compute dtype,
-        and of embedding and head if that is not their dtype. On a CPU a copy of the head
-        [V, D] as [D, V] comes on top, which is read twice as fast.
+        and of embedding and head if that is not their dtype. On a CPU large matrices lie in
+        blocks of rows (`row_blocks`); there a tied head takes a copy of the embedding.
         """
         return Prepared(
             _decode_layout(
                 variables,
                 num_layers=self._model.config.num_layers,
                 dtype=self._dtype,
-                turn_head=jax.default_backend() == "cpu",
+                num_blocks=_num_blocks(),
             )
         )
 
@@ -197,20 +199,27 @@ class Engine:
                 )
 
 
-@functools.partial(jax.jit, static_argnames=("num_layers", "dtype", "turn_head"))
+@functools.partial(jax.jit, static_argnames=("num_layers", "dtype", "num_blocks"))
 def _decode_layout(
-    variables: dict[str, Any], *, num_layers: int, dtype: Any, turn_head: bool
+    variables: dict[str, Any], *, num_layers: int, dtype: Any, num_blocks: int
 ) -> dict[str, Any]:
-    """Every collection unrolled, matrices in the compute dtype; the head also as [D, V].
+    """Every collection unrolled, matrices in the compute dtype; in blocks, if there are any.
 
     The model rounds matrices to that dtype where it uses them, so rounding them here
     changes no bit, and each token reads fewer bytes. Norm scales stay as they are.
     """
     layout = {name: unstack_layers(tree, num_layers) for name, tree in variables.items()}
-    if turn_head:
-        layout["decode"] = {"head": output_head(variables["params"]).T}
-        layout["params"].pop("lm_head", None)
+    if num_blocks:
+        layout["params"], layout["decode"] = block_large(layout["params"], num_blocks)
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, layout)
+
+
+def _num_blocks() -> int:
+    """How many blocks large matrices are cut into: one per core of a single CPU device."""
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return 0
+    own = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(own(0)) if own else os.cpu_count() or 1
 
 
 def _empty(num_requests: int, max_new_tokens: int, pad_id: int) -> Rollouts:

@@ -1,0 +1,131 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The decode program as the TPU compiler makes it: no TPU is needed, only libtpu.
+
+Shapes are Qwen3-0.6B's with fewer layers, which repeat.
+"""
+
+import os
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from stepalign_jax.model.config import Qwen3Config
+from stepalign_jax.model.qwen3 import Qwen3, init_cache, init_params
+from stepalign_jax.sampling.decode import Slots, decode_chunk
+from stepalign_jax.sampling.draw import Filter
+from stepalign_jax.sampling.engine import _decode_layout
+
+pytestmark = pytest.mark.slow
+
+CONFIG = Qwen3Config(
+    vocab_size=151_936,
+    hidden_size=1_024,
+    num_layers=2,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=3_072,
+    rope_theta=1_000_000.0,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+    max_positions=40_960,
+    qkv_bias=False,
+    qk_norm=True,
+    yarn=None,
+)
+BATCH, WIDTH = 32, 2_560
+
+
+def compile_decode(topology: str) -> tuple[Any, Any, Any]:
+    """The compiled program for one chip, and the shapes of its weights and cache."""
+    pytest.importorskip("libtpu")
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    chip = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    sharding = jax.sharding.SingleDeviceSharding(chip)
+
+    def placed(tree: Any) -> Any:
+        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+        return jax.tree.map(shape, tree)
+
+    def weights() -> Any:
+        params = init_params(CONFIG, jax.random.key(0), jnp.bfloat16)
+        return _decode_layout(
+            {"params": params}, num_layers=2, dtype=jnp.dtype("bfloat16"), num_blocks=0
+        )
+
+    variables = placed(jax.eval_shape(weights))
+    cache = placed(jax.eval_shape(lambda: init_cache(CONFIG, BATCH, WIDTH, jnp.bfloat16)))
+    row, scalar = jnp.zeros(BATCH, jnp.int32), jnp.int32(0)
+    slots = Slots(row, row, row, jnp.zeros(BATCH, bool))
+    small = (slots, jnp.zeros((BATCH, 4), jnp.uint32), jnp.uint32(0), jnp.uint32(0))
+    traced = decode_chunk.trace(
+        Qwen3(CONFIG, jnp.bfloat16, scan_layers=False),
+        variables,
+        cache,
+        *placed((*small, scalar, scalar)),
+        num_turns=64,
+        max_new_tokens=2_048,
+        chosen_by=Filter(1.1, 0, 1.0),
+        stop_ids=(1,),
+    )
+    return traced.lower(lowering_platforms=("tpu",)).compile(), variables, cache
+
+
+def num_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def loop_body(text: str) -> list[str]:
+    """Lines of the decode loop's body: the computation that reads the most from its tuple."""
+    bodies = re.findall(r"body=%?([\w.-]+)", text)
+    blocks = {name: text.split(f"\n%{name} (")[1].split("\n}")[0] for name in bodies}
+    longest = max(blocks.values(), key=lambda block: block.count("get-tuple-element("))
+    return longest.splitlines()
+
+
+def weight_reads(lines: list[str], shape: str) -> list[float]:
+    """How often each element of the loop's tuple with this shape is read in a turn.
+
+    A weight may be fetched in slices, each of which counts for its share.
+    """
+    pattern = re.compile(rf"%([\w.-]+) = bf16\[{shape}\]\{{\S* get-tuple-element\(")
+    names = [found.group(1) for line in lines if (found := pattern.search(line))]
+    body = [line for line in lines if "get-tuple-element(" not in line and "ROOT" not in line]
+    return [
+        sum(_share(line, shape) for line in body if re.search(rf"%{re.escape(name)}[,)]", line))
+        for name in names
+    ]
+
+
+def _share(line: str, shape: str) -> float:
+    """The part of an operand of this shape that an operation reads."""
+    bounds = re.search(r"slice=\{\[(\d+):(\d+)\]", line)
+    if "slice-start(" not in line or bounds is None:
+        return 1.0
+    return (int(bounds.group(2)) - int(bounds.group(1))) / int(shape.split(",")[0])
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4"])
+def test_a_turn_reads_each_weight_once_and_copies_no_cache(topology):
+    compiled, variables, cache = compile_decode(topology)
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= num_bytes(cache)  # in place, from call to call
+    # What is left is activations, logits, and q, k, v kernels in the compiler's own order.
+    assert memory.temp_size_in_bytes < 100 * 2**20
+    text = compiled.as_text()
+    sizes = "|".join(",".join(map(str, leaf.shape)) for leaf in cache[0])
+    assert not re.search(rf"bf16\[({sizes})\]\S* (copy|transpose)\(", text)
+    lines = loop_body(text)
+    layers = CONFIG.num_layers
+    assert weight_reads(lines, "1024,3072") == [1.0] * 2 * layers  # gate and up
+    assert weight_reads(lines, "3072,1024") == [1.0] * layers  # down
+    # All that the program touches, its loop counted once.
+    touched = compiled.cost_analysis()["bytes accessed"]
+    assert touched < 1.5 * (num_bytes(variables) + num_bytes(cache))
