@@ -210,7 +210,8 @@ def plot(found: dict[str, Any]) -> None:
 
 
 def _draw(axes: Any, by_tokens: dict[str, float], **style: Any) -> None:
-    axes.plot([int(tokens) for tokens in by_tokens], [*by_tokens.values()], **style)
+    points = sorted((int(tokens), gib) for tokens, gib in by_tokens.items())
+    axes.plot(*zip(*points, strict=True), **style)
 
 
 def main() -> None:
