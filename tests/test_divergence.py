@@ -159,16 +159,6 @@ def test_entries_that_tie_with_the_last_kept_stay_apart_too():
     np.testing.assert_allclose(level[1], whole[1], atol=1e-6)
 
 
-def test_masked_mean_is_one_sum_over_one_count():
-    values = jnp.array([[1.0, 2.0, np.nan], [4.0, np.inf, -9.0]])
-    mask = jnp.array([[True, True, False], [True, False, False]])
-    value, gradient = jax.value_and_grad(dv.masked_mean)(values, mask)
-    np.testing.assert_allclose(value, 7 / 3, rtol=1e-6)  # not the mean of the rows' means, 2.75
-    np.testing.assert_allclose(gradient, np.where(mask, 1 / 3, 0.0), rtol=1e-6)
-    many = jnp.ones(1000, jnp.bfloat16)
-    assert dv.masked_mean(many, jnp.ones(1000, bool)) == 1.0  # bfloat16 would stop at 256
-
-
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [

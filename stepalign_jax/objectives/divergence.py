@@ -201,21 +201,6 @@ def log_softmax(logits: jax.Array, vocabulary: Vocabulary) -> jax.Array:
     return logits - vocabulary.logsumexp(logits)[:, None]
 
 
-def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of the values whose mask is True: one float32 sum over one integer count.
-
-    Args:
-      values: [...]; what a masked entry holds never reaches the result, not even a NaN.
-      mask: [...] of the same shape; True (or nonzero) counts.
-
-    Returns:
-      float32 scalar; 0, with a gradient of 0, where nothing counts.
-    """
-    counts = mask.astype(bool)
-    total = jnp.sum(jnp.where(counts, values.astype(jnp.float32), 0.0))
-    return total / jnp.maximum(jnp.sum(counts, dtype=jnp.int32), 1)
-
-
 def check_temperature(name: str, value: float) -> None:
     """Refuses what cannot divide logits.
 
