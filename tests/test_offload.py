@@ -3,17 +3,13 @@
 """Weights that wait in host memory: nothing stays on the devices, and all of it comes back."""
 
 import gc
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from testing import output_on_devices
 
 from stepalign_jax.parallel import offload as module
 from stepalign_jax.parallel.offload import FrozenWeights, HostTree, offload, restore
@@ -111,15 +107,4 @@ EIGHT_DEVICES = """
 
 
 def test_eight_devices_get_back_what_they_had():
-    here = Path(__file__).parent
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
-    }
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)],
-        env=environment, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert finished.stdout.strip() == "restored on 8 devices", finished.stderr[-3000:]
+    assert output_on_devices(EIGHT_DEVICES, num_devices=8) == "restored on 8 devices"

@@ -11,6 +11,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tokenizer import by_template
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model.tokenizer import (
@@ -98,16 +99,6 @@ def directory(request, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def tokenizer(directory) -> Any:
     return load_tokenizer(directory)
-
-
-def by_template(tokenizer: Any, text: str, thinking: bool) -> list[int]:
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}],
-        tokenize=True,
-        return_dict=False,
-        add_generation_prompt=True,
-        enable_thinking=thinking,
-    )
 
 
 @pytest.mark.parametrize("thinking", [True, False])

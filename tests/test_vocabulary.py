@@ -2,11 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens, head and vocabulary cut over 8 devices: one device's numbers, no gathered logits."""
 
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+from testing import output_on_devices
 
 EIGHT_DEVICES = """
     import functools
@@ -73,15 +69,4 @@ EIGHT_DEVICES = """
 
 
 def test_eight_devices_give_the_numbers_of_one():
-    here = Path(__file__).parent
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
-    }
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)],
-        env=environment, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert finished.stdout.strip() == "equal on 8 devices", finished.stderr[-3000:]
+    assert output_on_devices(EIGHT_DEVICES, num_devices=8) == "equal on 8 devices"

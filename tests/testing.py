@@ -3,7 +3,10 @@
 """What test modules share: a run of seconds, a config file, an engine of fixed words."""
 
 import dataclasses
+import os
+import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +105,23 @@ def tiny_roles(**prompts: Any) -> Roles:
     config = load_config(TINY).prompts
     tokenizer = load_tokenizer(resolve_checkpoint("packaged:tiny"))
     return Roles(tokenizer, dataclasses.replace(config, **prompts))
+
+
+def output_on_devices(code: str, *, num_devices: int) -> str:
+    """Returns what `code` prints in a process that has so many simulated devices."""
+    here = Path(__file__).parent
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
+    }
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout.strip()
 
 
 class ScriptedEngine:
