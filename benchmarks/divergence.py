@@ -194,13 +194,13 @@ def plot(found: dict[str, Any]) -> None:
     )
     left.set_title(f"Memory: {VOCAB:,} entries, width {WIDTH}, float32")
     left.legend()
-    times = found["timed"]["seconds"]
+    times = dict(sorted(found["timed"]["seconds"].items(), reverse=True))  # ours first
     middle = [value["median"] for value in times.values()]
     spread = [
         [value["median"] - value["low"] for value in times.values()],
         [value["high"] - value["median"] for value in times.values()],
     ]
-    right.barh([*times], middle, xerr=spread, color=["C0", "C1", *["C7"] * (len(times) - 2)])
+    right.barh([*times], middle, xerr=spread, color=["C1", "C0", *["C7"] * (len(times) - 2)])
     right.invert_yaxis()
     right.set(xlabel="seconds, forward and backward")
     right.set_title("Time: {tokens:,} tokens, width {width:,}".format(**TIMED))
@@ -210,8 +210,8 @@ def plot(found: dict[str, Any]) -> None:
 
 
 def _draw(axes: Any, by_tokens: dict[str, float], **style: Any) -> None:
-    points = sorted((int(tokens), gib) for tokens, gib in by_tokens.items())
-    axes.plot(*zip(*points, strict=True), **style)
+    pairs = sorted((int(tokens), value) for tokens, value in by_tokens.items())
+    axes.plot(*zip(*pairs, strict=True), **style)
 
 
 def main() -> None:
