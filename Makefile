@@ -32,7 +32,7 @@ test-slow: .venv-slow/installed
 	@printf '# Slow tests\n\nWritten by `make test-slow` on %s, with %s.\n\n```\n' \
 	  "$$(date -u +%Y-%m-%d)" "$$($(SLOW)/python --version)" > $(SLOW_PAGE)
 	@$(SLOW)/python -m pytest -m slow -v --no-header --durations=0 > .venv-slow/log.txt 2>&1; \
-	  status=$$?; cat .venv-slow/log.txt; cat .venv-slow/log.txt >> $(SLOW_PAGE); \
+	  status=$$?; cat .venv-slow/log.txt; sed "s|$(CURDIR)/||" .venv-slow/log.txt >> $(SLOW_PAGE); \
 	  printf '```\n' >> $(SLOW_PAGE); exit $$status
 
 # Makes the packaged tiny checkpoint again, from nothing.
