@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_qwen3 import VARIANTS, apply, enlarged
-from test_update import (
+from testing import TINY
+from update_cases import (
     CONFIG,
     LORA,
     OBJECTIVE,
@@ -21,7 +22,6 @@ from test_update import (
     make_part,
     teacher_config,
 )
-from testing import TINY
 
 from stepalign_jax.base.load_config import load_config
 from stepalign_jax.model.lora import LoraSpec
