@@ -22,10 +22,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.measure import (
@@ -35,8 +31,10 @@ from benchmarks.measure import (
     ratios,
     reset_peak_memory,
     summary,
+    worth_a_turn,
     write_json,
 )
+from benchmarks.plots import draw_bars, plt
 from stepalign_jax.objectives.tiled_divergence import tiled_divergence
 
 VOCAB, TEMPERATURE, TILE = 151_936, 1.1, 128
@@ -167,7 +165,9 @@ def time_all(peer_python: str | None, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         peer = None if peer_python is None else Peer(peer_python, arrays, directory)
         if peer is not None:
-            candidates |= {name: functools.partial(peer.run, name) for name in peer.names}
+            candidates |= {
+                name: functools.partial(peer.run, name) for name in worth_a_turn(peer.names)
+            }
         seconds = interleaved(candidates, rounds=rounds)
     if peer is not None:
         peer.close()
@@ -194,14 +194,7 @@ def plot(found: dict[str, Any]) -> None:
     )
     left.set_title(f"Memory: {VOCAB:,} entries, width {WIDTH}, float32")
     left.legend()
-    times = dict(sorted(found["timed"]["seconds"].items(), reverse=True))  # ours first
-    middle = [value["median"] for value in times.values()]
-    spread = [
-        [value["median"] - value["low"] for value in times.values()],
-        [value["high"] - value["median"] for value in times.values()],
-    ]
-    right.barh([*times], middle, xerr=spread, color=["C1", "C0", *["C7"] * (len(times) - 2)])
-    right.invert_yaxis()
+    draw_bars(right, found["timed"]["seconds"], ours="tiled")
     right.set(xlabel="seconds, forward and backward")
     right.set_title("Time: {tokens:,} tokens, width {width:,}".format(**TIMED))
     figure.tight_layout()

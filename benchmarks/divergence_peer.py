@@ -45,6 +45,8 @@ def main(path: str, temperature: float, tile: int) -> None:
     everything = len(arrays[0])
     candidates = {
         "PyTorch dense fp32": (loss, everything, arrays),
+        "PyTorch dense fp32, compiled": (torch.compile(loss), everything, arrays),
+        "PyTorch chunked fp32": (loss, tile, arrays),
         "PyTorch dense bf16": (loss, everything, low),
         "PyTorch dense bf16, compiled": (torch.compile(loss), everything, low),
         "PyTorch chunked bf16": (loss, tile, low),

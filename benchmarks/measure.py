@@ -19,15 +19,15 @@ from typing import Any
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: bool = True
 ) -> dict[str, list[float]]:
     """Returns seconds per candidate, one number a round.
 
-    Each candidate runs once before the clock starts (compilation), then all run once a round,
-    every other round in reverse order. A candidate returns when its work is done: it
-    waits for its device itself (`jax.block_until_ready`).
+    Each candidate runs once before the clock starts (compilation) if it is to warm up, then
+    all run once a round, every other round in reverse order. A candidate returns when its
+    work is done: it waits for its device itself (`jax.block_until_ready`).
     """
-    for run in candidates.values():
+    for run in candidates.values() if warm_up else ():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for index in range(rounds):
@@ -45,9 +45,9 @@ def summary(values: Iterable[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def ratios(seconds: dict[str, list[float]], name: str, *, to: str) -> list[float]:
-    """Returns each round's time of `name` divided by the same round's time of `to`."""
-    return [ours / theirs for ours, theirs in zip(seconds[name], seconds[to], strict=True)]
+def ratios(values: Mapping[str, list[float]], name: str, *, to: str) -> list[float]:
+    """Returns each round's value of `name` divided by the same round's value of `to`."""
+    return [ours / theirs for ours, theirs in zip(values[name], values[to], strict=True)]
 
 
 def machine(packages: Iterable[str]) -> dict[str, Any]:
@@ -59,6 +59,18 @@ def machine(packages: Iterable[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def worth_a_turn(candidates: Iterable[str]) -> list[str]:
+    """Returns the candidates without those in bfloat16, where the CPU has no product for it.
+
+    PyTorch then takes over a hundred times as long as in float32, which is no rival; the
+    rate stands in docs/performance.md.
+    """
+    flags = _first_value(Path("/proc/cpuinfo"), "flags").split()
+    if {"avx512_bf16", "amx_bf16"} & set(flags):
+        return list(candidates)
+    return [name for name in candidates if "bfloat16" not in name and "bf16" not in name]
 
 
 def peak_memory_bytes() -> int:

@@ -1,19 +1,20 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling, Qwen3-0.6B's shape with random weights: against rivals, and in long tails.
+"""Sampling, Qwen3-0.6B's shape with random float32 weights: rivals, bandwidth, long tails.
 
-    python -m benchmarks.sampling --part rivals --rounds 2
+    python -m benchmarks.sampling --part rivals
+    python -m benchmarks.sampling --part decode
     python -m benchmarks.sampling --part long-tail
 
 Rivals run in environments of their own (.venv-slow, .venv-peers) and take turns with ours.
-The long tail needs no rival: lengths come from a set of stop tokens that a uniform draw
-hits with a fixed chance, so they are geometric, cut at the budget.
+The others need no rival. A part writes docs/data/performance/sampling-<part>.json and, once
+all are there, docs/images/performance-sampling.png.
 """
 
 import argparse
+import json
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,41 +25,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.measure import interleaved, machine, summary, write_json
+from benchmarks.measure import (
+    interleaved,
+    machine,
+    ratios,
+    summary,
+    worth_a_turn,
+    write_json,
+)
+from benchmarks.plots import draw_bars, plt
 from benchmarks.sampling_peer import BATCH, SAMPLERS
 from benchmarks.shapes import QWEN3_0_6B, write_checkpoint
+from stepalign_jax.model.qwen3 import Qwen3
+from stepalign_jax.model.row_blocks import rows_product
 from stepalign_jax.model.weights import load_model
-from stepalign_jax.sampling.engine import Engine, Purpose
+from stepalign_jax.sampling.decode import Slots, decode_chunk, empty_cache
+from stepalign_jax.sampling.draw import Filter
+from stepalign_jax.sampling.engine import Engine, Prepared, Purpose
 from stepalign_jax.sampling.schedule import Schedule
 
 RESULTS = Path("docs/data/performance")
+PLOT = Path("docs/images/performance-sampling.png")
+PARTS = ("rivals", "decode", "long-tail")
 PROMPT, NEW = 64, 128
+DECODE_TURNS, DECODE_WIDTH = 16, PROMPT + NEW
 TAIL_PROMPT, TAIL_BUDGET, TAIL_REQUESTS = 16, 128, 64
 PYTHON = {"ours": ".venv", "tunix": ".venv-peers"}
-WEIGHT_BYTES = 4 * 596_049_920  # each weight of the shape once, the tied head included
 
 
 def rivals(directory: Path, names: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Seconds per batch of every sampler, and the bandwidth measured beside them."""
+    """Tokens per second of every sampler, and how many times as fast as each ours is."""
     with ExitStack() as stack:
         candidates: dict[str, Callable[[], object]] = {
             name: stack.enter_context(peer(name, directory)) for name in names
         }
-        probe = BandwidthProbe()
-        candidates["bandwidth"] = probe
-        seconds = interleaved(candidates, rounds=rounds)
-    rates = [probe.nbytes / value / 1e9 for value in seconds.pop("bandwidth")]
-    tokens = {name: [BATCH * NEW / s for s in values] for name, values in seconds.items()}
+        # Each has completed a batch before it was ready.
+        seconds = interleaved(candidates, rounds=rounds, warm_up=False)
     return {
-        "tokens_per_second": {name: summary(values) for name, values in tokens.items()},
-        "ratio_of_ours": {
-            name: summary([a / b for a, b in zip(tokens["ours"], values, strict=True)])
-            for name, values in tokens.items()
+        "tokens_per_second": {
+            name: summary(BATCH * NEW / s for s in values) for name, values in seconds.items()
         },
-        "weights_gb_per_second": summary(
-            [NEW * WEIGHT_BYTES / value / 1e9 for value in seconds["ours"]]
-        ),
-        "memory_gb_per_second": summary(rates),
+        "ours_is_times_as_fast": {
+            name: summary(ratios(seconds, name, to="ours")) for name in names if name != "ours"
+        },
     }
 
 
@@ -88,31 +97,97 @@ def peer(name: str, directory: Path) -> Iterator[Callable[[], object]]:
     process.wait()
 
 
-class BandwidthProbe:
-    """Reads 1 GiB, which no cache holds."""
-
-    def __init__(self) -> None:
-        self._values = jnp.ones(2**28, jnp.float32)
-        self._sum = jax.jit(jnp.sum)
-        self.nbytes = self._values.nbytes
-
-    def __call__(self) -> None:
-        self._sum(self._values).block_until_ready()
+def load(directory: Path, stop_ids: Sequence[int]) -> tuple[Any, Engine, Prepared]:
+    """The model's sizes, an engine for it, and the weights in the layout of decoding."""
+    config, params = load_model(str(directory))
+    engine = Engine(config, jnp.float32, None, stop_ids, 0)
+    return config, engine, engine.prepare({"params": params})
 
 
-def long_tail(directory: Path) -> dict[str, Any]:
+def decode(directory: Path, rounds: int) -> dict[str, Any]:
+    """How fast the decode loop reads its weights, beside what the memory gives.
+
+    Three candidates take turns: DECODE_TURNS turns of the decode program; its products with
+    weights alone, as often; and the sum of 1 GiB, which no cache holds. Weights are counted
+    once per turn; the cache and the embedding's rows are read besides and not counted.
+    """
+    config, _, prepared = load(directory, ())
+    model = Qwen3(config, jnp.float32, scan_layers=False)
+    weights = prepared.variables["decode"]
+    blocks = jax.tree.leaves(weights, is_leaf=lambda node: isinstance(node, tuple))
+    weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
+    zeros = np.zeros(BATCH, np.int32)
+    # Half-full rows: the mean of what a prompt of 64 and 128 new tokens come to.
+    slots = Slots(zeros, zeros + DECODE_WIDTH // 2, zeros, np.zeros(BATCH, bool))
+    cache = [empty_cache(config, BATCH, DECODE_WIDTH, jnp.float32)]
+
+    def turns() -> None:
+        cache[0], chunk = decode_chunk(
+            model,
+            prepared.variables,
+            cache[0],
+            slots,
+            np.zeros((BATCH, 4), np.uint32),
+            np.uint32(0),
+            np.uint32(0),
+            np.int32(DECODE_TURNS),
+            np.int32(BATCH),
+            num_turns=DECODE_TURNS,
+            max_new_tokens=NEW,
+            chosen_by=Filter(temperature=0.0, top_k=0, top_p=1.0),
+            stop_ids=(config.vocab_size,),
+        )
+        jax.block_until_ready(chunk)
+
+    inputs = [jnp.ones((BATCH, weight[0].shape[1])) for weight in blocks]
+
+    @jax.jit
+    def multiply(inputs: list[jax.Array], blocks: Any) -> Any:
+        # A sum is what is kept; each round's inputs depend on the last one's, as in decoding.
+        def once(_: jax.Array, inputs: list[jax.Array]) -> list[jax.Array]:
+            pairs = zip(inputs, blocks, strict=True)
+            outs = [rows_product(x, weight, jnp.float32) for x, weight in pairs]
+            means = [jnp.mean(y, keepdims=True) for y in outs]
+            return [x + 1e-9 * m for x, m in zip(inputs, means, strict=True)]
+
+        return jax.lax.fori_loop(0, DECODE_TURNS, once, inputs)
+
+    probe, total = jnp.ones(2**28, jnp.float32), jax.jit(jnp.sum)
+    seconds = interleaved(
+        {
+            "decode loop": turns,
+            "its products alone": lambda: jax.block_until_ready(multiply(inputs, blocks)),
+            "memory": lambda: total(probe).block_until_ready(),
+        },
+        rounds=rounds,
+    )
+    read = dict.fromkeys(seconds, DECODE_TURNS * weight_bytes) | {"memory": probe.nbytes}
+    rates = {name: [read[name] / s / 1e9 for s in values] for name, values in seconds.items()}
+    return {
+        "gb_per_second": {name: summary(values) for name, values in rates.items()},
+        "share_of_memory": {
+            name: summary(ratios(rates, name, to="memory"))
+            for name in rates
+            if name != "memory"
+        },
+        "turn_ms": summary(1e3 * s / DECODE_TURNS for s in seconds["decode loop"]),
+    }
+
+
+def long_tail(directory: Path, rounds: int) -> dict[str, Any]:
     """Continuous against static batching on the same requests.
+
+    Lengths come from a set of stop tokens that a uniform draw hits with a fixed chance, so
+    they are geometric, cut at the budget.
 
     The bound is what slots that refill at no cost would gain over static batches, counted
     in turns from the recorded lengths: (sum over batches of the longest) / (turns until all
     are through if each request takes the slot that is free first).
     """
-    config, params = load_model(str(directory))
     generator = np.random.default_rng(1)
-    stops = generator.choice(config.vocab_size, config.vocab_size * 4 // TAIL_BUDGET, False)
-    engine = Engine(config, jnp.float32, None, stops.tolist(), 0)
-    prepared = engine.prepare({"params": params})
-    del params
+    vocab_size = QWEN3_0_6B["vocab_size"]
+    stops = generator.choice(vocab_size, vocab_size * 4 // TAIL_BUDGET, False)
+    _, engine, prepared = load(directory, stops.tolist())
     prompts = generator.integers(0, 100_000, (TAIL_REQUESTS, TAIL_PROMPT)).tolist()
     addresses = np.zeros((TAIL_REQUESTS, 4), np.uint32)
     addresses[:, 2] = np.arange(TAIL_REQUESTS)
@@ -128,26 +203,35 @@ def long_tail(directory: Path) -> dict[str, Any]:
             seed=0,
             purpose=Purpose.SOLVER,
             settings=settings,
-        )
+        ).lengths
 
     batches = [slice(i, i + BATCH) for i in range(0, TAIL_REQUESTS, BATCH)]
-    sample(batches[0])
-    seconds = {}
-    for name, parts in {"static": batches, "continuous": [slice(None)]}.items():
-        started = time.perf_counter()
-        lengths = np.concatenate([sample(part).lengths for part in parts])
-        seconds[name] = time.perf_counter() - started
-    static = int(lengths.reshape(-1, BATCH).max(1).sum())
-    bound = static / scheduled_turns(lengths)
-    speedup = seconds["static"] / seconds["continuous"]
+    ways = {"static": batches, "continuous": [slice(None)]}
+    lengths = {}
+
+    def run(way: str) -> None:
+        lengths[way] = np.concatenate([sample(rows) for rows in ways[way]])
+
+    sample(batches[0])  # compiles all there is to compile
+    seconds = interleaved(
+        {way: lambda way=way: run(way) for way in ways}, rounds=rounds, warm_up=False
+    )
+    if not np.array_equal(lengths["static"], lengths["continuous"]):
+        raise SystemExit("static and continuous batching drew completions of unlike lengths")
+    found = lengths["static"]
+    bound = int(found.reshape(-1, BATCH).max(1).sum()) / scheduled_turns(found)
+    speedups = ratios(seconds, "static", to="continuous")
     return {
-        "lengths": lengths.tolist(),
-        "mean_share_of_budget": float(lengths.mean() / TAIL_BUDGET),
-        "seconds": seconds,
-        "tokens_per_second": {n: float(lengths.sum() / s) for n, s in seconds.items()},
-        "speedup": speedup,
+        "lengths": found.tolist(),
+        "mean_share_of_budget": float(found.mean() / TAIL_BUDGET),
+        "seconds": {way: summary(values) for way, values in seconds.items()},
+        "tokens_per_second": {
+            way: summary(int(found.sum()) / s for s in values)
+            for way, values in seconds.items()
+        },
+        "speedup": summary(speedups),
         "bound": bound,
-        "share_of_bound": speedup / bound,
+        "share_of_bound": summary(speedup / bound for speedup in speedups),
     }
 
 
@@ -163,25 +247,51 @@ def scheduled_turns(lengths: np.ndarray) -> int:
     return turns
 
 
+def plot(found: dict[str, dict[str, Any]]) -> None:
+    """Rivals on the left, the decode loop in the middle, the long tail on the right."""
+    figure, axes = plt.subplots(1, 3, figsize=(14, 3.6))
+    draw_bars(axes[0], found["rivals"]["tokens_per_second"], ours="ours")
+    axes[0].set(title=f"{BATCH} x ({PROMPT} + {NEW}) tokens", xlabel="tokens per second")
+    draw_bars(axes[1], found["decode"]["gb_per_second"], ours="decode loop")
+    axes[1].set(title="Reading weights", xlabel="GB per second")
+    tail = found["long-tail"]
+    draw_bars(axes[2], tail["tokens_per_second"], ours="continuous")
+    bound = tail["tokens_per_second"]["static"]["median"] * tail["bound"]
+    axes[2].axvline(bound, color="grey", ls="--", label="nothing lost between requests")
+    axes[2].set(title=f"{TAIL_REQUESTS} requests, long tail", xlabel="tokens per second")
+    axes[2].legend(loc="lower right")
+    figure.tight_layout()
+    PLOT.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PLOT, dpi=120)
+
+
 def main() -> None:
     """Writes docs/data/performance/sampling-<part>.json, and prints it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=("rivals", "long-tail"), required=True)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
-    parser.add_argument("--checkpoint", type=Path, help="reuse the files in this directory")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=PARTS, required=True)
+    parser.add_argument("--rounds", type=int, help="2, or 15 of the decode loop")
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, help="the rivals")
+    parser.add_argument("--checkpoint", type=Path, help="keep the weights in this directory")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         directory = options.checkpoint or Path(scratch)
         if not (directory / "model.safetensors").exists():
             write_checkpoint(directory, QWEN3_0_6B)
         if options.part == "rivals":
-            result = rivals(directory, options.samplers, options.rounds)
+            names = options.samplers or worth_a_turn(SAMPLERS)
+            result = rivals(directory, names, options.rounds or 2)
+        elif options.part == "decode":
+            result = decode(directory, options.rounds or 15)
         else:
-            result = long_tail(directory)
+            result = long_tail(directory, options.rounds or 2)
     result["machine"] = machine(("jax", "jaxlib"))
     write_json(RESULTS / f"sampling-{options.part}.json", result)
     print({name: value for name, value in result.items() if name != "lengths"})
+    files = {part: RESULTS / f"sampling-{part}.json" for part in PARTS}
+    if all(file.exists() for file in files.values()):
+        plot({part: json.loads(file.read_text("utf-8")) for part, file in files.items()})
 
 
 if __name__ == "__main__":

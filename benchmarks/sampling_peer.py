@@ -105,6 +105,7 @@ def tunix(directory: Path, prompt_length: int, new_tokens: int) -> Callable[[], 
 SAMPLERS: dict[str, Callable[[Path, int, int], Callable[[], object]]] = {
     "ours": ours,
     "transformers-float32": transformers("float32", compiled=False),
+    "transformers-float32-compiled": transformers("float32", compiled=True),
     "transformers-bfloat16": transformers("bfloat16", compiled=False),
     "transformers-bfloat16-compiled": transformers("bfloat16", compiled=True),
     "tunix": tunix,

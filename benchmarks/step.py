@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One distillation step of a 0.6B model, beside PyTorch with transformers and peft.
 
-    python -m benchmarks.step --trainable lora --model MODEL \\
-        --torch-python .venv-slow/bin/python --to docs/data/performance/step-lora.json
+    python -m benchmarks.step --trainable lora --torch-python .venv-slow/bin/python
+    python -m benchmarks.step --trainable full --torch-python .venv-slow/bin/python
 
 A step scores 256 completion tokens of 2 rollouts under the teacher (64 tokens of prompt and 512
 of context before them), goes forward and backward through the solver (64 before them), and
 updates. Candidates take turns. Each visit is a process of its own, since two copies of a fully
-trained model with their moments need more memory than a laptop has; it takes one step that is
-not timed, then three that are. MODEL is made, of random weights, if it is not there.
+trained model with their moments need more memory than a laptop has; it takes two steps that
+are not timed, then two that are. Writes docs/data/performance/step-<trainable>.json, and
+docs/images/performance-step.png once both are there. About 25 minutes each on two cores.
 """
 
 import argparse
@@ -24,13 +25,25 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import machine, summary, write_json
+from benchmarks.measure import machine, summary, worth_a_turn, write_json
+from benchmarks.plots import draw_bars, plt
+from benchmarks.shapes import QWEN3_0_6B, write_checkpoint
+from benchmarks.step_work import flops
 
-STEPS = "3"
+RESULTS = Path("docs/data/performance")
+PLOT = Path("docs/images/performance-step.png")
+TRAINABLE = ("lora", "full")
+STEPS = "2"
 CANDIDATES = {
     "ours, float32": ("benchmarks.step_ours", "--remat", "none"),
-    "ours, float32, remat": ("benchmarks.step_ours", "--remat", "full"),
+    "ours, float32, remat": ("benchmarks.step_ours", "--remat", "dots"),
     "PyTorch, float32": ("benchmarks.step_torch", "--dtype", "float32"),
+    "PyTorch, float32, compiled": (
+        "benchmarks.step_torch",
+        "--dtype",
+        "float32",
+        "--compiled",
+    ),
     "PyTorch, bfloat16": ("benchmarks.step_torch", "--dtype", "bfloat16"),
     "PyTorch, bfloat16, compiled": (
         "benchmarks.step_torch",
@@ -41,11 +54,11 @@ CANDIDATES = {
 }
 
 
-def visit(name: str, arguments: argparse.Namespace, to: Path) -> dict[str, Any]:
+def visit(name: str, model: Path, arguments: argparse.Namespace, to: Path) -> dict[str, Any]:
     """Returns what one process of a candidate measured; its gradients lie beside `to`."""
     module, *options = CANDIDATES[name]
     python = sys.executable if module == "benchmarks.step_ours" else arguments.torch_python
-    command = [python, "-m", module, *options, "--model", str(arguments.model)]
+    command = [python, "-m", module, *options, "--model", str(model)]
     command += ["--trainable", arguments.trainable, "--steps", STEPS, "--to", str(to)]
     # Both sides may use both cores, and no more.
     environment = {**os.environ, "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
@@ -62,47 +75,81 @@ def relative_errors(ours: Path, theirs: Path) -> list[float]:
     return [norm(found[key] - expected[key]) / norm(found[key]) for key in found]
 
 
-def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Returns every candidate's visits, summed up, and how its gradients compare."""
-    visits: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.candidates}
-    files = {name: directory / f"{i}.json" for i, name in enumerate(visits)}
+    model = arguments.checkpoint or scratch / "model"
+    if not (model / "model.safetensors").exists():
+        write_checkpoint(model, QWEN3_0_6B)
+    candidates = arguments.candidates or worth_a_turn(CANDIDATES)
+    visits: dict[str, list[dict[str, Any]]] = {name: [] for name in candidates}
+    files = {name: scratch / f"{i}.json" for i, name in enumerate(visits)}
     for turn in range(arguments.rounds):
         names = list(visits) if turn % 2 == 0 else list(visits)[::-1]
         for name in names:
-            visits[name].append(visit(name, arguments, files[name]))
-    reference = files[arguments.candidates[0]]
+            visits[name].append(visit(name, model, arguments, files[name]))
+    reference = candidates[0]
     table = {}
     for name, found in visits.items():
-        errors = relative_errors(reference, files[name])
+        errors = relative_errors(files[reference], files[name])
+        pairs = zip(found, visits[reference], strict=True)
+        means = [[statistics.mean(v["seconds"]) for v in pair] for pair in pairs]
         table[name] = {
             "seconds": summary(s for v in found for s in v["seconds"]),
+            "of_ours": summary(theirs / ours for theirs, ours in means),
             "first_step_seconds": summary(v["first"] for v in found),
             "peak_bytes": max(v["peak"] for v in found),
             "loss": found[0]["loss"],
             "gradient_error": {"median": statistics.median(errors), "high": max(errors)},
         }
+    rates = [
+        v["product_flops_per_second"]
+        for found in visits.values()
+        for v in found
+        if "product_flops_per_second" in v
+    ]
     return {
         "trainable": arguments.trainable,
         "candidates": table,
+        "flops": flops(arguments.trainable),
+        "product_flops_per_second": summary(rates),
+        "seconds_at_that_rate": flops(arguments.trainable) / max(rates),
         "machine": machine(["jax", "jaxlib", "numpy", "transformers"]),
     }
 
 
+def plot(found: dict[str, dict[str, Any]]) -> None:
+    """Seconds of every candidate with an adapter on the left, with all weights on the right."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 3))
+    for side, (trainable, result) in zip(axes, found.items(), strict=True):
+        table = result["candidates"]
+        seconds = {name: table[name]["seconds"] for name in table}
+        draw_bars(side, seconds, ours=next(name for name in table if name.startswith("ours")))
+        least = result["seconds_at_that_rate"]
+        side.axvline(least, color="k", ls="--", label="XLA's products alone")
+        side.set(title=f"One step, 0.6B, {trainable}", xlabel="seconds")
+        side.legend(loc="lower right")
+    figure.tight_layout()
+    PLOT.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PLOT, dpi=120)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trainable", choices=("lora", "full"), required=True)
-    parser.add_argument("--model", type=Path, required=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trainable", choices=TRAINABLE, required=True)
     parser.add_argument("--torch-python", required=True, help="has torch, peft, transformers")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), metavar="NAME")
-    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES)
+    parser.add_argument("--checkpoint", type=Path, help="keep the weights in this directory")
     arguments = parser.parse_args()
-    if not arguments.model.exists():
-        make = "from pathlib import Path; from benchmarks.step_work import make_model; "
-        make += f"make_model(Path({str(arguments.model)!r}))"
-        subprocess.run([arguments.torch_python, "-c", make], check=True)
     with tempfile.TemporaryDirectory() as directory:
-        write_json(arguments.to, measure(arguments, Path(directory)))
+        result = measure(arguments, Path(directory))
+    write_json(RESULTS / f"step-{arguments.trainable}.json", result)
+    print(json.dumps(result, indent=1))
+    files = {trainable: RESULTS / f"step-{trainable}.json" for trainable in TRAINABLE}
+    if all(file.exists() for file in files.values()):
+        plot({name: json.loads(file.read_text("utf-8")) for name, file in files.items()})
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 # pyright: reportMissingImports=false, reportCallIssue=false, reportArgumentType=false
 """The work of benchmarks/step.py, as NumPy arrays that either framework reads."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.shapes import QWEN3_0_6B
+
 PROMPT, CONTEXT, COMPLETION = 64, 512, 256  # tokens
 SEQUENCES = 2
-VOCAB_SIZE = 151_936
 RANK, ALPHA = 64, 128.0
 LEARNING_RATE, B1, B2, CLIP = 1e-5, 0.9, 0.95, 1.0
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -21,9 +21,11 @@ CHECKED_TARGETS = ("q_proj", "o_proj", "down_proj")
 def prompts_and_completions() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns solver prompts [B, 64], teacher prompts [B, 576], completions [B, 256]."""
     draw = np.random.default_rng(0).integers
-    solver = draw(VOCAB_SIZE, size=(SEQUENCES, PROMPT))
-    teacher = np.concatenate([solver, draw(VOCAB_SIZE, size=(SEQUENCES, CONTEXT))], axis=1)
-    return solver, teacher, draw(VOCAB_SIZE, size=(SEQUENCES, COMPLETION))
+    solver = draw(QWEN3_0_6B["vocab_size"], size=(SEQUENCES, PROMPT))
+    teacher = np.concatenate(
+        [solver, draw(QWEN3_0_6B["vocab_size"], size=(SEQUENCES, CONTEXT))], axis=1
+    )
+    return solver, teacher, draw(QWEN3_0_6B["vocab_size"], size=(SEQUENCES, COMPLETION))
 
 
 def adapter(layer: int, target: str, num_inputs: int, num_outputs: int) -> tuple[Any, Any]:
@@ -33,22 +35,23 @@ def adapter(layer: int, target: str, num_inputs: int, num_outputs: int) -> tuple
     return a, random.standard_normal((RANK, num_outputs), np.float32) * np.float32(0.01)
 
 
-def make_model(directory: Path) -> None:
-    """Writes a Qwen3-0.6B of random float32 weights, in the Hugging Face layout."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def flops(trainable: str) -> float:
+    """Returns the least that one step computes: its products, a multiply-add being two.
 
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=1024,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        intermediate_size=3072,
-        rope_theta=1e6,
-        tie_word_embeddings=True,
-        max_position_embeddings=40_960,
-    )
-    Qwen3ForCausalLM(config).to(torch.float32).save_pretrained(directory)
+    Nothing is counted twice for rematerialisation, nothing for padding, and of attention
+    only what causality leaves.
+    """
+    hf = QWEN3_0_6B
+    width, mlp, layers = hf["hidden_size"], hf["intermediate_size"], hf["num_hidden_layers"]
+    queries = hf["num_attention_heads"] * hf["head_dim"]
+    keys = hf["num_key_value_heads"] * hf["head_dim"]
+    sizes = [(width, queries), (width, keys), (width, keys), (queries, width)]
+    sizes += [(width, mlp), (width, mlp), (mlp, width)]
+    weights = layers * sum(rows * columns for rows, columns in sizes)
+    adapter = layers * RANK * sum(rows + columns for rows, columns in sizes)
+    teacher, solver = PROMPT + CONTEXT + COMPLETION, PROMPT + COMPLETION
+    scores = lambda length: 2 * length**2 * queries * layers  # noqa: E731  both products
+    projections = 2 * weights * (teacher + (3 if trainable == "full" else 2) * solver)
+    adapters = 0 if trainable == "full" else 3 * 2 * adapter * solver
+    head = (4 if trainable == "full" else 3) * 2 * hf["vocab_size"] * width * COMPLETION
+    return SEQUENCES * (projections + adapters + head + scores(teacher) + 3 * scores(solver))
