@@ -34,7 +34,7 @@ from benchmarks.measure import (
     worth_a_turn,
     write_json,
 )
-from benchmarks.plots import draw_bars, plt
+from benchmarks.plots import draw_bars, plt, save
 from stepalign_jax.objectives.tiled_divergence import tiled_divergence
 
 VOCAB, TEMPERATURE, TILE = 151_936, 1.1, 128
@@ -197,9 +197,7 @@ def plot(found: dict[str, Any]) -> None:
     draw_bars(right, found["timed"]["seconds"], ours="tiled")
     right.set(xlabel="seconds, forward and backward")
     right.set_title("Time: {tokens:,} tokens, width {width:,}".format(**TIMED))
-    figure.tight_layout()
-    PLOT.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PLOT, dpi=120)
+    save(figure, PLOT)
 
 
 def _draw(axes: Any, by_tokens: dict[str, float], **style: Any) -> None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How every benchmark here draws its candidates."""
 
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -9,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-__all__ = ["draw_bars", "plt"]
+__all__ = ["draw_bars", "plt", "save"]
 
 
 def draw_bars(axes: Any, found: dict[str, dict[str, float]], *, ours: str) -> None:
@@ -28,3 +29,10 @@ def draw_bars(axes: Any, found: dict[str, dict[str, float]], *, ours: str) -> No
     ]
     axes.barh([*found], middle, xerr=spread, color=["C1", *["C7"] * (len(found) - 1)])
     axes.invert_yaxis()
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes the figure; makes the directory."""
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

@@ -33,7 +33,7 @@ from benchmarks.measure import (
     worth_a_turn,
     write_json,
 )
-from benchmarks.plots import draw_bars, plt
+from benchmarks.plots import draw_bars, plt, save
 from benchmarks.sampling_peer import BATCH, SAMPLERS
 from benchmarks.shapes import QWEN3_0_6B, write_checkpoint
 from stepalign_jax.model.qwen3 import Qwen3
@@ -143,7 +143,7 @@ def decode(directory: Path, rounds: int) -> dict[str, Any]:
 
     @jax.jit
     def multiply(inputs: list[jax.Array], blocks: Any) -> Any:
-        # A sum is what is kept; each round's inputs depend on the last one's, as in decoding.
+        # Each round's inputs depend on the last one's results, as in decoding.
         def once(_: jax.Array, inputs: list[jax.Array]) -> list[jax.Array]:
             pairs = zip(inputs, blocks, strict=True)
             outs = [rows_product(x, weight, jnp.float32) for x, weight in pairs]
@@ -260,9 +260,7 @@ def plot(found: dict[str, dict[str, Any]]) -> None:
     axes[2].axvline(bound, color="grey", ls="--", label="nothing lost between requests")
     axes[2].set(title=f"{TAIL_REQUESTS} requests, long tail", xlabel="tokens per second")
     axes[2].legend(loc="lower right")
-    figure.tight_layout()
-    PLOT.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PLOT, dpi=120)
+    save(figure, PLOT)
 
 
 def main() -> None:

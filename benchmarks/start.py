@@ -46,16 +46,11 @@ def child(started: float, directory: str) -> None:
     from stepalign_jax import train
     from stepalign_jax.base.compilation import use_compilation_cache
     from stepalign_jax.base.load_config import load_config
+    from stepalign_jax.generate import Clock
 
     use_compilation_cache()
     seconds: dict[str, float] = {"interpreter and imports": time.monotonic() - started}
-    compiling: list[float] = []
-
-    def listen(event: str, duration_secs: float, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/"):  # tracing, lowering, XLA or the cache
-            compiling.append(duration_secs)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
+    clock = Clock()  # from here on it counts tracing, lowering, XLA and the cache
 
     def timed(name: str, phase: Any) -> Any:
         @functools.wraps(phase)
@@ -64,7 +59,7 @@ def child(started: float, directory: str) -> None:
             result = jax.block_until_ready(phase(*args, **options))
             seconds[name] = seconds.get(name, 0.0) + time.monotonic() - begun
             if name == "update":
-                _report(seconds, compiling, started)
+                _report(seconds, clock.compiling, started)
             return result
 
         return run
@@ -74,13 +69,11 @@ def child(started: float, directory: str) -> None:
     train.train(load_config(CONFIG, (f"--runs_dir={directory}",)))
 
 
-def _report(seconds: dict[str, float], compiling: list[float], started: float) -> None:
+def _report(seconds: dict[str, float], compiling: float, started: float) -> None:
     """Prints what was found and ends the process, whatever other threads still do."""
     total = time.monotonic() - started
     phases = {**seconds, "preparation": total - sum(seconds.values())}
-    print(
-        json.dumps({"total": total, "phases": phases, "compiling": sum(compiling)}), flush=True
-    )
+    print(json.dumps({"total": total, "phases": phases, "compiling": compiling}), flush=True)
     os._exit(0)
 
 

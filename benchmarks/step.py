@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import machine, summary, worth_a_turn, write_json
-from benchmarks.plots import draw_bars, plt
+from benchmarks.plots import draw_bars, plt, save
 from benchmarks.shapes import QWEN3_0_6B, write_checkpoint
 from benchmarks.step_work import flops
 
@@ -128,9 +128,7 @@ def plot(found: dict[str, dict[str, Any]]) -> None:
         side.axvline(least, color="k", ls="--", label="XLA's products alone")
         side.set(title=f"One step, 0.6B, {trainable}", xlabel="seconds")
         side.legend(loc="lower right")
-    figure.tight_layout()
-    PLOT.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PLOT, dpi=120)
+    save(figure, PLOT)
 
 
 def main() -> None:
