@@ -59,6 +59,7 @@ def chunks(prompts: Sequence[Sequence[int]], turns: int = 64, **changes: Any) ->
         model=MODEL,
         variables=VARIABLES,
         addresses=addresses_for(len(prompts)),
+        requests=range(len(prompts)),
         seed=0,
         purpose=0,
         num_slots=len(prompts),

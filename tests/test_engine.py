@@ -4,6 +4,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,8 @@ from stepalign_jax.base.types import Rollouts
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora, merge_lora
 from stepalign_jax.model.qwen3 import Qwen3, init_params, unstack_layers
-from stepalign_jax.sampling.engine import Engine, Purpose, _decode_layout
+from stepalign_jax.sampling import engine as engine_module
+from stepalign_jax.sampling.engine import Engine, Purpose, _decode_layout, _num_lanes
 
 CONFIG = Qwen3Config(
     vocab_size=24,
@@ -86,6 +88,44 @@ def test_batch_size_changes_no_token(expected):
     rows = list(range(9))
     other = sample(rows, settings=dataclasses.replace(SAMPLING, batch_size=9))
     assert_rows_equal(other, expected, rows)
+
+
+@pytest.mark.parametrize("num_lanes", [1, 2, 3])
+def test_lanes_change_no_token(expected, num_lanes, monkeypatch):
+    monkeypatch.setattr("stepalign_jax.sampling.engine._num_lanes", lambda _prepared: num_lanes)
+    sessions: list[list[int]] = []
+
+    class Counted(engine_module.Session):
+        def __init__(self, *args: Any, **options: Any):
+            sessions.append(args[4])
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(engine_module, "Session", Counted)
+    rows = [*range(9), 0, 0, 3]
+    assert_rows_equal(sample(rows), expected, rows)
+    assert len(sessions) == num_lanes
+    assert sorted(itertools.chain(*sessions)) == list(range(len(rows)))
+
+
+def test_only_a_model_without_blocks_has_lanes(monkeypatch):
+    monkeypatch.setattr("stepalign_jax.sampling.engine._num_blocks", lambda: 2)
+    assert _num_lanes(ENGINE.prepare(BASE)) == 2
+    monkeypatch.setattr("stepalign_jax.model.row_blocks._SMALLEST", 0)
+    jax.clear_caches()  # the layout was compiled with the other size
+    assert _num_lanes(ENGINE.prepare(BASE)) == 1
+    monkeypatch.setattr("stepalign_jax.sampling.engine._num_blocks", lambda: 0)
+    jax.clear_caches()
+    assert _num_lanes(ENGINE.prepare(BASE)) == 1
+
+
+def test_what_fails_in_a_lane_is_raised(monkeypatch):
+    monkeypatch.setattr("stepalign_jax.sampling.engine._num_lanes", lambda _prepared: 2)
+
+    def fail(_done: int) -> None:
+        raise RuntimeError("the reader of progress is gone")
+
+    with pytest.raises(RuntimeError, match="is gone"):
+        sample(list(range(9)), progress=fail)
 
 
 def test_completions_vary_in_length_and_in_content(expected):

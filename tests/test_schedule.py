@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from stepalign_jax.sampling.schedule import (
     Schedule,
     cache_bucket,
+    deal,
     prefill_batches,
     prompt_bucket,
     resized,
@@ -83,6 +84,18 @@ def test_many_slots_wait_for_a_sixteenth_of_them():
 def test_equal_prompts_are_served_side_by_side_and_longest_first():
     prompts = [[1, 2], [3], [1, 2, 3], [1, 2], [4, 5], [3], [1, 2]]
     assert serving_order(prompts) == [2, 0, 3, 6, 4, 1, 5]
+
+
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 5))
+def test_lanes_keep_equal_prompts_together_and_are_about_equally_long(prompts, num_lanes):
+    lanes = deal([[prompt] for prompt in prompts], num_lanes)
+    assert len(lanes) == num_lanes
+    assert sorted(request for lane in lanes for request in lane) == list(range(len(prompts)))
+    of_lane = [{prompts[request] for request in lane} for lane in lanes]
+    assert sum(map(len, of_lane)) == len(set(prompts))
+    largest = max((prompts.count(prompt) for prompt in prompts), default=0)
+    sizes = [len(lane) for lane in lanes]
+    assert max(sizes) - min(sizes) <= largest
 
 
 def test_buckets_are_powers_of_two_and_their_halves_between():

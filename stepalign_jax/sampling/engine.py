@@ -6,7 +6,9 @@ import enum
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,10 +21,13 @@ from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3, unstack_layers
 from stepalign_jax.model.row_blocks import block_large
 from stepalign_jax.sampling.draw import ADDRESS_FIELDS, Filter
-from stepalign_jax.sampling.schedule import prompt_bucket
+from stepalign_jax.sampling.schedule import deal, prompt_bucket
 from stepalign_jax.sampling.serve import TURNS, Served, Session
 
 __all__ = ["Engine", "Prepared", "Purpose", "SamplingSettings", "prompt_bucket"]
+
+
+_MOST_LANES = 4  # the host's work for each is serial
 
 
 class Purpose(enum.IntEnum):
@@ -107,6 +112,7 @@ class Engine:
 
         There are always `settings.batch_size` slots, whatever the number of requests, so
         that a call compiles nothing that an earlier one with prompts of these widths did.
+        On a CPU the sessions of a small model (`_num_lanes`) share them.
 
         Args:
           variables: {"params": ...} for the base, with "lora" beside it for the adapted
@@ -125,12 +131,33 @@ class Engine:
           UserError: a prompt is empty, or leaves less room than `max_new_tokens`.
           ValueError: `addresses` does not have one row of four per prompt.
         """
+        addresses = self._checked(prompts, addresses, settings)
         results = _empty(len(prompts), settings.max_new_tokens, self._pad_id)
-        session = self._session(variables, prompts, addresses, seed, purpose, settings)
-        for served in session.run(itertools.repeat(TURNS)) if session else ():
-            _place(results, served)
-            if progress is not None:
-                progress(served.num_done)
+        if not isinstance(variables, Prepared):
+            variables = self.prepare(variables)
+        num_lanes = min(_num_lanes(variables), settings.batch_size)
+        lanes = [lane for lane in deal(prompts, num_lanes) if lane]
+        num_slots = -(-settings.batch_size // num_lanes)
+        num_done, lock = [0] * len(lanes), threading.Lock()
+
+        def serve(lane: int) -> None:
+            session = self._session(
+                variables, prompts, addresses, lanes[lane], seed, purpose, settings, num_slots
+            )
+            for served in session.run(itertools.repeat(TURNS)):
+                _place(results, served)
+                with lock:
+                    num_done[lane] = served.num_done
+                    if progress is not None:
+                        progress(sum(num_done))
+
+        if num_lanes == 1:
+            # In this thread, which knows the mesh: a new one would not.
+            for lane in range(len(lanes)):
+                serve(lane)
+        else:
+            with ThreadPoolExecutor(num_lanes) as pool:
+                list(pool.map(serve, range(len(lanes))))
         return _with_ends(results, self._stop_ids)
 
     def stream(
@@ -148,55 +175,62 @@ class Engine:
 
         They are those that `sample` would give; arguments and refusals are as there.
         """
-        addresses = np.asarray([address])
-        session = self._session(variables, [prompt], addresses, seed, purpose, settings)
-        limits = itertools.chain([1], itertools.repeat(turns))
-        for served in session.run(limits) if session else ():
+        addresses = self._checked([prompt], np.asarray([address]), settings)
+        if not isinstance(variables, Prepared):
+            variables = self.prepare(variables)
+        session = self._session(
+            variables, [prompt], addresses, [0], seed, purpose, settings, settings.batch_size
+        )
+        for served in session.run(itertools.chain([1], itertools.repeat(turns))):
             slot = int(served.requests.argmax())
             yield served.chunk.tokens[: served.count[slot], slot].tolist()
 
     def _session(
         self,
-        variables: dict[str, Any] | Prepared,
+        variables: Prepared,
         prompts: Sequence[Sequence[int]],
         addresses: np.ndarray,
+        requests: Sequence[int],
         seed: int,
         purpose: Purpose,
         settings: SamplingSettings,
-    ) -> Session | None:
-        """What serves these requests, or None if there are none; refusals are `sample`'s."""
-        addresses = np.asarray(addresses, np.uint32)
-        if addresses.shape != (len(prompts), len(ADDRESS_FIELDS)):
-            raise ValueError(f"addresses {addresses.shape} for {len(prompts)} prompts")
-        self._check_lengths(prompts, settings.max_new_tokens)
-        if not prompts:
-            return None
-        if not isinstance(variables, Prepared):
-            variables = self.prepare(variables)
+        num_slots: int,
+    ) -> Session:
         return Session(
             self._model,
             variables.variables,
             prompts,
             addresses,
+            requests,
             seed=seed,
             purpose=purpose,
-            num_slots=settings.batch_size,
+            num_slots=num_slots,
             max_new_tokens=settings.max_new_tokens,
             chosen_by=Filter(settings.temperature, settings.top_k, settings.top_p),
             stop_ids=self._stop_ids,
             dtype=self._dtype,
         )
 
-    def _check_lengths(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        limit = self._model.config.max_positions
+    def _checked(
+        self,
+        prompts: Sequence[Sequence[int]],
+        addresses: np.ndarray,
+        settings: SamplingSettings,
+    ) -> np.ndarray:
+        """`addresses` as uint32; raises what `sample` says."""
+        addresses = np.asarray(addresses, np.uint32)
+        if addresses.shape != (len(prompts), len(ADDRESS_FIELDS)):
+            raise ValueError(f"addresses {addresses.shape} for {len(prompts)} prompts")
+        limit, room = self._model.config.max_positions, settings.max_new_tokens
         for index, prompt in enumerate(prompts):
             if not prompt:
                 raise UserError(f"Prompt {index} is empty: a prompt needs at least one token.")
-            if len(prompt) + max_new_tokens > limit:
+            if len(prompt) + room > limit:
                 raise UserError(
                     f"Prompt {index} has {len(prompt)} tokens, which with max_new_tokens = "
-                    f"{max_new_tokens} exceeds the model's {limit} positions: lower one."
+                    f"{room} exceeds the model's {limit} positions: lower one."
                 )
+        return addresses
 
 
 @functools.partial(jax.jit, static_argnames=("num_layers", "dtype", "num_blocks"))
@@ -216,8 +250,23 @@ def _decode_layout(
 
 def _num_blocks() -> int:
     """How many blocks large matrices are cut into: one per core of a single CPU device."""
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return 0
+    return _num_cores() if jax.default_backend() == "cpu" and jax.device_count() == 1 else 0
+
+
+def _num_lanes(prepared: Prepared) -> int:
+    """How many sessions share the requests of a call, each in a thread of its own.
+
+    A model so small that none of its matrices is cut into blocks leaves all cores of a CPU but
+    one idle most of the time, since XLA runs small operations on one: two sessions of half the
+    slots took 0.6 of the time of one (docs/performance.md). Larger models read all of their
+    weights every turn, which two sessions would do twice.
+    """
+    if prepared.variables.get("decode"):
+        return 1
+    return max(1, min(_num_blocks(), _MOST_LANES))
+
+
+def _num_cores() -> int:
     own = getattr(os, "sched_getaffinity", None)  # not everywhere
     return len(own(0)) if own else os.cpu_count() or 1
 

@@ -9,7 +9,12 @@ import numpy as np
 
 from stepalign_jax.model.qwen3 import Cache, Qwen3
 from stepalign_jax.sampling.decode import copy_rows, prefill
-from stepalign_jax.sampling.schedule import PrefillBatch, prefill_batches, shared_prefix
+from stepalign_jax.sampling.schedule import (
+    PrefillBatch,
+    prefill_batches,
+    prompt_bucket,
+    shared_prefix,
+)
 
 
 class Prefills:
@@ -30,7 +35,8 @@ class Prefills:
         num_slots: int,
         dtype: Any,
     ):
-        """Args: `variables` in the unrolled layout, `dtype` that of keys and values."""
+        """Args: `variables` in the unrolled layout, `order` the requests that will be filled,
+        `dtype` that of keys and values."""
         self._model, self._variables, self._dtype = model, variables, dtype
         self._prompts = [tuple(prompt) for prompt in prompts]
         self._num_slots = num_slots
@@ -45,6 +51,12 @@ class Prefills:
         self._prefix = None
         if self._length:
             self._prefix = self._call(np.array([self._prompts[0][: self._length]], np.int32))
+
+    @property
+    def widest(self) -> int:
+        """Cache slots that the longest of all prompts fills, padding included."""
+        longest = max(map(len, self._prompts))
+        return self._length + prompt_bucket(longest - 1 - self._length)
 
     def widths(self, requests: Sequence[int]) -> np.ndarray:
         """[n] cache slots that each request's prefill fills, padding included."""

@@ -105,6 +105,20 @@ def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
     return widths[-2] if len(widths) > 1 else 0
 
 
+def deal(prompts: Sequence[Sequence[int]], num_lanes: int) -> list[list[int]]:
+    """Request numbers of each lane: each prompt's go to the lane that has the fewest so far.
+
+    Equal prompts stay together, since they share a prefill.
+    """
+    lanes: list[list[int]] = [[] for _ in range(num_lanes)]
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for request, prompt in enumerate(prompts):
+        by_prompt.setdefault(tuple(prompt), []).append(request)
+    for requests in by_prompt.values():
+        min(lanes, key=len).extend(requests)
+    return lanes
+
+
 class PrefillBatch(NamedTuple):
     """Prompts that one call prefills: in order, each once, padded to the width of the first.
 

@@ -36,7 +36,7 @@ class Served(NamedTuple):
 
 
 class Session:
-    """Serves one list of requests.
+    """Serves some of a list of requests.
 
     The cache is as wide as the longest live request needs, in few widths (`cache_bucket`):
     attention never reads what no request has reached.
@@ -48,6 +48,7 @@ class Session:
         variables: Any,
         prompts: Sequence[Sequence[int]],
         addresses: np.ndarray,
+        requests: Sequence[int],
         *,
         seed: int,
         purpose: int,
@@ -57,7 +58,10 @@ class Session:
         stop_ids: tuple[int, ...],
         dtype: Any,
     ):
-        """Args: see `Engine.sample` and `decode_chunk`; there is at least one prompt."""
+        """Args: see `Engine.sample` and `decode_chunk`; of the requests that `prompts` and
+        `addresses` list, this session serves `requests`, at least one. Shapes are those that
+        all of them need, so that sessions beside each other share their programs.
+        """
         self._model, self._variables = model, variables
         self._addresses = addresses
         self._root = (np.uint32(seed), np.uint32(purpose))
@@ -69,14 +73,15 @@ class Session:
         }
         self._last_tokens = np.array([prompt[-1] for prompt in prompts], np.int32)
         self._last_positions = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
-        order = serving_order(prompts)
+        own = set(requests)
+        order = [request for request in serving_order(prompts) if request in own]
         self._schedule = Schedule(order, num_slots)
         self._prefills = Prefills(
             model, variables, prompts, order, num_slots=num_slots, dtype=dtype
         )
         zeros = np.zeros(num_slots, np.int32)
         self._slots = Slots(zeros, zeros, zeros, np.ones(num_slots, bool))
-        widest = int(self._prefills.widths(order).max())
+        widest = self._prefills.widest
         self._limit = widest + max_new_tokens
         width = cache_bucket(widest, self._limit)
         self._cache = empty_cache(model.config, num_slots, width, dtype)
