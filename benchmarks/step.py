@@ -35,8 +35,8 @@ PLOT = Path("docs/images/performance-step.png")
 TRAINABLE = ("lora", "full")
 STEPS = "2"
 CANDIDATES = {
-    "ours, float32": ("benchmarks.step_ours", "--remat", "none"),
-    "ours, float32, remat": ("benchmarks.step_ours", "--remat", "dots"),
+    "ours, float32": ("benchmarks.step_ours", "--remat", "dots"),
+    "ours, float32, all saved": ("benchmarks.step_ours", "--remat", "none"),
     "PyTorch, float32": ("benchmarks.step_torch", "--dtype", "float32"),
     "PyTorch, float32, compiled": (
         "benchmarks.step_torch",
@@ -100,19 +100,14 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             "peak_bytes": max(v["peak"] for v in found),
             "loss": found[0]["loss"],
             "gradient_error": {"median": statistics.median(errors), "high": max(errors)},
+            "product_flops_per_second": summary(v["product_flops_per_second"] for v in found),
         }
-    rates = [
-        v["product_flops_per_second"]
-        for found in visits.values()
-        for v in found
-        if "product_flops_per_second" in v
-    ]
+    best = table[reference]["product_flops_per_second"]["high"]
     return {
         "trainable": arguments.trainable,
         "candidates": table,
         "flops": flops(arguments.trainable),
-        "product_flops_per_second": summary(rates),
-        "seconds_at_that_rate": flops(arguments.trainable) / max(rates),
+        "seconds_at_our_best_rate": flops(arguments.trainable) / best,
         "machine": machine(["jax", "jaxlib", "numpy", "transformers"]),
     }
 
@@ -124,7 +119,7 @@ def plot(found: dict[str, dict[str, Any]]) -> None:
         table = result["candidates"]
         seconds = {name: table[name]["seconds"] for name in table}
         draw_bars(side, seconds, ours=next(name for name in table if name.startswith("ours")))
-        least = result["seconds_at_that_rate"]
+        least = result["seconds_at_our_best_rate"]
         side.axvline(least, color="k", ls="--", label="XLA's products alone")
         side.set(title=f"One step, 0.6B, {trainable}", xlabel="seconds")
         side.legend(loc="lower right")

@@ -132,15 +132,11 @@ def _is_adam(node: Any) -> bool:
 
 
 def product_flops_per_second() -> float:
-    """Returns how fast XLA multiplies by one of the model's weights, the best of 20 times."""
-    rows = work.SEQUENCES * (work.PROMPT + work.CONTEXT + work.COMPLETION)
-    x, weight = jnp.ones((rows, 1024)), jnp.ones((1024, 3072))
-    multiply, best = jax.jit(jnp.matmul), float("inf")
-    for _ in range(20):
-        started = time.perf_counter()
-        multiply(x, weight).block_until_ready()
-        best = min(best, time.perf_counter() - started)
-    return 2 * rows * weight.size / best
+    """Returns how fast XLA multiplies, see step_work."""
+    x = jnp.ones((work.PRODUCT_ROWS, work.PRODUCT_INPUTS))
+    weight = jnp.ones((work.PRODUCT_INPUTS, work.PRODUCT_OUTPUTS))
+    multiply = jax.jit(jnp.matmul)
+    return work.product_flops_per_second(lambda: multiply(x, weight).block_until_ready())
 
 
 def main() -> None:

@@ -140,6 +140,9 @@ def main() -> None:
         step()
         seconds.append(time.perf_counter() - started)
     found = {"loss": loss, "first": first, "seconds": seconds, "peak": peak_memory_bytes()}
+    x = torch.ones((work.PRODUCT_ROWS, work.PRODUCT_INPUTS), dtype=dtype)
+    weight = torch.ones((work.PRODUCT_INPUTS, work.PRODUCT_OUTPUTS), dtype=dtype)
+    found["product_flops_per_second"] = work.product_flops_per_second(lambda: x @ weight)
     write_json(arguments.to, found)
 
 

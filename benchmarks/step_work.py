@@ -3,6 +3,8 @@
 # pyright: reportMissingImports=false, reportCallIssue=false, reportArgumentType=false
 """The work of benchmarks/step.py, as NumPy arrays that either framework reads."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,3 +57,22 @@ def flops(trainable: str) -> float:
     adapters = 0 if trainable == "full" else 3 * 2 * adapter * solver
     head = (4 if trainable == "full" else 3) * 2 * hf["vocab_size"] * width * COMPLETION
     return SEQUENCES * (projections + adapters + head + scores(teacher) + 3 * scores(solver))
+
+
+# One of the model's weights, and the rows that the teacher multiplies by it.
+PRODUCT_ROWS, PRODUCT_INPUTS, PRODUCT_OUTPUTS = (
+    SEQUENCES * (PROMPT + CONTEXT + COMPLETION),
+    1024,
+    3072,
+)
+
+
+def product_flops_per_second(multiply: Callable[[], Any]) -> float:
+    """Returns how fast a framework multiplies [rows, inputs] by [inputs, outputs]: the best of
+    20 times."""
+    best = float("inf")
+    for _ in range(20):
+        started = time.perf_counter()
+        multiply()
+        best = min(best, time.perf_counter() - started)
+    return 2 * PRODUCT_ROWS * PRODUCT_INPUTS * PRODUCT_OUTPUTS / best

@@ -124,10 +124,23 @@ def test_a_step_without_a_usable_critique_still_has_a_shape():
 def test_sizes_are_few_and_waste_less_than_a_fifth():
     sizes = [padded(length) for length in range(1, 4097)]
     assert sorted(set(sizes))[:10] == [16, 20, 24, 28, 32, 40, 48, 56, 64, 80]
-    assert len(set(sizes)) == 33
+    assert sorted(set(sizes))[20:31] == [
+        512,
+        576,
+        640,
+        704,
+        768,
+        832,
+        896,
+        960,
+        1024,
+        1152,
+        1280,
+    ]
+    assert len(set(sizes)) == 45
     for length, size in enumerate(sizes, start=1):
         assert size >= length and padded(size) == size
-        assert length <= 16 or size - length < 0.2 * size
+        assert length <= 16 or size - length < (1 / 5 if length <= 512 else 1 / 9) * size
 
 
 def test_a_step_that_the_devices_cannot_share_is_refused():

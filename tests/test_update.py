@@ -32,7 +32,7 @@ from update_cases import (
 )
 
 from stepalign_jax.model.qwen3 import Qwen3, output_head
-from stepalign_jax.objectives.scoring import Part, distillation_scores, teacher_states
+from stepalign_jax.objectives.scoring import Part, distillation_scores, packed_hidden
 from stepalign_jax.objectives.update import follow, make_update
 
 
@@ -154,7 +154,10 @@ def test_float16_gradients_do_not_fall_below_what_float16_can_hold():
         @jax.jit
         def loss(trainable: Any, part: Part) -> jax.Array:
             solver, teacher = {"params": trainable["params"]}, {"params": PARAMS}
-            hidden, head = teacher_states(model, teacher, part), output_head(PARAMS)
+            hidden, head = (
+                packed_hidden(model, teacher, part.teacher_tokens, part.teacher_at),
+                output_head(PARAMS),
+            )
             total, _ = distillation_scores(model, solver, hidden, head, part, OBJECTIVE)
             return total * share
 
@@ -188,7 +191,10 @@ def test_the_initial_teacher_is_the_base_and_neither_moves():
 def test_no_gradient_reaches_the_teacher():
     def total(solver: Any, teacher: Any) -> jax.Array:
         part = make_part()
-        hidden, head = teacher_states(MODEL, teacher, part), output_head(teacher["params"])
+        hidden, head = (
+            packed_hidden(MODEL, teacher, part.teacher_tokens, part.teacher_at),
+            output_head(teacher["params"]),
+        )
         return distillation_scores(MODEL, solver, hidden, head, part, OBJECTIVE)[0]
 
     for_solver, for_teacher = jax.jit(jax.grad(total, argnums=(0, 1)))(
@@ -292,5 +298,13 @@ def test_a_shape_compiles_once_however_often_it_comes():
             for parts in ([make_part(rows=rows)], [make_part(rows=rows)] * 2):
                 hidden = update.score(state, PARAMS, parts)
                 state, _, _ = update.apply(state, PARAMS, parts, hidden)
-    for function in (update.score_teacher, update.whole, update.accumulate, update.finish):
+    functions = (update.score_teacher, update.whole, update.accumulate, update.finish)
+    for function in functions:
         assert function._cache_size() == 1  # pyright: ignore
+    # A teacher with longer prompts, as longer critiques give: it alone is compiled again.
+    part = make_part(rows=(0, 1))
+    wider = part.replace(teacher_tokens=jnp.pad(part.teacher_tokens, ((0, 0), (0, 4))))  # pyright: ignore[reportAttributeAccessIssue]
+    for parts in ([wider], [wider] * 2):
+        hidden = update.score(state, PARAMS, parts)
+        state, _, _ = update.apply(state, PARAMS, parts, hidden)
+    assert [function._cache_size() for function in functions] == [2, 1, 1, 1]  # pyright: ignore

@@ -46,9 +46,10 @@ class Part:
 
     Attributes:
       solver_tokens: [R, Ws] int32, right-padded.
-      teacher_tokens: [R, Wt] int32; the solver's again where no teacher is asked.
+      teacher_tokens: [R, Wt] int32; the solver's again where no teacher is asked. None once
+        the teacher's states are there.
       solver_at: [S, N / S] int32.
-      teacher_at: [S, N / S] int32.
+      teacher_at: [S, N / S] int32, or None with `teacher_tokens`.
       tokens: [S, N / S] int32, the completions' tokens.
       counts: [S, N / S] bool, True where a token counts in the loss.
       logprobs: [S, N / S] float32 under the solver that sampled, at temperature 1.
@@ -56,13 +57,17 @@ class Part:
     """
 
     solver_tokens: jax.Array
-    teacher_tokens: jax.Array
+    teacher_tokens: Any
     solver_at: jax.Array
-    teacher_at: jax.Array
+    teacher_at: Any
     tokens: jax.Array
     counts: jax.Array
     logprobs: jax.Array
     advantages: jax.Array
+
+    def without_teacher(self) -> "Part":
+        """The part as the update takes it: the teacher's width must not compile it again."""
+        return self.replace(teacher_tokens=None, teacher_at=None)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def packed_hidden(
@@ -73,11 +78,6 @@ def packed_hidden(
     lines = hidden.reshape(at.shape[0], -1, hidden.shape[-1])
     packed = jnp.take_along_axis(lines, at[..., None], axis=1)
     return packed.reshape(-1, hidden.shape[-1])
-
-
-def teacher_states(model: Qwen3, teacher: Variables, part: Part) -> jax.Array:
-    """Returns [N, D]: the teacher's states that predict the part's tokens."""
-    return packed_hidden(model, teacher, part.teacher_tokens, part.teacher_at)
 
 
 def distillation_scores(
@@ -96,7 +96,7 @@ def distillation_scores(
     Args:
       model: the module, layers scanned.
       solver: the solver's variables.
-      teacher_hidden: [N, D] from `teacher_states`.
+      teacher_hidden: [N, D], `packed_hidden` of the teacher.
       teacher_head: [V, D].
       part: the rollouts.
       config: which divergence.

@@ -17,8 +17,8 @@ from stepalign_jax.objectives.scoring import (
     Part,
     Variables,
     distillation_scores,
+    packed_hidden,
     policy_gradient_scores,
-    teacher_states,
 )
 
 Metrics = dict[str, jax.Array]
@@ -60,8 +60,8 @@ class Update(NamedTuple):
     """The jitted functions of an optimizer step; each compiles once per shape of a part.
 
     Attributes:
-      score_teacher: (state, base, part) -> [N, D] states of the teacher; nothing is saved
-        for a gradient. None where no teacher is asked.
+      score_teacher: (state, base, tokens [R, Wt], at [S, N / S]) -> [N, D] states of the
+        teacher; nothing is saved for a gradient. None where no teacher is asked.
       whole: (state, base, part, teacher hidden) -> (state, metrics, scores [N]) of a step
         that is one part. `state` is donated.
       accumulate: (sums, state, base, part, teacher hidden) -> (sums, scores). `sums` is
@@ -70,7 +70,7 @@ class Update(NamedTuple):
       finish: (state, sums) -> (state, metrics). `state` is donated.
     """
 
-    score_teacher: Callable[[TrainState, Variables, Part], jax.Array] | None
+    score_teacher: Callable[[TrainState, Variables, Any, Any], jax.Array] | None
     whole: Callable[..., tuple[TrainState, Metrics, TokenScores]]
     accumulate: Callable[..., tuple[Sums, TokenScores]]
     zeros: Callable[[TrainState], Sums]
@@ -82,7 +82,10 @@ class Update(NamedTuple):
         """Returns the teacher's states of each part, or None for each."""
         if self.score_teacher is None:
             return [None] * len(parts)
-        return [self.score_teacher(state, base, part) for part in parts]
+        return [
+            self.score_teacher(state, base, part.teacher_tokens, part.teacher_at)
+            for part in parts
+        ]
 
     def apply(
         self,
@@ -97,6 +100,7 @@ class Update(NamedTuple):
         step into parts changes the memory and nothing else. One part is spared the second
         tree of gradients that adding up takes. `state` is donated.
         """
+        parts = [part.without_teacher() for part in parts]
         if len(parts) == 1:
             state, metrics, scores = self.whole(state, base, parts[0], hidden[0])
             return state, metrics, [scores]
@@ -129,8 +133,8 @@ def make_update(
         compiler, which may move leaves and so have everything compiled twice.
     """
 
-    def score_teacher(state: TrainState, base: Variables, part: Part) -> jax.Array:
-        return teacher_states(model, teacher_tree(state, teacher, base), part)
+    def score_teacher(state: TrainState, base: Variables, tokens: Any, at: Any) -> jax.Array:
+        return packed_hidden(model, teacher_tree(state, teacher, base), tokens, at)
 
     def sums_of(
         state: TrainState, base: Variables, part: Part, hidden: jax.Array | None
