@@ -60,7 +60,8 @@ def flops(trainable: str) -> float:
 
 
 # One of the model's weights, and the rows that the teacher multiplies by it.
-PRODUCT_ROWS, PRODUCT_INPUTS, PRODUCT_OUTPUTS = (
+PRODUCT_ROWS = SEQUENCES * (PROMPT + CONTEXT + COMPLETION)
+PRODUCT_INPUTS, PRODUCT_OUTPUTS = 1024, 3072
     SEQUENCES * (PROMPT + CONTEXT + COMPLETION),
     1024,
     3072,
