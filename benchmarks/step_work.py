@@ -62,10 +62,6 @@ def flops(trainable: str) -> float:
 # One of the model's weights, and the rows that the teacher multiplies by it.
 PRODUCT_ROWS = SEQUENCES * (PROMPT + CONTEXT + COMPLETION)
 PRODUCT_INPUTS, PRODUCT_OUTPUTS = 1024, 3072
-    SEQUENCES * (PROMPT + CONTEXT + COMPLETION),
-    1024,
-    3072,
-)
 
 
 def product_flops_per_second(multiply: Callable[[], Any]) -> float:
