@@ -6,7 +6,8 @@
     python -m stepalign_jax.train --config configs/tiny.py:refsol     (or any condition)
     python -m stepalign_jax.train --config configs/tiny.py:hard-grpo  (long problems)
 
-A minute and a half on 2 cores, and one once compiled; Avg@12 rises from 0.35 to 0.85 (docs/results.md).
+A minute and a half on 2 cores, one once compiled; Avg@12 rises from 0.35 to 0.85
+(docs/results.md).
 Every value here is ours: the paper has no miniature.
 """
 
