@@ -22,9 +22,9 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.measure import interleaved, machine, ratios, summary, write_json
-from stepalign_jax.base.config import SamplingConfig
 from stepalign_jax.base.load_config import load_config
 from stepalign_jax.base.types import Rollouts
+from stepalign_jax.feedback.critic import critic_sampling
 from stepalign_jax.feedback.roles import addresses
 from stepalign_jax.runs.assemble import assemble, problem_set
 from stepalign_jax.sampling.engine import Purpose
@@ -61,13 +61,7 @@ def make_jobs() -> dict[str, Callable[[], Rollouts]]:
             asked,
             at,
             Purpose.CRITIC,
-            SamplingConfig(
-                temperature=config.critic.temperature,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=config.critic.max_new_tokens,
-                batch_size=config.critic.batch_size,
-            ),
+            critic_sampling(config.critic),
         ),
         f"{len(samples)} samples on {config.evaluation.batch_size} slots": job(
             samples, addresses(test, k, 0), Purpose.EVALUATION, config.evaluation

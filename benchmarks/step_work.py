@@ -61,7 +61,7 @@ def flops(trainable: str) -> float:
 
 # One of the model's weights, and the rows that the teacher multiplies by it.
 PRODUCT_ROWS = SEQUENCES * (PROMPT + CONTEXT + COMPLETION)
-PRODUCT_INPUTS, PRODUCT_OUTPUTS = 1024, 3072
+PRODUCT_INPUTS, PRODUCT_OUTPUTS = QWEN3_0_6B["hidden_size"], QWEN3_0_6B["intermediate_size"]
 
 
 def product_flops_per_second(multiply: Callable[[], Any]) -> float:

@@ -20,20 +20,18 @@ from update_cases import (
     make_part,
     plain_logprobs,
     spread,
+    teacher_states,
 )
 
 from stepalign_jax.model.qwen3 import output_head
 from stepalign_jax.objectives.divergence import TokenScores
-from stepalign_jax.objectives.scoring import Part, distillation_scores, packed_hidden
+from stepalign_jax.objectives.scoring import Part, distillation_scores
 
 
 @functools.cache
 def scorer() -> Callable[..., TokenScores]:
     def score(solver: Any, teacher: Any, part: Part) -> TokenScores:
-        hidden, head = (
-            packed_hidden(MODEL, teacher, part.teacher_tokens, part.teacher_at),
-            output_head(teacher["params"]),
-        )
+        hidden, head = teacher_states(MODEL, teacher, part), output_head(teacher["params"])
         return distillation_scores(MODEL, solver, hidden, head, part, OBJECTIVE)[1]
 
     return jax.jit(score)

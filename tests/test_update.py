@@ -29,10 +29,11 @@ from update_cases import (
     run_step,
     spread,
     teacher_config,
+    teacher_states,
 )
 
 from stepalign_jax.model.qwen3 import Qwen3, output_head
-from stepalign_jax.objectives.scoring import Part, distillation_scores, packed_hidden
+from stepalign_jax.objectives.scoring import Part, distillation_scores
 from stepalign_jax.objectives.update import follow, make_update
 
 
@@ -154,10 +155,7 @@ def test_float16_gradients_do_not_fall_below_what_float16_can_hold():
         @jax.jit
         def loss(trainable: Any, part: Part) -> jax.Array:
             solver, teacher = {"params": trainable["params"]}, {"params": PARAMS}
-            hidden, head = (
-                packed_hidden(model, teacher, part.teacher_tokens, part.teacher_at),
-                output_head(PARAMS),
-            )
+            hidden, head = teacher_states(model, teacher, part), output_head(PARAMS)
             total, _ = distillation_scores(model, solver, hidden, head, part, OBJECTIVE)
             return total * share
 
@@ -191,10 +189,7 @@ def test_the_initial_teacher_is_the_base_and_neither_moves():
 def test_no_gradient_reaches_the_teacher():
     def total(solver: Any, teacher: Any) -> jax.Array:
         part = make_part()
-        hidden, head = (
-            packed_hidden(MODEL, teacher, part.teacher_tokens, part.teacher_at),
-            output_head(teacher["params"]),
-        )
+        hidden, head = teacher_states(MODEL, teacher, part), output_head(teacher["params"])
         return distillation_scores(MODEL, solver, hidden, head, part, OBJECTIVE)[0]
 
     for_solver, for_teacher = jax.jit(jax.grad(total, argnums=(0, 1)))(

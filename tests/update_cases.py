@@ -19,7 +19,7 @@ from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3, init_params, output_head
 from stepalign_jax.objectives.divergence import TokenScores
-from stepalign_jax.objectives.scoring import Part
+from stepalign_jax.objectives.scoring import Part, packed_hidden
 from stepalign_jax.objectives.update import TrainState, Update, make_update
 
 CONFIG = Qwen3Config(
@@ -109,6 +109,11 @@ def make_part(
         counts=jnp.arange(num_packed)[None] < num_tokens,
         **{name: filled(name) for name in columns},
     )
+
+
+def teacher_states(model: Qwen3, teacher: dict[str, Any], part: Part) -> jax.Array:
+    """[N, D] states of the teacher that predict the part's tokens."""
+    return packed_hidden(model, teacher, part.teacher_tokens, part.teacher_at)
 
 
 def spread(values: jax.Array, counts: np.ndarray = ALL) -> np.ndarray:

@@ -79,6 +79,17 @@ def ask_oracle(problems: Sequence[Problem], attempts: Sequence[str]) -> list[Cri
     return [Critique(text or "", None) for text in texts]
 
 
+def critic_sampling(config: CriticConfig) -> SamplingConfig:
+    """How critiques are drawn; nothing filters them."""
+    return SamplingConfig(
+        temperature=config.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+    )
+
+
 def ask_model(
     critic: Critic,
     config: CriticConfig,
@@ -107,13 +118,6 @@ def ask_model(
     room = critic.max_positions - config.max_new_tokens
     critiques = [Critique("", _unasked(prompt, room)) for prompt in prompts]
     asked = [i for i, critique in enumerate(critiques) if critique.failure is None]
-    settings = SamplingConfig(
-        temperature=config.temperature,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-    )
     with use_mesh(critic.mesh):
         rollouts = critic.engine.sample(
             {"params": critic.weights.tree},
@@ -121,7 +125,7 @@ def ask_model(
             addresses[asked],
             seed=seed,
             purpose=Purpose.CRITIC,
-            settings=settings,
+            settings=critic_sampling(config),
         )
     patterns = critic.roles.prompts
     thinking_open = critic.roles.critic_opens_thinking()

@@ -48,8 +48,8 @@ class Packed:
 def padded(length: int) -> int:
     """The size that stands for `length`: 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, ...
 
-    Four sizes per doubling: less than a fifth of a size is padding. Above 512, where a step
-    costs more than a compilation soon, there are eight: less than a ninth.
+    Four sizes per doubling: less than a fifth of a size is padding. Above 512 there are
+    eight, less than a ninth: there a few steps of padding cost more than a compilation.
     """
     if length <= _SMALLEST:
         return _SMALLEST

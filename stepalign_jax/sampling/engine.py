@@ -133,16 +133,17 @@ class Engine:
         """
         addresses = self._checked(prompts, addresses, settings)
         results = _empty(len(prompts), settings.max_new_tokens, self._pad_id)
-        if not isinstance(variables, Prepared):
-            variables = self.prepare(variables)
-        num_lanes = min(_num_lanes(variables), settings.batch_size)
+        if not prompts:
+            return results  # and no copy of the weights for it
+        prepared = self._prepared(variables)
+        num_lanes = min(_num_lanes(prepared), settings.batch_size)
         lanes = [lane for lane in deal(prompts, num_lanes) if lane]
         num_slots = -(-settings.batch_size // num_lanes)
         num_done, lock = [0] * len(lanes), threading.Lock()
 
         def serve(lane: int) -> None:
             session = self._session(
-                variables, prompts, addresses, lanes[lane], seed, purpose, settings, num_slots
+                prepared, prompts, addresses, lanes[lane], seed, purpose, settings, num_slots
             )
             for served in session.run(itertools.repeat(TURNS)):
                 _place(results, served)
@@ -176,18 +177,20 @@ class Engine:
         They are those that `sample` would give; arguments and refusals are as there.
         """
         addresses = self._checked([prompt], np.asarray([address]), settings)
-        if not isinstance(variables, Prepared):
-            variables = self.prepare(variables)
+        prepared = self._prepared(variables)
         session = self._session(
-            variables, [prompt], addresses, [0], seed, purpose, settings, settings.batch_size
+            prepared, [prompt], addresses, [0], seed, purpose, settings, settings.batch_size
         )
         for served in session.run(itertools.chain([1], itertools.repeat(turns))):
             slot = int(served.requests.argmax())
             yield served.chunk.tokens[: served.count[slot], slot].tolist()
 
+    def _prepared(self, variables: dict[str, Any] | Prepared) -> Prepared:
+        return variables if isinstance(variables, Prepared) else self.prepare(variables)
+
     def _session(
         self,
-        variables: Prepared,
+        prepared: Prepared,
         prompts: Sequence[Sequence[int]],
         addresses: np.ndarray,
         requests: Sequence[int],
@@ -198,7 +201,7 @@ class Engine:
     ) -> Session:
         return Session(
             self._model,
-            variables.variables,
+            prepared.variables,
             prompts,
             addresses,
             requests,
