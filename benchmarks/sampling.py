@@ -36,6 +36,7 @@ from benchmarks.measure import (
 from benchmarks.plots import draw_bars, plt, save
 from benchmarks.sampling_peer import BATCH, SAMPLERS
 from benchmarks.shapes import QWEN3_0_6B, write_checkpoint
+from stepalign_jax.model import attention
 from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.model.row_blocks import rows_product
 from stepalign_jax.model.weights import load_model
@@ -48,7 +49,7 @@ RESULTS = Path("docs/data/performance")
 PLOT = Path("docs/images/performance-sampling.png")
 PARTS = ("rivals", "decode", "long-tail")
 PROMPT, NEW = 64, 128
-DECODE_TURNS, DECODE_WIDTH = 16, PROMPT + NEW
+DECODE_TURNS, DECODE_WIDTHS = 16, (128, PROMPT + NEW)  # what `cache_bucket` makes of them
 TAIL_PROMPT, TAIL_BUDGET, TAIL_REQUESTS = 16, 128, 64
 PYTHON = {"ours": ".venv", "tunix": ".venv-peers"}
 
@@ -107,25 +108,86 @@ def load(directory: Path, stop_ids: Sequence[int]) -> tuple[Any, Engine, Prepare
 def decode(directory: Path, rounds: int) -> dict[str, Any]:
     """How fast the decode loop reads its weights, beside what the memory gives.
 
-    Three candidates take turns: DECODE_TURNS turns of the decode program; its products with
-    weights alone, as often; and the sum of 1 GiB, which no cache holds. Weights are counted
-    once per turn; the cache and the embedding's rows are read besides and not counted.
+    Candidates take turns: DECODE_TURNS turns of the decode program at each of the two cache
+    widths that 64 + 128 tokens meet; as many turns of its products with weights alone, and of
+    its attention alone in both forms; and the sum of 1 GiB, which no cache holds. Of the decode
+    loop weights are counted, once per turn; what it reads of the cache is given besides.
     """
     config, _, prepared = load(directory, ())
-    model = Qwen3(config, jnp.float32, scan_layers=False)
     weights = prepared.variables["decode"]
-    blocks = jax.tree.leaves(weights, is_leaf=lambda node: isinstance(node, tuple))
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
-    zeros = np.zeros(BATCH, np.int32)
-    # Half-full rows: the mean of what a prompt of 64 and 128 new tokens come to.
-    slots = Slots(zeros, zeros + DECODE_WIDTH // 2, zeros, np.zeros(BATCH, bool))
-    cache = [empty_cache(config, BATCH, DECODE_WIDTH, jnp.float32)]
+    caches = {width: _cache(config, width) for width in DECODE_WIDTHS}
+    cache_bytes = {
+        width: sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+        for width, cache in caches.items()
+    }
+    widest = caches[DECODE_WIDTHS[-1]]
+    probe, total = jnp.ones(2**28, jnp.float32), jax.jit(jnp.sum)
+    candidates: dict[str, Callable[[], object]] = {
+        f"decode loop, {width} slots": _turns(config, prepared, cache)
+        for width, cache in caches.items()
+    }
+    candidates |= {
+        "its products alone": _products(weights),
+        "its attention alone": _attention(config, widest, attention.streamed_attention),
+        "its attention as products": _attention(config, widest, attention.attention),
+        "memory": lambda: total(probe).block_until_ready(),
+    }
+    for run in candidates.values():
+        run()  # twice before the clock starts: a program's first results may lie elsewhere
+    seconds = interleaved(candidates, rounds=rounds)
+    loops = [name for name in seconds if name.startswith("decode loop")]
+    # Half of the turns of 64 + 128 tokens are at one width, half at the other.
+    seconds["decode loop"] = [
+        sum(both) / len(loops)
+        for both in zip(*map(seconds.get, loops), strict=True)  # pyright: ignore[reportArgumentType]
+    ]
+    mean_cache = sum(cache_bytes.values()) / len(cache_bytes)
+    seconds["decode loop and cache"] = seconds["decode loop"]
+    attended = DECODE_TURNS * cache_bytes[DECODE_WIDTHS[-1]]
+    read = dict.fromkeys(seconds, DECODE_TURNS * weight_bytes) | {
+        "decode loop and cache": DECODE_TURNS * (weight_bytes + mean_cache),
+        "its attention alone": attended,
+        "its attention as products": attended,
+        "memory": probe.nbytes,
+    }
+    rates = {name: [read[name] / s / 1e9 for s in values] for name, values in seconds.items()}
+    return {
+        "gb_per_second": {name: summary(values) for name, values in rates.items()},
+        "share_of_memory": {
+            name: summary(ratios(rates, name, to="memory"))
+            for name in rates
+            if name != "memory"
+        },
+        "turn_ms": {
+            name: summary(1e3 * s / DECODE_TURNS for s in values)
+            for name, values in seconds.items()
+            if name not in ("memory", "decode loop and cache")
+        },
+        "attention_is_of_products": summary(
+            ratios(seconds, "its attention alone", to="its attention as products")
+        ),
+    }
 
-    def turns() -> None:
-        cache[0], chunk = decode_chunk(
+
+def _cache(config: Any, width: int) -> Any:
+    """An empty cache that lies on its device as one that decoding returns."""
+    return jax.device_put(empty_cache(config, BATCH, width, jnp.float32), jax.devices()[0])
+
+
+def _turns(config: Any, prepared: Prepared, cache: Any) -> Callable[[], None]:
+    """DECODE_TURNS turns of the decode program, greedy, rows half full."""
+    model = Qwen3(config, jnp.float32, scan_layers=False)
+    zeros = np.zeros(BATCH, np.int32)
+    half = zeros + cache[0].num_slots // 2
+    slots = Slots(zeros, half, zeros, np.zeros(BATCH, bool))
+    kept = [jax.tree.map(jnp.copy, cache)]
+
+    def run() -> None:
+        kept[0], chunk = decode_chunk(
             model,
             prepared.variables,
-            cache[0],
+            kept[0],
             slots,
             np.zeros((BATCH, 4), np.uint32),
             np.uint32(0),
@@ -139,11 +201,17 @@ def decode(directory: Path, rounds: int) -> dict[str, Any]:
         )
         jax.block_until_ready(chunk)
 
+    return run
+
+
+def _products(weights: Any) -> Callable[[], object]:
+    """As many turns of all products with weights in row blocks, one after the other."""
+    blocks = jax.tree.leaves(weights, is_leaf=lambda node: isinstance(node, tuple))
     inputs = [jnp.ones((BATCH, weight[0].shape[1])) for weight in blocks]
 
     @jax.jit
     def multiply(inputs: list[jax.Array], blocks: Any) -> Any:
-        # Each round's inputs depend on the last one's results, as in decoding.
+        # Each turn's inputs depend on the last one's results, as in decoding.
         def once(_: jax.Array, inputs: list[jax.Array]) -> list[jax.Array]:
             pairs = zip(inputs, blocks, strict=True)
             outs = [rows_product(x, weight, jnp.float32) for x, weight in pairs]
@@ -152,26 +220,26 @@ def decode(directory: Path, rounds: int) -> dict[str, Any]:
 
         return jax.lax.fori_loop(0, DECODE_TURNS, once, inputs)
 
-    probe, total = jnp.ones(2**28, jnp.float32), jax.jit(jnp.sum)
-    seconds = interleaved(
-        {
-            "decode loop": turns,
-            "its products alone": lambda: jax.block_until_ready(multiply(inputs, blocks)),
-            "memory": lambda: total(probe).block_until_ready(),
-        },
-        rounds=rounds,
-    )
-    read = dict.fromkeys(seconds, DECODE_TURNS * weight_bytes) | {"memory": probe.nbytes}
-    rates = {name: [read[name] / s / 1e9 for s in values] for name, values in seconds.items()}
-    return {
-        "gb_per_second": {name: summary(values) for name, values in rates.items()},
-        "share_of_memory": {
-            name: summary(ratios(rates, name, to="memory"))
-            for name in rates
-            if name != "memory"
-        },
-        "turn_ms": summary(1e3 * s / DECODE_TURNS for s in seconds["decode loop"]),
-    }
+    return lambda: jax.block_until_ready(multiply(inputs, blocks))
+
+
+def _attention(config: Any, cache: Any, attend: Callable[..., jax.Array]) -> Any:
+    """As many turns of one query per row over every layer's cache, one after the other."""
+    query = jnp.ones((BATCH, 1, config.num_heads, config.head_dim))
+
+    @jax.jit
+    def run(query: jax.Array, cache: Any) -> Any:
+        half = jnp.full((BATCH, 1), cache[0].num_slots // 2)
+        mask = attention.cache_mask(half, cache[0].num_slots)
+
+        def once(_: jax.Array, query: jax.Array) -> jax.Array:
+            for layer in cache:
+                query = query + attend(query, layer.k, layer.v, mask)
+            return query
+
+        return jax.lax.fori_loop(0, DECODE_TURNS, once, query)
+
+    return lambda: jax.block_until_ready(run(query, cache))
 
 
 def long_tail(directory: Path, rounds: int) -> dict[str, Any]:
@@ -252,7 +320,9 @@ def plot(found: dict[str, dict[str, Any]]) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(14, 3.6))
     draw_bars(axes[0], found["rivals"]["tokens_per_second"], ours="ours")
     axes[0].set(title=f"{BATCH} x ({PROMPT} + {NEW}) tokens", xlabel="tokens per second")
-    draw_bars(axes[1], found["decode"]["gb_per_second"], ours="decode loop")
+    rates = found["decode"]["gb_per_second"]
+    shown = ("decode loop", "decode loop and cache", "its products alone", "memory")
+    draw_bars(axes[1], {name: rates[name] for name in shown}, ours="decode loop")
     axes[1].set(title="Reading weights", xlabel="GB per second")
     tail = found["long-tail"]
     draw_bars(axes[2], tail["tokens_per_second"], ours="continuous")

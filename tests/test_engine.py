@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from stepalign_jax.base.config import SamplingConfig
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
+from stepalign_jax.model.attention import streamed_attention
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora, merge_lora
 from stepalign_jax.model.qwen3 import Qwen3, init_params, unstack_layers
@@ -230,10 +231,16 @@ def test_weights_in_blocks_sample_like_the_full_forward(tied, monkeypatch):
     # At this size kernels stay as they are; here the smallest is cut like the largest.
     monkeypatch.setattr("stepalign_jax.model.row_blocks._SMALLEST", 0)
     monkeypatch.setattr("stepalign_jax.sampling.engine._num_blocks", lambda: 3)
-    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
+    streamed = []
+    monkeypatch.setattr(
+        "stepalign_jax.model.attention.streamed_attention",
+        lambda *arrays: streamed.append(None) or streamed_attention(*arrays),
+    )
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied, head_dim=16)
     params = jax.tree.map(lambda leaf: leaf * 4, init_params(config, jax.random.key(0)))
+    lora = jax.tree.map(lambda leaf: leaf + 0.1, init_lora(config, SPEC, jax.random.key(1)))
     engine = Engine(config, jnp.float32, SPEC, stop_ids=(1, 2), pad_id=PAD)
-    prepared = engine.prepare({"params": params, "lora": LORA})
+    prepared = engine.prepare({"params": params, "lora": lora})
     assert "lm_head" not in prepared.variables["params"]
     assert prepared.variables["params"]["layer_0"]["mlp"] == {
         "gate_proj": {}, "up_proj": {}, "down_proj": {}
@@ -243,7 +250,8 @@ def test_weights_in_blocks_sample_like_the_full_forward(tied, monkeypatch):
     rollouts = engine.sample(
         prepared, PROMPTS, ADDRESSES, seed=1, purpose=Purpose.SOLVER, settings=SAMPLING
     )
-    merged = merge_lora(params, LORA, SPEC)
+    assert streamed
+    merged = merge_lora(params, lora, SPEC)
     logprobs = full_forward_logprobs(merged, rollouts, config)
     np.testing.assert_allclose(rollouts.logprobs, logprobs, atol=3e-4, rtol=0)
 

@@ -15,6 +15,7 @@ Two fields of its config make it a Qwen2: biases on q, k and v, and no q/k norms
 The unrolled form has `layer_0`, `layer_1`, ... in place of `layers`; decoding derives it.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -127,7 +128,10 @@ class Attention(nn.Module):
                 _write(cache.v, v, context.first_slot, axis=2),
             )
             k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
-            out = attn.attention(q, k, v, context.mask)
+            # Kernels in row blocks mean that a CPU decodes: its cores read the cache too.
+            streams = self.has_variable("decode", "q_proj") and attn.can_stream(q, v)
+            attend = attn.streamed_attention if streams else attn.attention
+            out = attend(q, k, v, context.mask)
         out = with_logical_constraint(out, ("batch", "length", "heads", "head_size"))
         out = out.reshape(*out.shape[:2], -1)
         return _projection(self, "o_proj")(out), cache
@@ -308,11 +312,20 @@ class Qwen3(nn.Module):
         self, positions: jax.Array, segment_ids: jax.Array | None, cache: Cache | None
     ) -> Context:
         config = self.config
-        cos, sin = attn.rope_angles(positions, config.head_dim, config.rope_theta, config.yarn)
+        angles = functools.partial(
+            attn.rope_angles,
+            head_dim=config.head_dim,
+            theta=config.rope_theta,
+            yarn=config.yarn,
+        )
         if cache is None:
             mask = attn.causal_mask(positions.shape[1], segment_ids)
-            return Context(cos, sin, mask, None)
-        mask = attn.cache_mask(positions, cache[0].num_slots)
+            return Context(*angles(positions), mask, None)
+        num_slots = cache[0].num_slots
+        mask = attn.cache_mask(positions, num_slots)
+        # Looked up: XLA's CPU compiler would compute them anew for every head of every layer.
+        slots = jnp.arange(num_slots, dtype=positions.dtype)[None]
+        cos, sin = (table[0][positions] for table in angles(slots))
         return Context(cos, sin, mask, positions[:, 0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
