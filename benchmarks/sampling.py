@@ -43,13 +43,14 @@ from stepalign_jax.model.weights import load_model
 from stepalign_jax.sampling.decode import Slots, decode_chunk, empty_cache
 from stepalign_jax.sampling.draw import Filter
 from stepalign_jax.sampling.engine import Engine, Prepared, Purpose
-from stepalign_jax.sampling.schedule import Schedule
+from stepalign_jax.sampling.schedule import Schedule, cache_bucket
 
 RESULTS = Path("docs/data/performance")
 PLOT = Path("docs/images/performance-sampling.png")
 PARTS = ("rivals", "decode", "long-tail")
 PROMPT, NEW = 64, 128
-DECODE_TURNS, DECODE_WIDTHS = 16, (128, PROMPT + NEW)  # what `cache_bucket` makes of them
+DECODE_TURNS = 16
+DECODE_WIDTHS = [cache_bucket(needed, PROMPT + NEW) for needed in (PROMPT, PROMPT + NEW)]
 TAIL_PROMPT, TAIL_BUDGET, TAIL_REQUESTS = 16, 128, 64
 PYTHON = {"ours": ".venv", "tunix": ".venv-peers"}
 
@@ -116,7 +117,7 @@ def decode(directory: Path, rounds: int) -> dict[str, Any]:
     config, _, prepared = load(directory, ())
     weights = prepared.variables["decode"]
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
-    caches = {width: _cache(config, width) for width in DECODE_WIDTHS}
+    caches = {width: empty_cache(config, BATCH, width, jnp.float32) for width in DECODE_WIDTHS}
     cache_bytes = {
         width: sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
         for width, cache in caches.items()
@@ -134,7 +135,7 @@ def decode(directory: Path, rounds: int) -> dict[str, Any]:
         "memory": lambda: total(probe).block_until_ready(),
     }
     for run in candidates.values():
-        run()  # twice before the clock starts: a program's first results may lie elsewhere
+        run()  # and once more below: decoding is compiled again for the cache it returns
     seconds = interleaved(candidates, rounds=rounds)
     loops = [name for name in seconds if name.startswith("decode loop")]
     # Half of the turns of 64 + 128 tokens are at one width, half at the other.
@@ -168,11 +169,6 @@ def decode(directory: Path, rounds: int) -> dict[str, Any]:
             ratios(seconds, "its attention alone", to="its attention as products")
         ),
     }
-
-
-def _cache(config: Any, width: int) -> Any:
-    """An empty cache that lies on its device as one that decoding returns."""
-    return jax.device_put(empty_cache(config, BATCH, width, jnp.float32), jax.devices()[0])
 
 
 def _turns(config: Any, prepared: Prepared, cache: Any) -> Callable[[], None]:

@@ -82,7 +82,7 @@ class Session:
         zeros = np.zeros(num_slots, np.int32)
         self._slots = Slots(zeros, zeros, zeros, np.ones(num_slots, bool))
         widest = self._prefills.widest
-        # A multiple of 16, as any other width: `streamed_attention` asks for it.
+        # A multiple of 16, as any other width: `attention.can_stream` does not take every one.
         self._limit = -(-(widest + max_new_tokens) // 16) * 16
         width = cache_bucket(widest, self._limit)
         self._cache = empty_cache(model.config, num_slots, width, dtype)
