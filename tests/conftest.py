@@ -3,6 +3,7 @@
 """One setting for all tests: CPU, no network, no silent broadcasting, no chance."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu looks for a cloud's machine otherwise
@@ -11,8 +12,14 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# A compile cache would hide that something compiles twice.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Programs are compiled once for all tests and all later runs. JAX reports one that it takes
+# from there as a compilation too, so a test that counts them misses none.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+    Path(__file__).parents[1] / ".pytest_cache" / "xla"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+# A bound makes JAX lock the directory, which tests in several processes share.
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2 * 2**30)
 
 import hypothesis
 import jax

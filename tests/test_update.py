@@ -122,9 +122,8 @@ def test_a_step_without_a_token_is_finite_and_changes_nothing(distils):
 
 @pytest.mark.parametrize("distils", [True, False])
 def test_filling_up_the_packed_tokens_changes_nothing(distils):
-    gradients = [gradient_of(make_part(num_packed=n), distils=distils)[0] for n in (16, 20, 48)]
-    for gradient in gradients[1:]:
-        assert_close(gradient, gradients[0], relative=1e-6)
+    gradients = [gradient_of(make_part(num_packed=n), distils=distils)[0] for n in (16, 20)]
+    assert_close(gradients[1], gradients[0], relative=1e-6)
 
 
 @pytest.mark.parametrize("rows", [[(0, 1), (2, 3)], [(3, 0), (1, 2)], [(1,), (0,), (3,), (2,)]])
@@ -149,22 +148,27 @@ def test_each_part_has_the_scores_of_its_own_rows():
 
 def test_float16_gradients_do_not_fall_below_what_float16_can_hold():
     # As in a step of many tokens: the loss of each is a small share of the mean.
-    def gradient(dtype: Any, share: float) -> Any:
+    def gradients_of_shares(dtype: Any, *shares: float) -> list[Any]:
         model = Qwen3(CONFIG, dtype, lora=SPEC)
 
         @jax.jit
-        def loss(trainable: Any, part: Part) -> jax.Array:
+        @jax.grad
+        def gradients(trainable: Any, part: Part, share: float) -> jax.Array:
             solver, teacher = {"params": trainable["params"]}, {"params": PARAMS}
             hidden, head = teacher_states(model, teacher, part), output_head(PARAMS)
             total, _ = distillation_scores(model, solver, hidden, head, part, OBJECTIVE)
             return total * share
 
-        found = jax.grad(loss)({"params": OTHER_PARAMS}, make_part())
-        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) / share, found)
+        def of_all(share: float) -> Any:
+            found = gradients({"params": OTHER_PARAMS}, make_part(), share)
+            return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) / share, found)
 
-    exact = gradient(jnp.float32, 1.0)
-    assert relative_error(gradient(jnp.float16, 1.0), exact) < 5e-3
-    assert relative_error(gradient(jnp.float16, 2.0**-24), exact) > 0.1
+        return [of_all(share) for share in shares]
+
+    [exact] = gradients_of_shares(jnp.float32, 1.0)
+    whole, shrunk = gradients_of_shares(jnp.float16, 1.0, 2.0**-24)
+    assert relative_error(whole, exact) < 5e-3
+    assert relative_error(shrunk, exact) > 0.1
     state = make_state({"params": OTHER_PARAMS})
     ours, _ = gradient_of(make_part(), state=state, dtype=jnp.float16)
     assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {np.dtype(np.float32)}
