@@ -64,8 +64,8 @@ def machine(packages: Iterable[str]) -> dict[str, Any]:
 def worth_a_turn(candidates: Iterable[str]) -> list[str]:
     """Returns the candidates without those in bfloat16, where the CPU has no product for it.
 
-    PyTorch then takes over a hundred times as long as in float32, which is no rival; the
-    rate stands in docs/performance.md.
+    For training: PyTorch's products on the way back then take over a hundred times as long
+    as in float32, which is no rival; the rates stand in docs/performance.md.
     """
     flags = _first_value(Path("/proc/cpuinfo"), "flags").split()
     if {"avx512_bf16", "amx_bf16"} & set(flags):

@@ -30,7 +30,6 @@ from benchmarks.measure import (
     machine,
     ratios,
     summary,
-    worth_a_turn,
     write_json,
 )
 from benchmarks.plots import draw_bars, plt, save
@@ -344,7 +343,7 @@ def main() -> None:
         if not (directory / "model.safetensors").exists():
             write_checkpoint(directory, QWEN3_0_6B)
         if options.part == "rivals":
-            names = options.samplers or worth_a_turn(SAMPLERS)
+            names = options.samplers or list(SAMPLERS)
             result = rivals(directory, names, options.rounds or 2)
         elif options.part == "decode":
             result = decode(directory, options.rounds or 15)
