@@ -3,7 +3,7 @@
 # pyright: reportMissingImports=false
 """The matrix products of benchmarks/step.py by themselves, in XLA and in PyTorch.
 
-    .venv-slow/bin/python -m benchmarks.step_products
+    JAX_PLATFORMS=cpu .venv-slow/bin/python -m benchmarks.step_products
 
 Each product of a step with an adapter, in its own shape and with nothing else around it, takes
 turns between the two frameworks in one process. Multiplied by how often a step has it, the sum
@@ -14,7 +14,9 @@ docs/data/performance/step-products.json. About two minutes on two cores.
 
 import argparse
 import json
+import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,30 +36,22 @@ TO = Path("docs/data/performance/step-products.json")
 Shape = tuple[int, int, int]  # rows, inputs, outputs
 
 
-def weight_products() -> dict[Shape, int]:
+def products() -> Counter[Shape]:
     """Returns how often a step multiplies [rows, inputs] by [inputs, outputs].
 
     The teacher and the solver go forward through every projection, the solver back to its
     input; the head is read by both, and once more on the way back.
     """
-    hf, counts = QWEN3_0_6B, {}
-    width, mlp = hf["hidden_size"], hf["intermediate_size"]
-    queries = hf["num_attention_heads"] * hf["head_dim"]
-    keys = hf["num_key_value_heads"] * hf["head_dim"]
-    projections = [(width, queries), (width, keys), (width, keys), (queries, width)]
-    projections += [(width, mlp), (width, mlp), (mlp, width)]
-    teacher = work.SEQUENCES * (work.PROMPT + work.CONTEXT + work.COMPLETION)
-    solver = work.SEQUENCES * (work.PROMPT + work.COMPLETION)
-    found = [
-        shape
-        for i, o in projections
-        for shape in ((teacher, i, o), (solver, i, o), (solver, o, i))
-    ]
-    for shape in found:
-        counts[shape] = counts.get(shape, 0) + hf["num_hidden_layers"]
-    tokens = work.SEQUENCES * work.COMPLETION
-    counts[tokens, width, hf["vocab_size"]] = 2
-    counts[tokens, hf["vocab_size"], width] = 1
+    teacher, solver = work.SEQUENCES * work.TEACHER, work.SEQUENCES * work.SOLVER
+    layers, width = QWEN3_0_6B["num_hidden_layers"], QWEN3_0_6B["hidden_size"]
+    counts: Counter[Shape] = Counter()
+    for inputs, outputs in work.projections():
+        counts[teacher, inputs, outputs] += layers
+        counts[solver, inputs, outputs] += layers
+        counts[solver, outputs, inputs] += layers
+    tokens, vocabulary = work.SEQUENCES * work.COMPLETION, QWEN3_0_6B["vocab_size"]
+    counts[tokens, width, vocabulary] += 2
+    counts[tokens, vocabulary, width] += 1
     return counts
 
 
@@ -84,23 +78,22 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     seconds = {name: np.zeros(arguments.rounds) for name in ("XLA", "PyTorch")}
-    table = []
-    for shape, count in weight_products().items():
+    table, flops = [], 0
+    for shape, count in products().items():
         found = interleaved(candidates(shape), rounds=arguments.rounds)
-        rate = 2 * np.prod(np.array(shape, float))
+        once = 2 * math.prod(shape)
+        flops += count * once
         row = {"shape": shape, "count": count}
         for name, values in found.items():
             seconds[name] += count * np.array(values)
-            row[name] = summary(rate / np.array(values))
+            row[name] = summary(once / np.array(values))
         table.append(row)
         print(json.dumps(row), flush=True)
     result = {
         "products": table,
         "seconds": {name: summary(values.tolist()) for name, values in seconds.items()},
         "of_xla": summary((seconds["PyTorch"] / seconds["XLA"]).tolist()),
-        "flops": sum(
-            2.0 * np.prod(np.array(s, float)) * n for s, n in weight_products().items()
-        ),
+        "flops": flops,
         "machine": machine(["jax", "jaxlib", "torch", "numpy"]),
     }
     write_json(TO, result)

@@ -13,6 +13,7 @@ from benchmarks.shapes import QWEN3_0_6B
 
 PROMPT, CONTEXT, COMPLETION = 64, 512, 256  # tokens
 SEQUENCES = 2
+TEACHER, SOLVER = PROMPT + CONTEXT + COMPLETION, PROMPT + COMPLETION  # of one sequence
 RANK, ALPHA = 64, 128.0
 LEARNING_RATE, B1, B2, CLIP = 1e-5, 0.9, 0.95, 1.0
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -37,6 +38,16 @@ def adapter(layer: int, target: str, num_inputs: int, num_outputs: int) -> tuple
     return a, random.standard_normal((RANK, num_outputs), np.float32) * np.float32(0.01)
 
 
+def projections() -> list[tuple[int, int]]:
+    """Returns (inputs, outputs) of the seven projections of a layer, as TARGETS has them."""
+    hf = QWEN3_0_6B
+    width, mlp = hf["hidden_size"], hf["intermediate_size"]
+    queries = hf["num_attention_heads"] * hf["head_dim"]
+    keys = hf["num_key_value_heads"] * hf["head_dim"]
+    attention = [(width, queries), (width, keys), (width, keys), (queries, width)]
+    return [*attention, (width, mlp), (width, mlp), (mlp, width)]
+
+
 def flops(trainable: str) -> float:
     """Returns the least that one step computes: its products, a multiply-add being two.
 
@@ -44,23 +55,19 @@ def flops(trainable: str) -> float:
     only what causality leaves.
     """
     hf = QWEN3_0_6B
-    width, mlp, layers = hf["hidden_size"], hf["intermediate_size"], hf["num_hidden_layers"]
-    queries = hf["num_attention_heads"] * hf["head_dim"]
-    keys = hf["num_key_value_heads"] * hf["head_dim"]
-    sizes = [(width, queries), (width, keys), (width, keys), (queries, width)]
-    sizes += [(width, mlp), (width, mlp), (mlp, width)]
-    weights = layers * sum(rows * columns for rows, columns in sizes)
-    adapter = layers * RANK * sum(rows + columns for rows, columns in sizes)
-    teacher, solver = PROMPT + CONTEXT + COMPLETION, PROMPT + COMPLETION
+    layers, queries = hf["num_hidden_layers"], hf["num_attention_heads"] * hf["head_dim"]
+    weights = layers * sum(rows * columns for rows, columns in projections())
+    adapter = layers * RANK * sum(rows + columns for rows, columns in projections())
     scores = lambda length: 2 * length**2 * queries * layers  # noqa: E731  both products
-    projections = 2 * weights * (teacher + (3 if trainable == "full" else 2) * solver)
-    adapters = 0 if trainable == "full" else 3 * 2 * adapter * solver
-    head = (4 if trainable == "full" else 3) * 2 * hf["vocab_size"] * width * COMPLETION
-    return SEQUENCES * (projections + adapters + head + scores(teacher) + 3 * scores(solver))
+    projected = 2 * weights * (TEACHER + (3 if trainable == "full" else 2) * SOLVER)
+    adapters = 0 if trainable == "full" else 3 * 2 * adapter * SOLVER
+    times = 4 if trainable == "full" else 3
+    head = times * 2 * hf["vocab_size"] * hf["hidden_size"] * COMPLETION
+    return SEQUENCES * (projected + adapters + head + scores(TEACHER) + 3 * scores(SOLVER))
 
 
 # One of the model's weights, and the rows that the teacher multiplies by it.
-PRODUCT_ROWS = SEQUENCES * (PROMPT + CONTEXT + COMPLETION)
+PRODUCT_ROWS = SEQUENCES * TEACHER
 PRODUCT_INPUTS, PRODUCT_OUTPUTS = QWEN3_0_6B["hidden_size"], QWEN3_0_6B["intermediate_size"]
 
 
