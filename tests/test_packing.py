@@ -13,7 +13,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.objectives.divergence import TokenScores
 from stepalign_jax.parallel.mesh import make_mesh
-from stepalign_jax.runs.packing import Packed, check_parts, pack, padded, unpack
+from stepalign_jax.runs.packing import Packed, check_parts, pack, padded, padded_width, unpack
 
 ONE = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
 
@@ -105,7 +105,7 @@ def test_short_rollouts_do_not_pay_for_a_long_one():
     work["usable"][:] = True
     parts = pack(**work, num_parts=8, mesh=ONE)
     widths = [p.part.solver_tokens.shape[1] for p in parts]
-    assert widths == [padded(2048 + 9)] + [padded(300 + 9)] * 7
+    assert widths == [padded_width(2048 + 9)] + [padded_width(300 + 9)] * 7
     # The head reads about as many states as there are tokens, not 16 x 2,048.
     head = sum(p.part.counts.size for p in parts)
     assert lengths.sum() <= head < 1.2 * lengths.sum()
@@ -122,14 +122,19 @@ def test_a_step_without_a_usable_critique_still_has_a_shape():
 
 
 def test_sizes_are_few_and_waste_less_than_a_fifth():
-    sizes = [padded(length) for length in range(1, 4097)]
+    lengths = range(1, 4097)
+    sizes = [padded(length) for length in lengths]
     assert sorted(set(sizes))[:10] == [16, 20, 24, 28, 32, 40, 48, 56, 64, 80]
+    assert sorted(set(sizes))[20:25] == [512, 640, 768, 896, 1024]
+    widths = [padded_width(length) for length in lengths]
     above = [576, 640, 704, 768, 832, 896, 960, 1024, 1152, 1280]
-    assert sorted(set(sizes))[20:31] == [512, *above]
-    assert len(set(sizes)) == 45
-    for length, size in enumerate(sizes, start=1):
-        assert size >= length and padded(size) == size
-        assert length <= 16 or size - length < (1 / 5 if length <= 512 else 1 / 9) * size
+    assert sorted(set(widths))[20:31] == [512, *above]
+    assert (len(set(sizes)), len(set(widths))) == (33, 45)
+    for length, size, width in zip(lengths, sizes, widths, strict=True):
+        assert length <= width <= size
+        assert padded(size) == size and padded_width(width) == width
+        assert length <= 16 or size - length < size / 5
+        assert length <= 512 or width - length < width / 9
 
 
 def test_a_step_that_the_devices_cannot_share_is_refused():

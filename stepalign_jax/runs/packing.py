@@ -4,7 +4,7 @@
 
 A part pays for its own longest row. Rows are sorted by length first, so rollouts of 300 tokens
 share a part and do not pay for one of 2,048. Widths and numbers of packed tokens are rounded
-up by `padded`, so that shapes are few; a shape compiles once, when it is first met.
+up, so that shapes are few; a shape compiles once, when it is first met.
 """
 
 from collections.abc import Sequence
@@ -45,16 +45,25 @@ class Packed:
     teacher_tokens: int
 
 
-def padded(length: int) -> int:
+def padded(length: int, per_doubling: int = 4) -> int:
     """The size that stands for `length`: 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, ...
 
-    Four sizes per doubling: less than a fifth of a size is padding. Above 512 there are
-    eight, less than a ninth: there a few steps of padding cost more than a compilation.
+    With `per_doubling` sizes from one power of two to the next, less than a
+    (per_doubling + 1)-th of a size is padding.
     """
     if length <= _SMALLEST:
         return _SMALLEST
-    step = (1 << (length - 1).bit_length()) // (8 if length <= _FINER_ABOVE else 16)
+    step = (1 << (length - 1).bit_length()) // (2 * per_doubling)
     return -(-length // step) * step
+
+
+def padded_width(length: int) -> int:
+    """The width of rows up to `length`: above 512 there are eight sizes per doubling.
+
+    There a few steps of padding cost more than a compilation. Numbers of packed tokens, which
+    the output head alone pays for, keep to four.
+    """
+    return padded(length, per_doubling=4 if length <= _FINER_ABOVE else 8)
 
 
 def num_shards(mesh: Mesh) -> int:
@@ -174,7 +183,7 @@ def _join(
     """Returns tokens [R, W], prompt then completion then padding, and [R] the column of the
     state that predicts the completion's first token."""
     ends = [len(prompts[row]) + int(rollouts.lengths[row]) for row in rows]
-    tokens = np.zeros((len(rows), padded(max(ends))), np.int32)
+    tokens = np.zeros((len(rows), padded_width(max(ends))), np.int32)
     for line, row, end in zip(tokens, rows, ends, strict=True):
         line[:end] = [*prompts[row], *rollouts.tokens[row, : rollouts.lengths[row]]]
     return tokens, np.array([len(prompts[row]) - 1 for row in rows])
