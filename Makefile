@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SLOW := .venv-slow/bin
 SLOW_PAGE := docs/test-slow.md
-TINY := stepalign_jax/checkpoints/tiny
+TINY := stepalign_jax/tiny/checkpoint
 
 .PHONY: demo test check format test-slow peers pretrain clean
 
@@ -37,7 +37,7 @@ test-slow: .venv-slow/installed
 
 # Makes the packaged tiny checkpoint again, from nothing.
 pretrain: .venv/installed
-	$(BIN)/python -m stepalign_jax.pretrain --config configs/tiny.py --to $(TINY)
+	$(BIN)/python -m stepalign_jax.tiny.pretraining --config configs/tiny.py --to $(TINY)
 	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py --to $(TINY)/roles-easy.json
 	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py:hard --to $(TINY)/roles-hard.json
 

@@ -22,11 +22,11 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.measure import interleaved, machine, ratios, summary, write_json
-from stepalign_jax.base.load_config import load_config
 from stepalign_jax.base.types import Rollouts
-from stepalign_jax.feedback.critic import critic_sampling
+from stepalign_jax.config.load import load_config
+from stepalign_jax.critics.engine_critic import critic_sampling
 from stepalign_jax.feedback.roles import addresses
-from stepalign_jax.runs.assemble import assemble, problem_set
+from stepalign_jax.runs.setup import assemble, problem_set
 from stepalign_jax.sampling.engine import Purpose
 
 RESULT = Path("docs/data/performance/miniature.json")

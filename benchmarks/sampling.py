@@ -35,14 +35,14 @@ from benchmarks.measure import (
 from benchmarks.plots import draw_bars, plt, save
 from benchmarks.sampling_peer import BATCH, SAMPLERS
 from benchmarks.shapes import QWEN3_0_6B, write_checkpoint
+from stepalign_jax.huggingface.weights import load_model
 from stepalign_jax.model import attention
+from stepalign_jax.model.products import rows_product
 from stepalign_jax.model.qwen3 import Qwen3
-from stepalign_jax.model.row_blocks import rows_product
-from stepalign_jax.model.weights import load_model
 from stepalign_jax.sampling.decode import Slots, decode_chunk, empty_cache
 from stepalign_jax.sampling.draw import Filter
 from stepalign_jax.sampling.engine import Engine, Prepared, Purpose
-from stepalign_jax.sampling.schedule import Schedule, cache_bucket
+from stepalign_jax.sampling.scheduler import Schedule, cache_bucket
 
 RESULTS = Path("docs/data/performance")
 PLOT = Path("docs/images/performance-sampling.png")

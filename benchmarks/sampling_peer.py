@@ -29,7 +29,7 @@ def ours(directory: Path, prompt_length: int, new_tokens: int) -> Callable[[], o
     """This package's engine, its weights prepared as a run of `generate` does."""
     import jax.numpy as jnp
 
-    from stepalign_jax.model.weights import load_model
+    from stepalign_jax.huggingface.weights import load_model
     from stepalign_jax.sampling.engine import Engine, Purpose
 
     config, params = load_model(str(directory))

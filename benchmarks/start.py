@@ -45,7 +45,7 @@ def child(started: float, directory: str) -> None:
 
     from stepalign_jax import train
     from stepalign_jax.base.compilation import use_compilation_cache
-    from stepalign_jax.base.load_config import load_config
+    from stepalign_jax.config.load import load_config
     from stepalign_jax.generate import Clock
 
     use_compilation_cache()

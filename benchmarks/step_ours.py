@@ -14,20 +14,20 @@ import numpy as np
 from benchmarks import step_work as work
 from benchmarks.measure import peak_memory_bytes, reset_peak_memory, write_json
 from stepalign_jax.base.compilation import use_compilation_cache
-from stepalign_jax.base.config import (
+from stepalign_jax.base.types import Rollouts
+from stepalign_jax.config.schema import (
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
     TeacherConfig,
 )
-from stepalign_jax.base.types import Rollouts
+from stepalign_jax.huggingface.weights import load_config, load_params
 from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3, abstract_params
-from stepalign_jax.model.weights import load_config, load_params
-from stepalign_jax.objectives.optimizer import make_optimizer
-from stepalign_jax.objectives.update import TrainState, Update, make_update
 from stepalign_jax.parallel.mesh import make_mesh, param_shardings
-from stepalign_jax.runs.packing import Packed, pack
+from stepalign_jax.training.optimizer import make_optimizer
+from stepalign_jax.training.packing import Packed, pack
+from stepalign_jax.training.step import TrainState, Update, make_update
 
 MESH = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1))
 OBJECTIVE = ObjectiveConfig(

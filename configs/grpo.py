@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import stepalign
 
-from stepalign_jax.base.config import Config
-from stepalign_jax.base.load_config import check_variant
+from stepalign_jax.config.load import check_variant
+from stepalign_jax.config.schema import Config
 
 
 def get_config(variant: str) -> Config:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import stepalign
 
-from stepalign_jax.base.config import Config
+from stepalign_jax.config.schema import Config
 
 
 def get_config(variant: str) -> Config:

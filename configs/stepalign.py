@@ -26,7 +26,8 @@ may be "n/a", above 0.85), that the solver gets right less than 5 times in 16, a
 it keeps the trace format. Several rows share a problem: keep one of each.
 """
 
-from stepalign_jax.base.config import (
+from stepalign_jax.config.load import check_variant
+from stepalign_jax.config.schema import (
     Config,
     CriticConfig,
     EvaluationConfig,
@@ -41,7 +42,6 @@ from stepalign_jax.base.config import (
     TrainableConfig,
     TrainConfig,
 )
-from stepalign_jax.base.load_config import check_variant
 
 TRACE_FORMAT = r"""Write the solution in this form and nothing outside it:
 <step_1>

@@ -13,7 +13,8 @@ Every value here is ours: the paper has no miniature.
 
 import dataclasses
 
-from stepalign_jax.base.config import (
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.schema import (
     Config,
     CriticConfig,
     EvaluationConfig,
@@ -28,7 +29,6 @@ from stepalign_jax.base.config import (
     TrainableConfig,
     TrainConfig,
 )
-from stepalign_jax.base.errors import UserError
 
 CONDITIONS = ("stepalign", "refsol", "grpo", "no_context", "other_problem")
 

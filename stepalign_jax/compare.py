@@ -24,19 +24,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from stepalign_jax.base.cli import parse_arguments, progress, run_command
-from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.load_config import load_config, split_spec
+from stepalign_jax.base.files import read_json, read_jsonl, write_json
+from stepalign_jax.base.progress import progress
+from stepalign_jax.config.cli import parse_arguments, run_command
+from stepalign_jax.config.load import load_config, split_spec
+from stepalign_jax.config.schema import Config
 from stepalign_jax.feedback.conditions import get_condition
-from stepalign_jax.runs.directory import (
-    RunDirectory,
-    open_run,
-    read_json,
-    read_jsonl,
-    write_json,
-)
-from stepalign_jax.runs.report import comparison_markdown, plot_comparison
+from stepalign_jax.report.plots import comparison_markdown, plot_comparison
+from stepalign_jax.runs.directory import RunDirectory, open_run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,23 +13,18 @@ from pathlib import Path
 
 import jax
 
-from stepalign_jax.base.cli import parse_arguments, run_command
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.load_config import load_config
+from stepalign_jax.base.files import write_json
+from stepalign_jax.config.cli import parse_arguments, run_command
+from stepalign_jax.config.load import load_config
+from stepalign_jax.evaluation.difficulty import select_problems
+from stepalign_jax.evaluation.evaluate import evaluate_visibly
 from stepalign_jax.parallel.mesh import use_mesh
-from stepalign_jax.runs.assemble import (
-    SPLITS,
-    assemble,
-    initial_state,
-    make_grader,
-    problem_set,
-)
+from stepalign_jax.report.plots import evaluation_table
 from stepalign_jax.runs.checkpoint import restore_latest
-from stepalign_jax.runs.directory import RunDirectory, write_json
-from stepalign_jax.runs.evaluation import evaluate_visibly
+from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.placement import state_shardings
-from stepalign_jax.runs.report import evaluation_table
-from stepalign_jax.runs.selection import select_problems
+from stepalign_jax.runs.setup import SPLITS, assemble, initial_state, make_grader, problem_set
 
 
 def main(argv: list[str]) -> None:

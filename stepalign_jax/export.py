@@ -19,18 +19,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stepalign_jax.base.atomic import atomic_directory
-from stepalign_jax.base.cli import parse_arguments, run_command
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.model.adapters import save_adapter
+from stepalign_jax.base.files import atomic_directory, read_json, write_json
+from stepalign_jax.config.cli import parse_arguments, run_command
+from stepalign_jax.exporting.merge import measure, merge
+from stepalign_jax.exporting.trained import Trained, find_trained, load_trained, probe_texts
+from stepalign_jax.huggingface.peft_adapters import save_adapter
+from stepalign_jax.huggingface.tokenizer import load_tokenizer, stop_ids
+from stepalign_jax.huggingface.weights import load_params, write_model
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3, abstract_params
-from stepalign_jax.model.tokenizer import load_tokenizer, stop_ids
-from stepalign_jax.model.weights import load_params, write_model
 from stepalign_jax.parallel.mesh import make_mesh, param_shardings, use_mesh
-from stepalign_jax.runs.directory import RunDirectory, read_json, write_json
-from stepalign_jax.runs.merging import measure, merge
-from stepalign_jax.runs.trained import Trained, find_trained, load_trained, probe_texts
+from stepalign_jax.runs.directory import RunDirectory
 
 METRICS = ("avg_at_k", "pass_at_k", "maj_at_k", "greedy")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -23,15 +23,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stepalign_jax.base.cli import parse_options, run_command
-from stepalign_jax.base.config import ParallelConfig
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.model.adapters import load_adapter
+from stepalign_jax.config.cli import parse_options, run_command
+from stepalign_jax.config.schema import ParallelConfig
+from stepalign_jax.huggingface.peft_adapters import load_adapter
+from stepalign_jax.huggingface.text_stream import TextStream
+from stepalign_jax.huggingface.tokenizer import load_tokenizer, render_prompt, stop_ids
+from stepalign_jax.huggingface.weights import load_config, load_params, resolve_checkpoint
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.qwen3 import abstract_params
-from stepalign_jax.model.text_stream import TextStream
-from stepalign_jax.model.tokenizer import load_tokenizer, render_prompt, stop_ids
-from stepalign_jax.model.weights import load_config, load_params, resolve_checkpoint
 from stepalign_jax.parallel.mesh import make_mesh, param_shardings
 from stepalign_jax.sampling.engine import Engine, Purpose
 

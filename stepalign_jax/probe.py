@@ -17,27 +17,28 @@ from typing import Any
 
 import numpy as np
 
-from stepalign_jax.base.cli import parse_arguments, run_command
-from stepalign_jax.base.config import Config
-from stepalign_jax.base.load_config import load_config
-from stepalign_jax.base.types import Problem
+from stepalign_jax.base.files import write_json
+from stepalign_jax.config.cli import parse_arguments, run_command
+from stepalign_jax.config.load import load_config
+from stepalign_jax.config.schema import Config
+from stepalign_jax.critics.engine_critic import ask_model, exact_share, oracle_critique
+from stepalign_jax.evaluation.difficulty import select_problems
+from stepalign_jax.evaluation.evaluate import evaluate_visibly
 from stepalign_jax.feedback.conditions import CONDITIONS, build_contexts
-from stepalign_jax.feedback.critic import ask_model, exact_share, oracle_critique
 from stepalign_jax.feedback.critique import Critique, count_failures
 from stepalign_jax.feedback.roles import addresses
+from stepalign_jax.grading.answers import extract_answer
+from stepalign_jax.grading.grader import Grader
 from stepalign_jax.parallel.mesh import use_mesh
-from stepalign_jax.problems.grading import Grader, extract_answer
-from stepalign_jax.runs.assemble import (
+from stepalign_jax.problems.problem import Problem
+from stepalign_jax.runs.second_model import take_turn
+from stepalign_jax.runs.setup import (
     SPLITS,
     Workbench,
     assemble_with_critic,
     make_grader,
     problem_set,
 )
-from stepalign_jax.runs.directory import write_json
-from stepalign_jax.runs.evaluation import evaluate_visibly
-from stepalign_jax.runs.second_model import take_turn
-from stepalign_jax.runs.selection import select_problems
 from stepalign_jax.sampling.engine import Purpose
 
 

@@ -17,17 +17,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from stepalign_jax.base.cli import parse_arguments, progress, run_command
 from stepalign_jax.base.compilation import CompilationCounter
-from stepalign_jax.base.config import Config
-from stepalign_jax.base.load_config import load_config
-from stepalign_jax.base.types import Problem
+from stepalign_jax.base.files import read_json, read_jsonl
+from stepalign_jax.base.progress import progress
+from stepalign_jax.config.cli import parse_arguments, run_command
+from stepalign_jax.config.load import load_config
+from stepalign_jax.config.schema import Config
+from stepalign_jax.evaluation.evaluate import Evaluation, gains
 from stepalign_jax.feedback.conditions import get_condition
 from stepalign_jax.objectives.divergence import TokenScores
-from stepalign_jax.objectives.update import TrainState
 from stepalign_jax.parallel.mesh import use_mesh
-from stepalign_jax.problems.pipeline import ProblemIterator, make_problem_iterator
-from stepalign_jax.runs.assemble import (
+from stepalign_jax.planning.fits import memory_json, memory_shares, memory_table
+from stepalign_jax.problems.order import ProblemIterator, make_problem_iterator
+from stepalign_jax.problems.problem import Problem
+from stepalign_jax.report.plots import plot_run, summary_table
+from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
+from stepalign_jax.runs.directory import RunDirectory, open_run
+from stepalign_jax.runs.metrics import MetricsWriter
+from stepalign_jax.runs.phases import Samples, Trainer
+from stepalign_jax.runs.setup import (
     SPLITS,
     Workbench,
     assemble,
@@ -35,15 +43,9 @@ from stepalign_jax.runs.assemble import (
     make_grader,
     problem_set,
 )
-from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
-from stepalign_jax.runs.directory import RunDirectory, open_run, read_json, read_jsonl
-from stepalign_jax.runs.evaluation import Evaluation, gains
-from stepalign_jax.runs.memory import memory_json, memory_shares, memory_table
-from stepalign_jax.runs.metrics import MetricsWriter
-from stepalign_jax.runs.packing import Packed
-from stepalign_jax.runs.phases import Samples, Trainer
-from stepalign_jax.runs.report import plot_run, summary_table
-from stepalign_jax.runs.timings import Stopwatch
+from stepalign_jax.runs.stopwatch import Stopwatch
+from stepalign_jax.training.packing import Packed
+from stepalign_jax.training.step import TrainState
 
 
 def train(config: Config) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stepalign_jax.base.load_config import load_config
+from stepalign_jax.config.load import load_config
 from stepalign_jax.train import train
 
 TINY = str(Path(__file__).parents[1] / "configs" / "tiny.py")

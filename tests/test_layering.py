@@ -10,13 +10,23 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "stepalign_jax"
 LAYERS = [
     "base",
+    "config",
     "parallel",
     "model",
-    "objectives",
     "sampling",
+    "objectives",
+    "training",
+    "huggingface",
     "problems",
+    "grading",
     "feedback",
+    "critics",
+    "evaluation",
+    "tiny",
     "runs",
+    "exporting",
+    "planning",
+    "report",
 ]
 COMMANDS = len(LAYERS)
 
@@ -58,9 +68,9 @@ def test_every_package_has_a_layer() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "import stepalign_jax.runs.report",
+        "import stepalign_jax.report.plots",
         "from stepalign_jax import runs",
-        "from stepalign_jax.runs.report import write",
+        "from stepalign_jax.report.plots import write",
         "def f():\n    from stepalign_jax.train import main",
     ],
 )

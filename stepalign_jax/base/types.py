@@ -6,8 +6,6 @@ Dimension key (the README's): B sequences, T completion tokens, P prompt tokens,
 S cache slots, V vocabulary, D width, H / K query / key-value heads, Dh head size.
 """
 
-import dataclasses
-
 import flax.struct
 import jax
 import numpy as np
@@ -32,20 +30,3 @@ class Rollouts:
     sampling_logprobs: jax.Array | np.ndarray
     lengths: jax.Array | np.ndarray
     finished: jax.Array | np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One problem.
-
-    Attributes:
-      text: the question as the solver sees it.
-      answer: the expected final answer.
-      reference: a worked solution (RefSol's context), or None.
-      source: which problem set made it; `arithmetic` problems can check reasoning steps.
-    """
-
-    text: str
-    answer: str
-    reference: str | None
-    source: str

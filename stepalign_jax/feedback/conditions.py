@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.types import Problem
 from stepalign_jax.feedback.critique import Critique
 from stepalign_jax.feedback.prompts import nearest_name
+from stepalign_jax.problems.problem import Problem
 
 _NO_TEXT = Critique("", None)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from stepalign_jax.feedback.reasoning_steps import ReasoningStep, parse_reasoning_steps
-from stepalign_jax.problems.grading import extract_answer
+from stepalign_jax.grading.answers import extract_answer
 
 # Why a rollout has no context. In the order in which they are looked for.
 FAILURES: dict[str, str] = {

@@ -15,9 +15,9 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from stepalign_jax.base.config import PromptsConfig
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.types import Problem
+from stepalign_jax.config.schema import PromptsConfig
+from stepalign_jax.problems.problem import Problem
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{([A-Za-z_]\w*)\}")
 SECTIONS = ("problem", "context", "attempt", "answer", "reference")

@@ -8,21 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from stepalign_jax.base.config import PromptsConfig
 from stepalign_jax.base.hashing import stable_hash32
-from stepalign_jax.base.types import Problem, Rollouts
+from stepalign_jax.base.types import Rollouts
+from stepalign_jax.config.schema import PromptsConfig
 from stepalign_jax.feedback.prompts import (
     check_problem_budget,
     critic_prompt,
     solver_prompt,
     teacher_prompt,
 )
-from stepalign_jax.model.tokenizer import (
+from stepalign_jax.huggingface.tokenizer import (
     decode,
     encode_plain,
     opens_thinking,
     render_prompt,
 )
+from stepalign_jax.problems.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stepalign_jax.model.yarn import YarnScaling
-
 # Finite, so that a row that may attend to nothing gives numbers instead of NaN.
 _MASKED = -0.7 * float(np.finfo(np.float32).max)
 # Terms of the first sums of `streamed_attention`, the fastest of 4 to 32 on two cores, and the
@@ -141,46 +139,3 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
             attention(q[:, start:end], k[..., :end], v[:, :, :end], mask[:, start:end, :end])
         )
     return jnp.concatenate(outs, axis=1)
-
-
-def rope_angles(
-    positions: jax.Array, head_dim: int, theta: float, yarn: YarnScaling | None
-) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotary angles, always fp32.
-
-    Frequencies are constants made on the host: an accelerator's own `pow` may differ in
-    the last bit, which position 30,000 turns into a visible angle.
-
-    Args:
-      positions: [1 or B, T] int32.
-      head_dim: Dh.
-      theta: the base of the geometric series of frequencies.
-      yarn: how the frequencies are stretched, or None.
-
-    Returns:
-      Two arrays [1 or B, T, 1, Dh / 2] that broadcast over heads.
-    """
-    exponents = (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)).astype(
-        np.float64
-    )
-    periods = np.power(float(theta), exponents).astype(np.float32)
-    frequencies = np.float32(1) / periods if yarn is None else yarn.stretch(periods, theta)
-    angles = (
-        positions[:, :, None, None].astype(jnp.float32)
-        * jnp.asarray(frequencies)[None, None, None]
-    )
-    if yarn is None:
-        return jnp.cos(angles), jnp.sin(angles)
-    scale = np.float32(yarn.angle_scale)
-    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
-
-
-def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """`x` [B, T, heads, Dh] rotated, half-split: dimension i pairs with i + Dh / 2.
-
-    Computed in fp32 and returned in the dtype of `x`; `cos` and `sin` come from
-    `rope_angles`.
-    """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.model.yarn import YarnScaling
+from stepalign_jax.model.rope import YarnScaling
 
 # Projection -> (submodule that holds it, logical axes of its kernel [in, out]).
 PROJECTIONS: dict[str, tuple[str, tuple[str, str]]] = {

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
-from stepalign_jax.model.linear import linear
-from stepalign_jax.model.row_blocks import rows_product
+from stepalign_jax.model.products import linear, rows_product
 
 
 @dataclasses.dataclass(frozen=True)

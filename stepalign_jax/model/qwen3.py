@@ -25,10 +25,10 @@ from flax.linen.spmd import with_logical_constraint
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model import attention as attn
+from stepalign_jax.model import rope
 from stepalign_jax.model.config import BIASED, PROJECTIONS, Qwen3Config
-from stepalign_jax.model.linear import PRODUCT
 from stepalign_jax.model.lora import LoraSpec, Projection, named_init
-from stepalign_jax.model.row_blocks import rows_product
+from stepalign_jax.model.products import PRODUCT, rows_product
 
 Tree = dict[str, Any]
 
@@ -117,8 +117,8 @@ class Attention(nn.Module):
         q, k, v = (self._project(name, x, axis) for name, axis in heads.items())
         if self.config.qk_norm:
             q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
-        q = attn.rope(q, context.cos, context.sin)
-        k = attn.rope(k, context.cos, context.sin)
+        q = rope.rope(q, context.cos, context.sin)
+        k = rope.rope(k, context.cos, context.sin)
         k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)  # as in LayerCache
         if cache is None:
             out = attn.causal_attention(q, k, v, context.mask)
@@ -313,7 +313,7 @@ class Qwen3(nn.Module):
     ) -> Context:
         config = self.config
         angles = functools.partial(
-            attn.rope_angles,
+            rope.rope_angles,
             head_dim=config.head_dim,
             theta=config.rope_theta,
             yarn=config.yarn,

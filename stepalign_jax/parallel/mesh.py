@@ -17,8 +17,8 @@ import numpy as np
 from flax.linen.spmd import logical_to_mesh, logical_to_mesh_axes
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from stepalign_jax.base.config import CriticConfig, ParallelConfig
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.schema import CriticConfig, ParallelConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
 

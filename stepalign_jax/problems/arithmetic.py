@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.hashing import stable_hash32
-from stepalign_jax.base.types import Problem
+from stepalign_jax.problems.problem import Problem
 
 MIN_REASONING_STEPS, MAX_REASONING_STEPS = 3, 10
 FORWARD_SHARE = 0.7  # of references, and of the solver's own derivations in pre-training

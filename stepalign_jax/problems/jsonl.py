@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.types import Problem
+from stepalign_jax.problems.problem import Problem
 
 SOURCE = "jsonl"
 

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.runs.directory import read_json, write_json
+from stepalign_jax.base.files import read_json, write_json
 
 MANIFEST = "manifest.json"
 

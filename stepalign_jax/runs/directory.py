@@ -20,14 +20,14 @@ dropped when the run goes on.
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import read_json, read_jsonl, write_json, write_jsonl
+from stepalign_jax.config.schema import Config
 
 # Where a run lies does not change what it computes: a run that was moved can go on.
 _LOCATION_KEYS = ("name", "runs_dir")
@@ -171,89 +171,6 @@ def open_run(config: Config) -> RunDirectory:
 def _has_results(run: RunDirectory) -> bool:
     """False where a mistake in the config stopped the run before it measured anything."""
     return run.metrics_file.exists() or any(run.path.glob("evaluations/*.json"))
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes one JSON file, whole or not at all, with sorted keys.
-
-    Raises:
-      UserError: the file cannot be written.
-      ValueError: a number is not finite.
-    """
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    _replace_text(path, text + "\n")
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """Returns the value in a JSON file.
-
-    Raises:
-      UserError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not JSON ({error}): delete it, or put a copy back"
-        ) from error
-
-
-def jsonl_row(row: Mapping[str, Any]) -> str:
-    """Returns one row with its newline; equal rows give equal text (sorted keys).
-
-    Raises:
-      ValueError: a number is not finite.
-    """
-    return json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_jsonl(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a file of one JSON object per line, whole or not at all.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    _replace_text(path, "".join(jsonl_row(row) for row in rows))
-
-
-def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of a file; a last row that a kill cut short is left out.
-
-    Raises:
-      UserError: the file cannot be read, or a row before the last is damaged.
-    """
-    try:
-        # A kill may cut a character in two; that row fails to parse like any other cut row.
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            if line:
-                rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):  # only what follows the last newline may be half a row
-                raise UserError(
-                    f"{path} is damaged at line {number}: delete that line to go on"
-                ) from error
-    return rows
-
-
-def _replace_text(path: pathlib.Path, text: str) -> None:
-    # Named by process: runs of one comparison may write the same shared file at once.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may keep the name and lose the content
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}: {error.filename})") from error
 
 
 def _make_directories(run: RunDirectory) -> None:

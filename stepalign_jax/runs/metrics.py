@@ -10,7 +10,8 @@ from typing import TextIO
 import tensorboardX
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.runs.directory import RunDirectory, jsonl_row
+from stepalign_jax.base.files import jsonl_row
+from stepalign_jax.runs.directory import RunDirectory
 
 
 class NonFiniteError(UserError, RuntimeError):

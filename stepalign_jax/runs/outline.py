@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stepalign_jax.base.config import PromptsConfig
+from stepalign_jax.config.schema import PromptsConfig
 from stepalign_jax.feedback.roles import Roles
+from stepalign_jax.huggingface.tokenizer import load_tokenizer, stop_ids
+from stepalign_jax.huggingface.weights import load_config, load_params, resolve_checkpoint
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import abstract_params
-from stepalign_jax.model.tokenizer import load_tokenizer, stop_ids
-from stepalign_jax.model.weights import load_config, load_params, resolve_checkpoint
 from stepalign_jax.parallel.mesh import param_shardings
 from stepalign_jax.sampling.engine import Engine
 

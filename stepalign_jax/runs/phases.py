@@ -11,26 +11,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.types import Problem, Rollouts
+from stepalign_jax.base.types import Rollouts
+from stepalign_jax.config.schema import Config
+from stepalign_jax.critics.engine_critic import Asked, ask_model, ask_oracle, exact_share
+from stepalign_jax.evaluation.difficulty import select_problems
+from stepalign_jax.evaluation.evaluate import Evaluation, evaluate_visibly
 from stepalign_jax.feedback.conditions import Condition, build_contexts, get_condition
-from stepalign_jax.feedback.critic import Asked, ask_model, ask_oracle, exact_share
 from stepalign_jax.feedback.critique import Critique, count_failures, fit_budget
 from stepalign_jax.feedback.roles import addresses
+from stepalign_jax.grading.answers import extract_answer
+from stepalign_jax.grading.grader import Grader
 from stepalign_jax.objectives.divergence import TokenScores
-from stepalign_jax.objectives.optimizer import learning_rate_at, make_optimizer
 from stepalign_jax.objectives.policy_gradient import group_advantages
-from stepalign_jax.objectives.update import TrainState, make_update
-from stepalign_jax.problems.grading import Grader, extract_answer
-from stepalign_jax.runs.assemble import Workbench, initial_state
-from stepalign_jax.runs.evaluation import Evaluation, evaluate_visibly
-from stepalign_jax.runs.packing import Packed, check_parts, pack, unpack
+from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.placement import state_shardings
 from stepalign_jax.runs.second_model import take_turn
-from stepalign_jax.runs.selection import select_problems
-from stepalign_jax.runs.timings import padding, token_rates
+from stepalign_jax.runs.setup import Workbench, initial_state
+from stepalign_jax.runs.stopwatch import padding, token_rates
 from stepalign_jax.sampling.engine import Purpose
+from stepalign_jax.training.optimizer import learning_rate_at, make_optimizer
+from stepalign_jax.training.packing import Packed, check_parts, pack, unpack
+from stepalign_jax.training.step import TrainState, make_update
 
 # Sampler and scorer run the same forward: a larger gap than rounding means a broken alignment.
 _LARGEST_LOGPROB_GAP = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.3}

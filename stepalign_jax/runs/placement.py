@@ -12,12 +12,12 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from stepalign_jax.base.config import Config
+from stepalign_jax.config.schema import Config
 from stepalign_jax.model.lora import abstract_lora
 from stepalign_jax.model.qwen3 import abstract_params
-from stepalign_jax.objectives.update import TrainState
 from stepalign_jax.parallel.mesh import param_shardings, replicated
-from stepalign_jax.runs.assemble import Workbench, make_state
+from stepalign_jax.runs.setup import Workbench, make_state
+from stepalign_jax.training.step import TrainState
 
 
 def state_shardings(config: Config, bench: Workbench) -> TrainState:

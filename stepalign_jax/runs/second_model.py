@@ -17,13 +17,13 @@ from typing import TypeVar
 
 import jax
 
-from stepalign_jax.base.config import Config
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.types import Problem
-from stepalign_jax.feedback.critic import Critic
+from stepalign_jax.config.schema import Config
+from stepalign_jax.critics.engine_critic import Critic
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.parallel.mesh import make_critic_mesh, split_devices
 from stepalign_jax.parallel.offload import FrozenWeights, offload, restore
+from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.outline import Outline, load_weights, make_engine, outline
 
 Answer = TypeVar("Answer")

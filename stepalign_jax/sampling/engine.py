@@ -18,11 +18,11 @@ import numpy as np
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.model.lora import LoraSpec
+from stepalign_jax.model.products import block_large
 from stepalign_jax.model.qwen3 import Qwen3, unstack_layers
-from stepalign_jax.model.row_blocks import block_large
 from stepalign_jax.sampling.draw import ADDRESS_FIELDS, Filter
-from stepalign_jax.sampling.schedule import deal, prompt_bucket
-from stepalign_jax.sampling.serve import TURNS, Served, Session
+from stepalign_jax.sampling.scheduler import deal, prompt_bucket
+from stepalign_jax.sampling.session import TURNS, Served, Session
 
 __all__ = ["Engine", "Prepared", "Purpose", "SamplingSettings", "prompt_bucket"]
 

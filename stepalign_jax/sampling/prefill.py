@@ -9,7 +9,7 @@ import numpy as np
 
 from stepalign_jax.model.qwen3 import Cache, Qwen3
 from stepalign_jax.sampling.decode import copy_rows, prefill
-from stepalign_jax.sampling.schedule import (
+from stepalign_jax.sampling.scheduler import (
     PrefillBatch,
     prefill_batches,
     prompt_bucket,

@@ -1,0 +1,150 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a run trained: which of its checkpoints, its weights, and texts to look at them with."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import read_jsonl
+from stepalign_jax.config.load import config_from_json
+from stepalign_jax.config.schema import Config
+from stepalign_jax.exporting.merge import ProbeText
+from stepalign_jax.feedback.roles import Roles
+from stepalign_jax.huggingface.weights import load_config, resolve_checkpoint
+from stepalign_jax.model.config import Qwen3Config
+from stepalign_jax.model.lora import LoraSpec, abstract_lora
+from stepalign_jax.model.qwen3 import abstract_params
+from stepalign_jax.parallel.mesh import param_shardings
+from stepalign_jax.problems.problem import Problem
+from stepalign_jax.runs.checkpoint import finished_steps, restore_part
+from stepalign_jax.runs.directory import RunDirectory
+
+# Of each rollout: the cost of rounding does not depend on where a long text ends.
+_COMPLETION_TOKENS = 256
+
+
+class Trained(NamedTuple):
+    """One checkpoint of a run, before any array is loaded.
+
+    Attributes:
+      run: its directory.
+      config: its config.
+      base: the directory of its base model.
+      model: sizes of the base.
+      spec: of its adapter, or None where all weights trained.
+      step: optimizer steps done at the checkpoint.
+    """
+
+    run: RunDirectory
+    config: Config
+    base: Path
+    model: Qwen3Config
+    spec: LoraSpec | None
+    step: int
+
+
+def find_trained(
+    run: RunDirectory, overrides: Sequence[str], *, step: int | None, metric: str | None
+) -> Trained:
+    """Returns the checkpoint that `choose_step` chooses.
+
+    Args:
+      run: its config.json is read.
+      overrides: of the config, such as `--model.path=...` where the base has moved.
+      step: which checkpoint, or None.
+      metric: of validation, or None.
+
+    Raises:
+      UserError: there is no such run, checkpoint or base model.
+    """
+    if not run.config_file.is_file():
+        raise UserError(f"{run.path} is not a run: it has no {run.config_file.name}.")
+    config = config_from_json(run.config_file, overrides)
+    chosen = choose_step(run, step, metric)
+    trainable, spec = config.trainable, None
+    if trainable.kind == "lora":
+        spec = LoraSpec(trainable.rank, trainable.alpha, trainable.targets)
+    base = resolve_checkpoint(config.model.path)
+    return Trained(run, config, base, load_config(base), spec, chosen)
+
+
+def choose_step(run: RunDirectory, step: int | None, metric: str | None) -> int:
+    """Returns `step`, or the kept one that is best by `metric`, or else the newest.
+
+    Of equally good steps the earliest is the best. A better one that was not kept is told of
+    on stderr.
+
+    Raises:
+      UserError: that checkpoint is not there; those that are, are named.
+    """
+    kept = finished_steps(run.checkpoints)
+    if not kept:
+        raise UserError(f"{run.checkpoints} holds no finished checkpoint; train first.")
+    there = f"{run.checkpoints} has those of steps {', '.join(map(str, kept))}"
+    if step is not None and step not in kept:
+        raise UserError(f"step {step} has no checkpoint: {there}.")
+    if metric is None:
+        return kept[-1] if step is None else step
+    scores = run.validation_scores(metric)
+    candidates = [candidate for candidate in kept if candidate in scores]
+    if not candidates:
+        raise UserError(
+            f"no checkpoint of {run.path} was validated, so there is no best one: {there}; "
+            "choose with --step."
+        )
+    best = max(scores, key=lambda candidate: scores[candidate])
+    chosen = max(candidates, key=lambda candidate: scores[candidate])
+    if scores[best] > scores[chosen]:
+        print(
+            f"warning: the best validation {metric} is {scores[best]:.4f} at step {best}, "
+            f"which has no checkpoint; step {chosen} with {scores[chosen]:.4f} is the best "
+            f"that has one ({there}).",
+            file=sys.stderr,
+        )
+    return chosen
+
+
+def load_trained(trained: Trained, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Returns {"lora": ...} or {"params": ...}, fp32; teacher and optimizer are not read.
+
+    Raises:
+      UserError: the checkpoint is damaged, or of another base.
+    """
+    if trained.spec is None:
+        name, boxed = "params", abstract_params(trained.model)
+    else:
+        name, boxed = "lora", abstract_lora(trained.model, trained.spec)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding),
+        nn.meta.unbox(boxed),
+        param_shardings(mesh, boxed),
+    )
+    part = {"trainable": {name: abstract}}
+    return restore_part(trained.run.checkpoints, part, trained.step)["trainable"]
+
+
+def probe_texts(trained: Trained, tokenizer: Any, num_texts: int) -> list[ProbeText]:
+    """Returns prompts and rollouts, of those that the run sampled just before the checkpoint.
+
+    Fewer, or none, where the run has no more.
+    """
+    roles, texts = Roles(tokenizer, trained.config.prompts), []
+    for step in reversed(range(trained.step)):
+        path = trained.run.rollouts_file(step)
+        if len(texts) >= num_texts:
+            break
+        if not path.exists():
+            continue
+        for row in read_jsonl(path):
+            problem = Problem(row["problem"], row["answer"], None, "rollout")
+            tokens = row["tokens"][:_COMPLETION_TOKENS]
+            if tokens:
+                texts.append(ProbeText(roles.solver(problem), tokens))
+    return texts[:num_texts]

@@ -1,0 +1,63 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time of an optimizer step went: seconds by phase, rates, compilations.
+
+Phases of timings.jsonl, which add up to `total`: sample, critique, score (the teacher's
+forward pass), update (the solver's forward and backward pass, and the optimizer), host
+(everything else that the devices wait for) and, at some steps, validate.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from stepalign_jax.training.packing import Packed
+
+
+class Stopwatch:
+    """Seconds spent in each named phase of one optimizer step.
+
+    Attributes:
+      seconds: by phase.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to `name`."""
+        started = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+    def totals(self) -> dict[str, float]:
+        """The seconds by phase, and their `total`."""
+        return {**self.seconds, "total": sum(self.seconds.values())}
+
+
+def token_rates(
+    seconds: Mapping[str, float], num_tokens: Mapping[str, int], num_devices: int
+) -> dict[str, float]:
+    """Tokens per second per device of each phase that took time and handled tokens."""
+    return {
+        f"tokens_per_second_per_device/{phase}": tokens / seconds[phase] / num_devices
+        for phase, tokens in num_tokens.items()
+        if tokens and seconds.get(phase)
+    }
+
+
+def padding(packed: Sequence[Packed], *, distils: bool) -> dict[str, float]:
+    """The share of positions that hold padding: in the rows of each phase, and at the head."""
+    parts = [p.part for p in packed]
+    positions = {
+        "update": (
+            sum(p.solver_tokens for p in packed),
+            sum(p.solver_tokens.size for p in parts),
+        ),
+        "head": (sum(len(p.places) for p in packed), sum(p.counts.size for p in parts)),
+    }
+    if distils:
+        rows = sum(p.teacher_tokens.size for p in parts)
+        positions["score"] = (sum(p.teacher_tokens for p in packed), rows)
+    return {f"padding/{name}": 1.0 - used / all_ for name, (used, all_) in positions.items()}

@@ -1,0 +1,317 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A second model as critic. One with the same weights has to give the same run as `self`."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from support import tokenizers
+from support.runs import small_config
+
+from stepalign_jax import probe, train
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import read_json, read_jsonl
+from stepalign_jax.config.schema import Config
+from stepalign_jax.critics.engine_critic import ask_model
+from stepalign_jax.feedback.roles import addresses
+from stepalign_jax.huggingface.tokenizer import load_tokenizer
+from stepalign_jax.huggingface.weights import load_config, resolve_checkpoint, write_model
+from stepalign_jax.model.qwen3 import init_params
+from stepalign_jax.parallel.mesh import make_critic_mesh, split_devices
+from stepalign_jax.planning.fits import (
+    bytes_per_device,
+    memory_shares,
+    memory_table,
+    readable_bytes,
+)
+from stepalign_jax.problems.arithmetic import arithmetic_problems
+from stepalign_jax.runs import outline
+from stepalign_jax.runs.directory import RunDirectory
+from stepalign_jax.runs.second_model import take_turn
+from stepalign_jax.runs.setup import assemble, assemble_with_critic, initial_state
+
+ONE = jax.devices()[:1]
+
+
+def copy_model(directory: Path) -> str:
+    """Copies the packaged model: the same weights from another place."""
+    shutil.copytree(resolve_checkpoint("packaged:tiny"), directory)
+    return str(directory)
+
+
+def other_model(directory: Path) -> str:
+    """A model of the same sizes that says other things."""
+    path = Path(copy_model(directory)) / "model.safetensors"
+    rng = np.random.default_rng(0)
+    noisy = {
+        name: (x + 0.05 * rng.standard_normal(x.shape)).astype(x.dtype)
+        for name, x in load_file(path).items()
+    }
+    save_file(noisy, path)
+    return str(directory)
+
+
+def two_steps(runs_dir: Path, critic: dict[str, Any], **sections: Any) -> Config:
+    return small_config(
+        runs_dir,
+        critic=critic,
+        train={"num_steps": 2, "validate_every_steps": 0},
+        problems={"num_test": 2},
+        evaluation={"num_samples": 1},
+        **sections,
+    )
+
+
+def checkpoint(path: str, placement: str, **keys: Any) -> dict[str, Any]:
+    return {"kind": "checkpoint", "path": path, "placement": placement, **keys}
+
+
+def findings(config: Config) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Trains; returns the metrics and what the teacher read."""
+    train.train(config)
+    run = RunDirectory.of(config)
+    rows = [r for step in (0, 1) for r in read_jsonl(run.rollouts_file(step))]
+    contexts = [(row["rollout"], row["context"], row["failure"]) for row in rows]
+    return read_jsonl(run.metrics_file), contexts
+
+
+@pytest.fixture(scope="module")
+def same_model(tmp_path_factory) -> str:
+    return copy_model(tmp_path_factory.mktemp("model") / "same")
+
+
+def test_the_same_weights_give_the_same_run_wherever_they_are(same_model, tmp_path, capsys):
+    expected = findings(two_steps(tmp_path / "self", {}))
+    assert all(row["critic_tokens"] > 4 for row in expected[0])
+    assert any(failure is None for _, _, failure in expected[1])
+    config = two_steps(tmp_path, checkpoint(same_model, "in_turns"))
+    capsys.readouterr()
+    assert findings(config) == expected
+    # One model of some megabytes is on the device, and one waits.
+    table, saved = capsys.readouterr().out, read_json(RunDirectory.of(config).memory_file)
+    assert saved["critic"]["bytes_per_device"] == saved["base"]["bytes_per_device"] > 2**20
+    assert saved["critic"]["where"] == "device 0 while it is asked, else pinned host memory"
+    assert f"critic     {readable_bytes(saved['critic']['bytes_per_device']):>11}  dev" in table
+
+
+def test_the_critic_is_the_second_model(same_model, tmp_path):
+    problems = arithmetic_problems("training", 4, 3, 3)
+    attempts = [str(problem.reference) for problem in problems]
+
+    def critiques(path: str, placement: str) -> list[str]:
+        config = small_config(tmp_path, critic=checkpoint(path, placement))
+        bench = assemble_with_critic(config)
+        state = initial_state(config, bench)
+        before = jax.tree.map(np.asarray, (bench.base, state))
+
+        def ask() -> Any:
+            on_devices = {
+                id(x) for x in jax.live_arrays() if x.sharding.memory_kind == "device"
+            }
+            away = [id(x) not in on_devices for x in jax.tree.leaves(bench.base)]
+            assert set(away) == {placement == "in_turns"}
+            return ask_model(
+                bench.critic,
+                config.critic,
+                problems,
+                attempts,
+                addresses=addresses(problems, 1, 0),
+                seed=0,
+                grade=lambda answers, golds: [True] * len(golds),
+            )
+
+        asked, state = take_turn(bench.critic, bench.frozen, state, ask)
+        jax.tree.map(np.testing.assert_array_equal, (bench.base, state), before)
+        assert bench.critic.weights is not bench.frozen
+        gone = {x.is_deleted() for x in jax.tree.leaves(bench.critic.weights.tree)}
+        assert gone == {placement == "in_turns"}
+        return [critique.text for critique in asked.critiques]
+
+    same, other = critiques(same_model, "shared"), other_model(tmp_path / "other")
+    assert critiques(other, "in_turns") == critiques(other, "shared") != same
+
+
+def test_a_critic_of_another_family_reads_and_speaks_its_own_tokens(tmp_path):
+    directory = tokenizers.build(tmp_path, "bpe", "LlamaTokenizer")
+    size = len(load_tokenizer(directory))
+    sizes = dataclasses.replace(
+        load_config(resolve_checkpoint("packaged:tiny")), vocab_size=size, num_layers=1
+    )
+    params = init_params(sizes, jax.random.key(0))
+    write_model(directory, sizes, params, max_shard_bytes=1 << 30)
+    config = small_config(
+        tmp_path,
+        critic=checkpoint(str(directory), "shared", max_new_tokens=8),
+        prompts={"critic_thinking": True},
+    )
+    bench = assemble_with_critic(config)
+    (problem,) = arithmetic_problems("training", 1, 3, 3)
+    prompt = bench.critic.roles.critic(problem, "Step 1: </s>12", "answer") or []
+    text = bench.critic.roles.tokenizer.decode(prompt)
+    assert text.startswith(f"<s><start_of_turn>user\n{problem.text}\nExpected: ")
+    assert text.endswith("Step 1: </s>12<end_of_turn>\n<start_of_turn>model\n<think>\n")
+    assert bench.roles.solver(problem) == assemble(config).roles.solver(problem)
+    critiques, lengths, finished = ask_model(
+        bench.critic,
+        config.critic,
+        [problem],
+        ["Step 1: </s>12"],
+        addresses=addresses([problem], 1, 0),
+        seed=0,
+        grade=lambda answers, golds: [True] * len(golds),
+    )
+    # The prompt had opened the thought, and noise does not close it.
+    assert [critique.failure for critique in critiques] == ["truncated_thinking"]
+    assert (lengths.tolist(), finished.tolist()) == ([8], [False])
+    assert "<think>" not in critiques[0].text
+
+
+def test_probe_finds_the_same_of_the_same_weights_in_turns(same_model, tmp_path):
+    """After the critic's turn the base answers as teacher, so it has to be back."""
+    own = probe.probe(two_steps(tmp_path, {}), "test")
+    second = probe.probe(two_steps(tmp_path, checkpoint(same_model, "in_turns")), "test")
+    assert own == second and own["critic"]["mean_tokens"] > 1
+
+
+def test_without_a_second_model_the_base_is_the_critic(tmp_path):
+    config = small_config(tmp_path)
+    bench = assemble_with_critic(config)
+    assert bench.critic.weights is bench.frozen and bench.critic.engine is bench.engine
+    shares = memory_shares(bench, initial_state(config, bench))
+    assert (shares["critic"].bytes_per_device, shares["critic"].where) == (0, "the base itself")
+    sizes = {name: share.bytes_per_device for name, share in shares.items()}
+    base = sum(leaf.nbytes for leaf in jax.tree.leaves(bench.base))
+    assert sizes["base"] == sizes["trainable"] == base  # float32, all weights train
+    assert 2 * base < sizes["optimizer"] < 2 * base + 100  # two moments and counters
+    assert sizes["teacher"] == 0
+    lines = memory_table(shares).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(shares)
+
+
+def test_who_asks_nobody_reads_no_second_model(same_model, tmp_path, monkeypatch):
+    read = []
+    load = outline.load_params
+
+    def count(directory, *args, **options):
+        read.append(str(directory))
+        return load(directory, *args, **options)
+
+    monkeypatch.setattr(outline, "load_params", count)
+    config = small_config(tmp_path, critic=checkpoint(same_model, "shared"))
+    assemble(config)
+    assert len(read) == 1 and same_model not in read
+
+
+def test_bytes_per_device_of_a_cut_tree():
+    mesh = jax.sharding.AbstractMesh((2, 4), ("fsdp", "tensor"))
+    spec = jax.sharding.PartitionSpec
+    cut = jax.sharding.NamedSharding(mesh, spec("fsdp", "tensor"))
+    whole = jax.sharding.NamedSharding(mesh, spec())
+    tree = {
+        "cut": jax.ShapeDtypeStruct((8, 12), np.float32, sharding=cut),
+        "whole": jax.ShapeDtypeStruct((5,), np.float16, sharding=whole),
+    }
+    assert bytes_per_device(tree) == 4 * 3 * 4 + 5 * 2
+    assert bytes_per_device({}) == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (66 * 10**9, "61.5 GiB")],
+)
+def test_readable_bytes(number, text):
+    assert readable_bytes(number) == text
+
+
+@pytest.mark.parametrize(
+    ("critic", "sentence"),
+    [
+        ({"path": "nowhere/at all"}, "critic.path 'nowhere/at all' is not a directory"),
+        ({"placement": "own", "num_devices": 1}, "of 1 device(s) at least one must be left"),
+        ({"tensor": 3}, "critic.tensor is 3, which does not divide the critic's 1 device(s)"),
+        ({"max_new_tokens": 450}, "of the critic's 512 positions its longest prompt takes"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_weight_is_read(
+    same_model, tmp_path, monkeypatch, critic, sentence
+):
+    monkeypatch.setattr(outline, "load_params", None)
+    config = small_config(tmp_path, critic=checkpoint(same_model, "in_turns") | critic)
+    with pytest.raises(UserError) as error:
+        train.train(config)
+    assert sentence in str(error.value)
+
+
+def test_a_budget_that_the_model_itself_has_no_room_for_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(outline, "load_params", None)
+    with pytest.raises(UserError, match=r"critic\.max_new_tokens is 450"):
+        train.train(small_config(tmp_path, critic={"max_new_tokens": 450}))
+
+
+def test_devices_are_split_at_the_end(tmp_path):
+    critic = small_config(tmp_path).critic
+    own = dataclasses.replace(critic, placement="own", num_devices=3)
+    assert split_devices(own, list("abcdefgh")) == (list("abcde"), list("fgh"))
+    assert split_devices(critic, list("ab")) == (list("ab"), list("ab"))
+    with pytest.raises(UserError, match="of 3 device"):
+        split_devices(own, list("abc"))
+    cut = dataclasses.replace(critic, tensor=2)
+    assert dict(make_critic_mesh(cut, ONE * 8).shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    with pytest.raises(UserError, match=r"critic\.tensor is 2, which does not divide"):
+        make_critic_mesh(cut, ONE * 3)
+    with pytest.raises(UserError, match=r"critic\.batch_size is 4, but the critic's 8 copies"):
+        make_critic_mesh(critic, ONE * 8)
+
+
+def run_on(num_devices: int, config: Config) -> Any:
+    """`findings` of a run in a process with so many simulated devices."""
+    here = Path(__file__).parent
+    tests = here.parent
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests, here))),
+    }
+    program = (
+        "import json\nfrom stepalign_jax.config.schema import *\n"
+        f"from test_second_model import findings\nfound = findings({config!r})\n"
+        "print(json.dumps(found))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # five runs in processes of their own, eight devices on few cores
+def test_every_placement_on_eight_devices_gives_the_run_of_self(same_model, tmp_path):
+    """Training on four devices, critic on four; then both on all eight, and in turns."""
+    half = {"parallel": {"data": 2, "fsdp": 2, "tensor": 1}}
+    full = {"parallel": {"data": 2, "fsdp": 2, "tensor": 2}}
+
+    def config(name: str, critic: dict[str, Any], sizes: dict[str, Any]) -> Config:
+        return two_steps(tmp_path / name, critic, **sizes)
+
+    own = checkpoint(same_model, "own", num_devices=4, tensor=1)
+    found = run_on(8, config("own", own, half))
+    assert found == run_on(4, config("self-4", {}, half))
+    expected = run_on(8, config("self-8", {}, full))
+    for placement in ("in_turns", "shared"):
+        critic = checkpoint(same_model, placement, tensor=2)
+        metrics, contexts = run_on(8, config(placement, critic, full))
+        assert contexts == expected[1]
+        assert metrics == expected[0]

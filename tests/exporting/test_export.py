@@ -1,0 +1,319 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Exports of a run of seconds: what is chosen, written, measured, and never overwritten."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.models import CONFIG, apply, enlarged, random_adapter
+from support.runs import refusal, small_config
+
+from stepalign_jax import export, train
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import read_json, read_jsonl
+from stepalign_jax.config.schema import Config
+from stepalign_jax.exporting.merge import (
+    ProbeText,
+    View,
+    hidden_states,
+    mean_kl,
+    measure,
+    merge,
+)
+from stepalign_jax.exporting.trained import choose_step, find_trained, probe_texts
+from stepalign_jax.huggingface.peft_adapters import load_adapter
+from stepalign_jax.huggingface.weights import load_config, load_model, resolve_checkpoint
+from stepalign_jax.model.lora import LoraSpec
+from stepalign_jax.model.qwen3 import Qwen3, init_params, output_head
+from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
+from stepalign_jax.runs.directory import RunDirectory, open_run
+from stepalign_jax.runs.setup import assemble, initial_state, make_state
+from stepalign_jax.tiny.tokenizer import encode
+
+TINY_BASE = resolve_checkpoint("packaged:tiny")
+LORA = {"kind": "lora", "rank": 2, "alpha": 4.0, "targets": ("q_proj", "down_proj")}
+SPEC = LoraSpec(2, 4.0, ("q_proj", "down_proj"))
+
+
+def make_run(config: Config, trees: list[Any]) -> RunDirectory:
+    """A run's directory with a checkpoint per tree and one rollout, as if it had trained."""
+    run = open_run(config)
+    checkpoints = Checkpoints(run.checkpoints, num_to_keep=len(trees))
+    for step, tree in enumerate(trees, start=1):
+        state = make_state(config, jax.tree.map(jnp.asarray, tree))
+        checkpoints.save(step, state, data_state={}, extra={})
+    checkpoints.close()
+    text = "Step 1: 1+2=3\nAnswer: 3"
+    row = {"problem": "1+2", "answer": "3", "tokens": encode(text)}
+    run.write_rollouts(0, [row, row | {"tokens": []}])
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunDirectory:
+    """Two checkpoints; the adapter is on two projections."""
+    config = small_config(tmp_path_factory.mktemp("runs"), trainable=LORA)
+    model = load_config(TINY_BASE)
+    return make_run(config, [{"lora": random_adapter(model, SPEC, seed)} for seed in (1, 2)])
+
+
+def do_export(run: RunDirectory, target: Path, *options: str) -> Path:
+    export.main(["--run", str(run.path), "--to", str(target), *options])
+    return target
+
+
+def test_adapter_export_is_the_checkpoint_bit_for_bit(run, tmp_path):
+    for step in (1, 2):
+        target = do_export(run, tmp_path / f"{step}", "--form=adapter", f"--step={step}")
+        spec, lora = load_adapter(target, load_config(TINY_BASE))
+        assert (spec.rank, spec.alpha, set(spec.targets)) == (2, 4.0, set(SPEC.targets))
+        expected = random_adapter(load_config(TINY_BASE), SPEC, step)
+        for a, b in zip(jax.tree.leaves(lora), jax.tree.leaves(expected), strict=True):
+            assert np.any(b) and a.tobytes() == b.tobytes()
+    settings = read_json(tmp_path / "2" / "adapter_config.json")
+    assert settings["base_model_name_or_path"] == str(TINY_BASE.resolve())
+
+
+def test_a_run_end_to_end(tmp_path):
+    """What was trained is what is exported: its solver says the same as the merged model."""
+    config = small_config(
+        tmp_path / "runs",
+        "refsol",
+        trainable=LORA,
+        optimizer={"warmup_steps": 0, "learning_rate": 0.01},
+        train={"num_steps": 1, "validate_every_steps": 0},
+    )
+    train.train(config)
+    run, bench = RunDirectory.of(config), assemble(config)
+    restored = restore_latest(run.checkpoints, initial_state(config, bench))
+    assert restored is not None
+    do_export(run, tmp_path / "adapter", "--form=adapter")
+    _, lora = load_adapter(tmp_path / "adapter", bench.model_config)
+    for a, b in zip(
+        jax.tree.leaves({"lora": lora}), jax.tree.leaves(restored.state.trainable), strict=True
+    ):
+        assert a.tobytes() == np.asarray(b).tobytes()
+    do_export(run, tmp_path / "merged")
+    record = read_json(tmp_path / "merged" / "export.json")
+    assert record["num_texts"] == 4 and record["kl_of_training"] > 10 * record["kl_of_rounding"]
+    texts = probe_texts(find_trained(run, (), step=None, metric=None), bench.roles.tokenizer, 4)
+    for text, row in zip(texts, read_jsonl(run.rollouts_file(0)), strict=True):
+        assert text.completion == row["tokens"]
+        assert bench.roles.tokenizer.decode(text.prompt).count(row["problem"]) == 1
+
+
+def test_merged_export_is_base_plus_delta(run, tmp_path, capsys):
+    target = do_export(run, tmp_path / "merged", "--max-shard-gb=0.001")
+    config, params = load_model(str(target))
+    base_config, base = load_model(str(TINY_BASE))
+    assert config == base_config
+    lora = random_adapter(base_config, SPEC, 2)["layers"]["mlp"]["down_proj"]
+    exact = np.asarray(base["layers"]["mlp"]["down_proj"]["kernel"], np.float64)
+    exact = exact + lora["a"].astype(np.float64) @ lora["b"] * 2.0
+    merged = params["layers"]["mlp"]["down_proj"]["kernel"]
+    np.testing.assert_allclose(merged, exact, atol=1e-6)
+    for path in (("mlp", "up_proj"), ("attention", "k_proj")):  # no targets: the same bits
+        ours, theirs = (p["layers"][path[0]][path[1]]["kernel"] for p in (params, base))
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+    names = {path.name for path in target.iterdir()}
+    assert "model.safetensors.index.json" in names  # sharded, as asked
+    assert {"tokenizer.json", "chat_template.jinja", "generation_config.json"} <= names
+    assert read_json(target / "config.json") == read_json(TINY_BASE / "config.json")
+    out, err = capsys.readouterr()
+    assert "step 2, merged" in out and "rollouts" in out and "warning" not in err
+    record = read_json(target / "export.json")
+    # What float32 leaves of two forwards that are equal on paper is below 1e-6.
+    assert record["kl_of_training"] > 1e-4 > 1e-6 > record["kl_of_rounding"]
+
+
+def test_best_and_newest(run, tmp_path, capsys):
+    copy = RunDirectory(tmp_path / "run")
+    shutil.copytree(run.path, copy.path)
+    for step, score in ((0, 0.5), (1, 0.75), (2, 0.25)):
+        copy.write_evaluation(
+            f"validation_{step:05d}",
+            {"avg_at_k": [score, score], "greedy": [0.0, score == 0.25]},
+        )
+    assert choose_step(copy, None, None) == 2
+    assert choose_step(copy, None, "avg_at_k") == 1
+    assert choose_step(copy, None, "greedy") == 2
+    assert "warning" not in capsys.readouterr().err
+    shutil.rmtree(copy.checkpoints / "1")
+    assert choose_step(copy, None, "avg_at_k") == 2
+    assert (
+        "the best validation avg_at_k is 0.7500 at step 1, which has no checkpoint; step 2 "
+        "with 0.2500 is the best that has one" in capsys.readouterr().err
+    )
+    with pytest.raises(UserError, match=r"step 1 has no checkpoint: .* has those of steps 2\."):
+        choose_step(copy, 1, None)
+    for path in copy.path.glob("evaluations/validation_*"):
+        path.unlink()
+    with pytest.raises(UserError, match="so there is no best one"):
+        choose_step(copy, None, "avg_at_k")
+
+
+def test_an_existing_target_is_never_overwritten_silently(run, tmp_path, monkeypatch, capsys):
+    target = do_export(run, tmp_path / "adapter", "--form=adapter", "--step=1")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    again = ["--run", str(run.path), "--to", str(target), "--form=adapter"]
+    error = refusal(export.main, again, monkeypatch, capsys)
+    assert str(target) in error and "--overwrite" in error
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    export.main([*again, "--overwrite"])
+    assert read_json(target / "export.json")["step"] == 2
+
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "thesis.tex").write_text("years of work")
+    taken = ["--run", str(run.path), "--overwrite", "--to"]
+    for place, sentence in (
+        (notes, "holds files that are no export"),
+        (run.path, "would replace the run"),
+        (run.path.parent, "would replace the run"),
+        (TINY_BASE, "would replace the base model"),
+    ):
+        assert sentence in refusal(export.main, [*taken, str(place)], monkeypatch, capsys)
+    assert (notes / "thesis.tex").exists() and run.config_file.exists()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+def test_an_interrupted_export_leaves_the_old_target_or_nothing(
+    run, tmp_path, monkeypatch, kind
+):
+    old = do_export(run, tmp_path / "old", "--form=adapter", "--step=1")
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+
+    def write_half(directory: Path, *_: Any, **__: Any) -> None:
+        (directory / "adapter_model.safetensors").write_bytes(b"half")
+        raise kind("stopped")
+
+    monkeypatch.setattr(export, "save_adapter", write_half)
+    for target, options in ((tmp_path / "new", ()), (old, ("--overwrite",))):
+        with pytest.raises(kind):
+            do_export(run, target, "--form=adapter", *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--step=7"], "step 7 has no checkpoint"),
+        (["--step=1", "--best"], "--step and --best each name a checkpoint"),
+        (["--best=loss"], "invalid choice: 'loss'"),
+        (["--form=adapter", "--dtype=bfloat16"], "always written in float32"),
+        (["--max-shard-gb=0"], "--max-shard-gb is 0.0"),
+        (["--probe-texts=-1"], "--probe-texts is -1"),
+        (["--config=configs/tiny.py"], "--config is not read here"),
+        (["--model.path=/no/such/model"], "/no/such/model"),
+        (["--trainable.rank=3"], "saved by another config"),
+        (["--run=/no/such/run"], "/no/such/run is not a run"),
+    ],
+)
+def test_refusals(run, tmp_path, monkeypatch, capsys, options, sentence):
+    argv = ["--run", str(run.path), "--to", str(tmp_path / "to"), *options]
+    assert sentence in refusal(export.main, argv, monkeypatch, capsys)
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_full_fine_tune_is_rounded_and_has_no_adapter(tmp_path, monkeypatch, capsys):
+    base = load_model(str(TINY_BASE))[1]
+    trained = jax.tree.map(lambda leaf: np.asarray(leaf) * np.float32(1.01), base)
+    run = make_run(small_config(tmp_path / "runs"), [{"params": trained}])
+    argv = ["--run", str(run.path), "--to", str(tmp_path / "to")]
+    error = refusal(export.main, [*argv, "--form=adapter"], monkeypatch, capsys)
+    assert "trained all weights and no adapter: use --form merged" in error
+    for options, dtype in (([], "float32"), (["--overwrite", "--dtype=bfloat16"], "bfloat16")):
+        export.main([*argv, *options])
+        exported = load_model(str(tmp_path / "to"))[1]
+        for a, b in zip(jax.tree.leaves(exported), jax.tree.leaves(trained), strict=True):
+            assert np.asarray(a).tobytes() == b.astype(jnp.dtype(dtype)).tobytes()
+    record = read_json(tmp_path / "to" / "export.json")
+    assert 0.1 < record["lost"] < 1 and record["kl_of_rounding"] > 0
+
+
+def test_rounding_that_eats_the_training_is_warned_of():
+    found = {"dtype": "bfloat16", "lost": 0.2, "kl_of_training": 1.0, "kl_of_rounding": 0.01}
+    assert export.rounding_warning(found) is None
+    by_kl = export.rounding_warning(found | {"kl_of_rounding": 0.12})
+    assert by_kl is not None
+    assert "bfloat16 costs 20 % of the delta and 12 % of the KL that training made" in by_kl
+    by_norm = export.rounding_warning({"dtype": "bfloat16", "lost": 0.6})
+    assert by_norm is not None and "costs 60 % of the delta that training made" in by_norm
+    assert export.rounding_warning({"dtype": "float32", "lost": 0.0}) is None
+
+
+# Merging and its price, on a model small enough to work out in float64.
+
+MODEL_SPEC = LoraSpec(rank=3, alpha=6.0, targets=("o_proj", "up_proj"))
+TEXTS = [ProbeText([3, 4, 5], [6, 7, 8, 9]), ProbeText([9, 8], [7, 6])]
+
+
+def bfloat16_base() -> Any:
+    params = enlarged(init_params(CONFIG, jax.random.key(0)), 4)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+
+
+@pytest.mark.parametrize(("size", "lost"), [(1e-5, (0.95, 1.05)), (1.0, (0.0, 0.1))])
+def test_a_small_delta_is_rounded_away_and_a_large_one_stays(size, lost):
+    lora = jax.tree.map(lambda leaf: leaf * size**0.5, random_adapter(CONFIG, MODEL_SPEC))
+    merged = merge(bfloat16_base(), {"lora": lora}, MODEL_SPEC, jnp.dtype("bfloat16"))
+    assert lost[0] <= merged.lost <= lost[1]
+    exact = merge(bfloat16_base(), {"lora": lora}, MODEL_SPEC, jnp.dtype("float32"))
+    assert exact.lost < 1e-2
+    pairs = [lora["layers"]["attention"]["o_proj"], lora["layers"]["mlp"]["up_proj"]]
+    square = sum(np.sum(np.square(p["a"].astype(np.float64) @ p["b"] * 2.0)) for p in pairs)
+    np.testing.assert_allclose(exact.delta_norm, square**0.5, rtol=1e-3)
+
+
+def test_a_weight_too_large_for_the_dtype_is_refused():
+    base = bfloat16_base()
+    base["final_norm"]["scale"] = base["final_norm"]["scale"] * 1e6
+    lora = random_adapter(CONFIG, MODEL_SPEC)
+    with pytest.raises(UserError, match=r"final_norm\.scale .* not finite in float16"):
+        merge(base, {"lora": lora}, MODEL_SPEC, jnp.dtype("float16"))
+
+
+def test_kl_of_hidden_states_by_hand():
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(2, 300, 8)).astype(np.float32)  # more than one tile
+    heads = rng.normal(size=(2, 11, 8)).astype(np.float32)
+
+    def logprobs(i: int) -> np.ndarray:
+        logits = hidden[i].astype(np.float64) @ heads[i].T.astype(np.float64)
+        return logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+
+    p, q = logprobs(0), logprobs(1)
+    expected = np.mean(np.sum(np.exp(p) * (p - q), axis=-1))
+    views = [View(h, jnp.asarray(w)) for h, w in zip(hidden, heads, strict=True)]
+    assert mean_kl(views[0], views[1]) == pytest.approx(expected, rel=1e-5)
+    assert mean_kl(views[0], views[0]) == 0.0
+
+
+def test_states_are_those_that_predict_the_completions():
+    model, params = Qwen3(CONFIG, jnp.float32), init_params(CONFIG, jax.random.key(0))
+    found = hidden_states(model, {"params": params}, TEXTS)
+    rows = []
+    for prompt, completion in TEXTS:
+        hidden, _ = apply(model, {"params": params}, np.array([[*prompt, *completion]]))
+        rows.append(hidden[0, len(prompt) - 1 : -1])
+    np.testing.assert_allclose(found, np.concatenate(rows), atol=1e-5)
+
+
+def test_measure_compares_trained_base_and_exported():
+    base = bfloat16_base()
+    lora = {"lora": random_adapter(CONFIG, MODEL_SPEC)}
+    model = Qwen3(CONFIG, jnp.float32, lora=MODEL_SPEC)
+    merged = merge(base, lora, MODEL_SPEC, jnp.dtype("float32")).params
+    found = measure(model, base, lora, merged, TEXTS)
+    assert found["num_tokens"] == 6 and found["num_texts"] == 2
+    assert found["kl_of_rounding"] < 1e-8 < 1e-3 < found["kl_of_training"]
+    # Exporting the base itself loses exactly what training did.
+    nothing = measure(model, base, lora, base, TEXTS)
+    assert nothing["kl_of_rounding"] == nothing["kl_of_training"] == found["kl_of_training"]
+    assert output_head(base).dtype == jnp.bfloat16

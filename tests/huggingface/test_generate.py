@@ -1,0 +1,87 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command that streams an answer, on the packaged checkpoint."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.runs import refusal
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.generate import main, settings_for
+from stepalign_jax.huggingface.text_stream import TextStream
+from stepalign_jax.huggingface.weights import load_config, resolve_checkpoint
+
+TINY = resolve_checkpoint("packaged:tiny")
+CONFIG = load_config(TINY)
+
+
+class ByteTokenizer:
+    """One token per UTF-8 byte, decoded as byte-level tokenizers decode."""
+
+    def __init__(self) -> None:
+        self.added_tokens_decoder: dict[int, Any] = {}
+        self.all_special_ids: list[int] = []
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_stream_never_shows_half_a_character(size):
+    text = "naïve 😀 → 数学 " * 20 + "é"
+    ids, stream = list(text.encode()), TextStream(ByteTokenizer())
+    pieces = [stream.push(ids[i : i + size]) for i in range(0, len(ids), size)]
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "".join(pieces) + stream.finish() == text
+
+
+def test_a_stream_that_is_cut_shows_what_there_is():
+    stream = TextStream(ByteTokenizer())
+    assert stream.push(list("a😀".encode())[:3]) == "a"
+    assert stream.finish() == "\ufffd"
+
+
+def test_the_answer_goes_to_stdout_and_the_rest_to_stderr(capsys):
+    main(["--model", "packaged:tiny", "--prompt", "12 + 34 - 5", "--max-new-tokens", "30"])
+    out, err = capsys.readouterr()
+    assert out.startswith("Step 1: ") and "tokens/s" not in out
+    assert err.startswith("greedy; cpu, float32")
+    assert "prompt tokens" in err and "tokens/s after the first" in err
+
+
+def options(**changes: Any) -> argparse.Namespace:
+    unset = dict(temperature=None, top_k=None, top_p=None, max_new_tokens=512, seed=0)
+    return argparse.Namespace(**{**unset, **changes})
+
+
+def test_options_come_before_the_checkpoint_and_that_before_greedy(tmp_path: Path):
+    assert settings_for(options(), tmp_path, CONFIG, 10).temperature == 0
+    assert settings_for(options(top_p=0.5), tmp_path, CONFIG, 10).temperature == 1
+    stored = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    (tmp_path / "generation_config.json").write_text(json.dumps(stored))
+    found = settings_for(options(top_k=5), tmp_path, CONFIG, 10)
+    assert (found.temperature, found.top_k, found.top_p) == (0.6, 5, 0.95)
+    assert settings_for(options(temperature=0.0), tmp_path, CONFIG, 10).temperature == 0
+    room = settings_for(options(max_new_tokens=10**6), tmp_path, CONFIG, 10).max_new_tokens
+    assert room == CONFIG.max_positions - 10
+    with pytest.raises(UserError, match="positions: shorten it"):
+        settings_for(options(), tmp_path, CONFIG, CONFIG.max_positions)
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--temperature=-1", "--temperature is -1.0, but it must be at least 0"),
+        ("--top-p=0", "--top-p is 0.0, but it must be above 0 and at most 1"),
+        ("--max-new-tokens=0", "--max-new-tokens is 0"),
+        ("--seed=-1", "--seed is -1"),
+        ("--model=packaged:none", "packaged:none is not in this package"),
+    ],
+)
+def test_impossible_options_are_refused_in_a_sentence(option, named, monkeypatch, capsys):
+    argv = ["--model", "packaged:tiny", "--prompt", "1 + 1", option]
+    assert named in refusal(main, argv, monkeypatch, capsys)

@@ -1,0 +1,83 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Log-probabilities in tiles: float64's values and gradients, and few products."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support.float64 as float64
+from support.tiled import equations
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.objectives.tiled_logprobs import tiled_logprobs
+
+N, D, V = 7, 5, 13
+
+
+def draw() -> tuple[jax.Array, jax.Array, jax.Array]:
+    inputs = float64.draw_inputs(N, V, D)
+    return tuple(jnp.asarray(inputs[k]) for k in ("solver_hidden", "solver_head", "tokens"))
+
+
+def picked(hidden: Any, head: Any, tokens: Any, token_tile: int = 3) -> jax.Array:
+    return tiled_logprobs(
+        hidden, head, tokens, temperature=0.7, token_tile=token_tile, mesh=None
+    )
+
+
+@pytest.mark.parametrize("token_tile", [1, 3, 100])
+def test_values_and_gradients_of_any_function_of_them(token_tile):
+    hidden, head, tokens = draw()
+
+    def loss(hidden: jax.Array, head: jax.Array) -> jax.Array:
+        return jnp.sum(picked(hidden, head, tokens, token_tile) ** 2)
+
+    value, slopes = jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, head)
+    hidden, head, tokens = (np.asarray(x) for x in (hidden, head, tokens))
+    logprobs = float64.logprobs(hidden, head, 0.7)
+    expected = logprobs[np.arange(N), tokens]
+    logit_slopes = 2 * expected[:, None] * (np.eye(V)[tokens] - np.exp(logprobs)) / 0.7
+    np.testing.assert_allclose(value, (expected**2).sum(), rtol=1e-5)
+    assert float64.relative_error(slopes[0], logit_slopes @ head) < 1e-5
+    assert float64.relative_error(slopes[1], logit_slopes.T @ hidden) < 1e-5
+
+
+@pytest.mark.parametrize(("learns", "num_products"), [((), 1), ((0,), 2), ((0, 1), 4)])
+def test_head_products(learns, num_products):
+    def loss(*arrays: jax.Array) -> jax.Array:
+        return picked(*arrays).sum()
+
+    step = jax.value_and_grad(loss, learns) if learns else loss
+    found = equations(jax.make_jaxpr(step)(*draw()).jaxpr)
+    assert sum(e.primitive.name == "dot_general" for e in found) == num_products
+
+
+def test_no_array_of_all_tokens_by_vocabulary():
+    step = jax.grad(lambda *arrays: picked(*arrays, token_tile=2).sum(), (0, 1))
+    found = equations(jax.make_jaxpr(step)(*draw()).jaxpr)
+    shapes = {getattr(out.aval, "shape", ()) for e in found for out in e.outvars}
+    assert (2, V) in shapes and (N, V) not in shapes
+
+
+def test_head_gradient_is_summed_over_tiles_in_float32():
+    """A bfloat16 sum of 512 halves stops growing at 128."""
+    hidden, tokens = jnp.ones((512, 1), jnp.bfloat16), jnp.zeros(512, jnp.int32)
+
+    @jax.jit
+    @jax.grad
+    def slopes(head: jax.Array) -> jax.Array:
+        return tiled_logprobs(
+            hidden, head, tokens, temperature=1.0, token_tile=1, mesh=None
+        ).sum()
+
+    found = slopes(jnp.zeros((2, 1), jnp.bfloat16)).astype(jnp.float32)
+    np.testing.assert_array_equal(np.ravel(found), [256.0, -256.0])
+
+
+def test_impossible_numbers_are_refused():
+    for temperature, tile in ((0.0, 1), (np.inf, 1), (1.0, 0)):
+        with pytest.raises(UserError, match="temperature" if tile else "token_tile"):
+            tiled_logprobs(*draw(), temperature=temperature, token_tile=tile, mesh=None)

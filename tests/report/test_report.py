@@ -1,0 +1,152 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import write_jsonl
+from stepalign_jax.report import plots as report
+from stepalign_jax.runs.directory import RunDirectory
+
+
+def interval(mean: float, half_width: float = 0.03) -> dict[str, float]:
+    return {"mean": mean, "low": mean - half_width, "high": mean + half_width}
+
+
+def make_summary(before: float = 0.4, after: float = 0.7) -> dict:
+    def scores(mean: float, tokens: float) -> dict:
+        named = {name: interval(mean) for name in ("avg_at_k", "pass_at_k", "maj_at_k")}
+        return {**named, "mean_tokens": tokens}
+
+    return {
+        "k": 12,
+        "before": scores(before, 40.0),
+        "after": scores(after, 38.5),
+        "gain": scores(after - before, -1.5),
+        "seconds": 1234.5,
+    }
+
+
+def make_seed(seed: int, gain: float, num_points: int = 3) -> dict:
+    return {
+        "seed": seed,
+        "summary": make_summary(0.4, 0.4 + gain),
+        "curve": [[10 * i, 0.4 + gain * i / 2] for i in range(num_points)],
+        "critic_exactness": [[0, 0.5], [1, None], [2, 1.0]] if seed == 0 else [[0, None]],
+        "solver_tokens": 1000 + seed,
+        "train_seconds": 60.0,
+    }
+
+
+def make_comparison() -> dict:
+    conditions = {
+        "stepalign": [make_seed(0, 0.3), make_seed(1, 0.2, num_points=2)],
+        "no_context": [make_seed(1, 0.0)],
+    }
+    return {"k": 12, "variants": {"equal_tokens": conditions, "equal_wall_clock": conditions}}
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Axes]:
+    """Returns the axes of the figures that are saved, beside saving them."""
+    axes: list[Axes] = []
+    save = Figure.savefig
+
+    def remember(figure: Figure, *args, **kwargs) -> None:
+        axes.extend(figure.axes)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    return axes
+
+
+def test_summary_table_to_the_letter():
+    assert report.summary_table(make_summary()) == (
+        "                   before             after              gain\n"
+        "-----------------  -----------------  -----------------  --------------------\n"
+        "Avg@12             40.0 [37.0, 43.0]  70.0 [67.0, 73.0]  +30.0 [+27.0, +33.0]\n"
+        "Pass@12            40.0 [37.0, 43.0]  70.0 [67.0, 73.0]  +30.0 [+27.0, +33.0]\n"
+        "Maj@12             40.0 [37.0, 43.0]  70.0 [67.0, 73.0]  +30.0 [+27.0, +33.0]\n"
+        "tokens per answer  40.0               38.5               -1.5\n"
+        "Shares in percent, gains in points, [intervals] over problems. The run took 1,234 s.\n"
+    )
+
+
+def test_summary_table_shows_what_is_missing():
+    summary = make_summary()
+    del summary["after"]["maj_at_k"], summary["gain"]["maj_at_k"], summary["seconds"]
+    table = report.summary_table(summary)
+    assert "Maj@12             40.0 [37.0, 43.0]  –                  –\n" in table
+    assert "took" not in table
+
+
+def test_comparison_markdown():
+    lines = report.comparison_markdown(make_comparison()).splitlines()
+    assert lines[0] == "### Equal tokens"
+    assert lines[2].startswith("| condition | seeds | Avg@12 before |")
+    assert lines[4] == (
+        "| stepalign | 2 | 40.0 | 65.0 | +25.0 | +30.0 [+27.0, +33.0]; +20.0 [+17.0, +23.0] "
+        "| 75.0 | 1,000 | 60 |"
+    )
+    assert lines[5] == (
+        "| no_context | 1 | 40.0 | 40.0 | +0.0 | +0.0 [-3.0, +3.0] | – | 1,001 | 60 |"
+    )
+    assert "### Equal wall clock" in lines
+
+
+def test_plot_run_draws_what_there_is(tmp_path, drawn):
+    run = RunDirectory(tmp_path)
+    rows = [{"step": s, "loss": 1.0 / (s + 1), "reward": None} for s in range(4)]
+    write_jsonl(run.metrics_file, rows)
+    run.write_evaluation("validation_00000", {"avg_at_k": [0.0, 0.5]})
+    run.write_evaluation("validation_00003", {"avg_at_k": [0.25, 0.75]})
+    run.write_summary(make_summary())
+    assert report.plot_run(run) == run.report / "run.png"
+    assert imread(run.report / "run.png").shape[:2] == (480, 1980)
+    titles = [a.get_title(loc="left") for a in drawn]
+    assert titles[:2] == ["Validation Avg@k (%)", "Loss"] and titles[2].startswith("Before")
+    np.testing.assert_array_equal(drawn[0].lines[0].get_xydata(), [[0, 25], [3, 50]])
+    np.testing.assert_allclose(np.asarray(drawn[1].lines[0].get_ydata())[3], 0.25)
+    heights = [bar.get_height() for bar in drawn[2].patches]
+    np.testing.assert_allclose(heights, [40] * 3 + [70] * 3)
+
+
+def test_plot_run_draws_trailing_means_of_long_runs(tmp_path, drawn):
+    run = RunDirectory(tmp_path)
+    write_jsonl(run.metrics_file, [{"step": s, "loss": float(s)} for s in range(40)])
+    report.plot_run(run)
+    each, mean = drawn[0].lines
+    assert len(np.asarray(each.get_ydata())) == 40
+    # Five steps at a time, and fewer at the start.
+    np.testing.assert_allclose(np.asarray(mean.get_ydata())[[0, 1, 4, 39]], [0, 0.5, 2, 37])
+
+
+def test_plot_run_of_a_run_without_numbers(tmp_path):
+    assert report.plot_run(RunDirectory(tmp_path)).exists()
+
+
+def test_plot_comparison_draws_means_over_common_steps(tmp_path, drawn):
+    path = report.plot_comparison(make_comparison(), tmp_path / "plots" / "comparison.png")
+    assert path.exists() and len(drawn) == 6
+    curves = {line.get_label(): line for line in drawn[0].lines}
+    assert set(curves) == {"stepalign", "no_context"}
+    # The second seed stops at step 10, and a mean over fewer seeds would jump there.
+    np.testing.assert_allclose(curves["stepalign"].get_xydata(), [[0, 40], [10, 52.5]])
+    assert [t.get_text() for t in drawn[2].get_yticklabels()] == ["stepalign", "no_context"]
+    assert [t.get_text() for t in drawn[2].texts] == ["+25.0", "+0.0"]
+    assert curves["stepalign"].get_color() != curves["no_context"].get_color()
+
+
+def test_critic_exactness_is_averaged_over_windows_and_skips_gaps():
+    points = [[1, 0.5], [2, None], [3, 1.0], [4, None], [5, None], [6, 0.25], [7, None]]
+    assert report._windows(points) == {5: 0.75, 7: 0.25}
+    assert report._windows([[1, None]]) == {}
+
+
+def test_image_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*x\.png \(File exists: .*file"):
+        report.plot_comparison(make_comparison(), tmp_path / "file" / "x.png")

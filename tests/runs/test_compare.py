@@ -1,0 +1,193 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which runs a comparison makes, how time is shared out, and what is collected."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.runs import TINY, small_config, write_config
+
+from stepalign_jax import compare
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import read_json, write_json, write_jsonl
+from stepalign_jax.compare import Job, make_job
+from stepalign_jax.report.plots import comparison_markdown, plot_comparison
+
+INTERVAL = {"mean": 0.5, "low": 0.4, "high": 0.6}
+SCORES = dict.fromkeys(("avg_at_k", "pass_at_k", "maj_at_k", "mean_tokens"), INTERVAL)
+
+
+def job(tmp_path: Path, condition: str, seed: int = 0, spec: str = TINY) -> Job:
+    return make_job(
+        spec, [f"--runs_dir={tmp_path}", "--train.num_steps=40"], condition, seed, ()
+    )
+
+
+def finish(done: Job, *, step_seconds: list[float], validation: dict[int, float]) -> None:
+    """Writes what `train` would have left behind."""
+    steps = range(len(step_seconds))
+    critic_exact = 0.75 if done.condition == "stepalign" else None
+    rows: list[dict[str, Any]] = [
+        {"step": step, "critic_exact_on_wrong": critic_exact} for step in steps
+    ]
+    timings: list[dict[str, Any]] = [
+        {"step": step, "total": seconds} for step, seconds in enumerate(step_seconds)
+    ]
+    for step, value in validation.items():
+        done.run.write_evaluation(f"validation_{step:05d}", {"avg_at_k": [value, value]})
+        timings[step] |= {"validate": 9.0, "total": timings[step]["total"] + 9.0}
+    write_jsonl(done.run.metrics_file, rows)
+    write_jsonl(done.run.timings_file, timings)
+    summary = {"before": SCORES, "after": SCORES, "gain": SCORES, "solver_tokens": 640}
+    write_json(done.run.summary_file, summary | {"step_seconds": sum(step_seconds)})
+
+
+@pytest.mark.parametrize(
+    ("spec", "extra", "name", "variant"),
+    [
+        (TINY, (), "tiny-grpo-seed2", "grpo"),
+        (f"{TINY}:hard", (), "tiny-hard-grpo-seed2", "hard-grpo"),
+        (TINY, ("--train.num_steps=45",), "tiny-grpo-45steps-seed2", "grpo"),
+    ],
+)
+def test_a_job_is_a_train_command(spec, extra, name, variant):
+    made = make_job(spec, ["--train.num_steps=30"], "grpo", 2, extra)
+    assert made.config.name == name and made.run.path == Path("runs") / name
+    assert (made.config.condition, made.config.seed) == ("grpo", 2)
+    assert made.config.train.num_steps == (45 if extra else 30)
+    assert made.arguments == (
+        *("--config", f"{TINY}:{variant}", "--train.num_steps=30"),
+        *(*extra, "--seed=2", f"--name={name}"),
+    )
+
+
+def test_a_condition_that_the_config_does_not_know_is_refused(tmp_path):
+    fixed = tmp_path / "fixed.py"
+    fixed.write_text(
+        "from stepalign_jax.base.errors import UserError\n"
+        "def get_config(variant):\n    raise UserError(f'no variant {variant}')\n"
+    )
+    with pytest.raises(UserError, match="no variant refsol"):
+        make_job(str(fixed), [], "refsol", 0, ())
+
+
+def test_seconds_per_step_is_a_median_without_validation(tmp_path):
+    made = job(tmp_path, "stepalign")
+    finish(made, step_seconds=[30.0, 1.0, 2.0, 1.5, 1.0], validation={3: 0.5, 4: 0.5})
+    assert compare.seconds_per_step(made) == 1.5
+
+
+def test_equal_time_gives_each_condition_the_slowest_ones_time(tmp_path, monkeypatch):
+    jobs = [job(tmp_path, c, s) for s in (0, 1, 2) for c in ("grpo", "refsol", "stepalign")]
+    speeds = {"grpo": [1.0, 9.0, 1.0], "refsol": [1.6, 1.5, 1.4], "stepalign": [2.0, 2.0, 1.0]}
+    monkeypatch.setattr(compare, "seconds_per_step", lambda j: speeds[j.condition][j.seed])
+    overrides = [f"--runs_dir={tmp_path}", "--train.num_steps=40"]
+    timed = compare.jobs_of_equal_time(jobs, TINY, overrides)
+    assert [(j.condition, j.seed) for j in timed] == [(j.condition, j.seed) for j in jobs]
+    # Medians over seeds are 1, 1.5 and 2 s: 40 steps of the slowest take 80 s.
+    for done, equal in zip(jobs, timed, strict=True):
+        steps = {"grpo": 80, "refsol": 53, "stepalign": 40}[done.condition]
+        assert equal.config.train.num_steps == steps
+        if done.condition == "stepalign":
+            assert equal is done  # the same run serves both variants
+        else:
+            name = f"tiny-{done.condition}-{steps}steps-seed{done.seed}"
+            assert equal.config.name == name
+            same = dataclasses.replace(equal.config.train, num_steps=40)
+            assert same == done.config.train
+
+
+def test_what_is_collected(tmp_path):
+    jobs = [job(tmp_path, c, s) for s in (0, 1) for c in ("grpo", "stepalign")]
+    for made in jobs:
+        finish(made, step_seconds=[1.0, 2.0, 1.0], validation={1: 0.6, 2: 0.7})
+    found = compare.collect(jobs)
+    assert list(found) == ["grpo", "stepalign"]
+    assert found["stepalign"][1] == {
+        "seed": 1,
+        "name": "tiny-stepalign-seed1",
+        "num_steps": 40,
+        "summary": read_json(jobs[3].run.summary_file),
+        "curve": [[1, 0.6], [2, 0.7]],
+        "critic_exactness": [[1, 0.75], [2, 0.75], [3, 0.75]],
+        "solver_tokens": 640,
+        "train_seconds": 4.0,
+    }
+    assert found["grpo"][0]["critic_exactness"] == [[1, None], [2, None], [3, None]]
+    comparison = {"k": 12, "variants": {"equal_tokens": found, "equal_wall_clock": found}}
+    table = comparison_markdown(comparison)
+    assert table.count("| stepalign | 2 | 50.0 | 50.0 |") == 2
+    assert plot_comparison(comparison, tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_finished_runs_are_kept_and_workers_share_the_cores(tmp_path, monkeypatch):
+    jobs = [job(tmp_path, "grpo", seed) for seed in range(5)]
+    finish(jobs[1], step_seconds=[1.0], validation={})
+    monkeypatch.setattr(compare.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    together, lock, both = threading.Barrier(2, timeout=30), threading.Lock(), []
+
+    def run_one(made: Job, cores: list[int]) -> None:
+        with lock:
+            both.append((made.seed, cores))
+        together.wait()  # passes only if two runs are under way
+
+    monkeypatch.setattr(compare, "_run_one", run_one)
+    compare.run_jobs(jobs, 2, "testing")
+    assert sorted(seed for seed, _ in both) == [0, 2, 3, 4]
+    assert {tuple(cores) for _, cores in both} == {(0, 2), (1, 3)}
+
+
+def test_a_failed_run_ends_the_comparison_with_its_log(tmp_path, monkeypatch):
+    asked, start = [], subprocess.Popen
+
+    def fail(command: list[str], **options: Any) -> Any:
+        asked.append(command)
+        program = "print('error: no such thing'); raise SystemExit(2)"
+        return start([sys.executable, "-c", program], **options)
+
+    monkeypatch.setattr(compare.subprocess, "Popen", fail)
+    jobs = [job(tmp_path, "grpo", seed) for seed in range(3)]
+    with pytest.raises(UserError) as refusal:
+        compare.run_jobs(jobs, 1, "testing")
+    log = tmp_path / "tiny-grpo-seed0" / "log.txt"
+    assert f"ended with status 2; its output is in {log}" in str(refusal.value)
+    assert log.read_text() == "error: no such thing\n"
+    assert len(asked) < 3 and asked[0][1:3] == ["-m", "stepalign_jax.train"]
+    assert tuple(asked[0][3:]) == jobs[0].arguments
+
+
+@pytest.mark.slow
+def test_a_comparison_of_two_conditions(tmp_path, capsys):
+    """The real thing: four or fewer processes, each a whole run."""
+    config = small_config(tmp_path / "runs", train={"validate_every_steps": 2})
+    base = write_config(tmp_path / "base.py", config)
+    spec = tmp_path / "small.py"
+    spec.write_text(
+        "import dataclasses\nfrom base import get_config as base\n\n\n"
+        "def get_config(variant=''):\n"
+        "    name = variant or 'stepalign'\n"
+        "    return dataclasses.replace(base(), name=name, condition=name)\n"
+    )
+    assert Path(base).exists()
+    argv = ["--config", str(spec), "--conditions", "no_context,refsol", "--seeds", "1"]
+    compare.main([*argv, "--workers", "2"])
+    directory = tmp_path / "runs" / "comparison-small-no_context-refsol"
+    comparison = read_json(directory / "comparison.json")
+    assert comparison["variants"].keys() == {"equal_tokens", "equal_wall_clock"}
+    for variant in comparison["variants"].values():
+        assert list(variant) == ["no_context", "refsol"]
+        assert all(len(seeds) == 1 for seeds in variant.values())
+    tokens = comparison["variants"]["equal_tokens"]
+    assert [seeds[0]["num_steps"] for seeds in tokens.values()] == [4, 4]
+    assert [len(seeds[0]["curve"]) for seeds in tokens.values()] == [3, 3]
+    assert (directory / "comparison.md").read_text() in capsys.readouterr().out
+    assert (directory / "comparison.png").stat().st_size > 10_000
+    # Again, all of it is there already; only what depends on speed could differ.
+    compare.main(argv)
+    assert json.loads((directory / "comparison.json").read_text()) == comparison

@@ -1,0 +1,255 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs of seconds: every condition, a second start, and a run that is killed."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from support.runs import small_config, write_config
+
+from stepalign_jax import evaluate, train
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import read_json, read_jsonl
+from stepalign_jax.config.schema import Config
+from stepalign_jax.critics.engine_critic import oracle_critique
+from stepalign_jax.problems.arithmetic import arithmetic_problems
+from stepalign_jax.runs.checkpoint import finished_steps, restore_latest
+from stepalign_jax.runs.directory import RunDirectory
+from stepalign_jax.runs.setup import assemble, initial_state
+from stepalign_jax.training.step import TrainState
+
+SCORES = {"avg_at_k", "pass_at_k", "maj_at_k", "mean_tokens", "greedy", "truncated", "unparsed"}
+ONE_STEP = {"num_steps": 1, "validate_every_steps": 0}
+TWO_STEPS = {"num_steps": 2, "validate_every_steps": 0}
+SHORT = {
+    "refsol": {
+        "train": TWO_STEPS,
+        "trainable": {"kind": "lora", "rank": 2},
+    },
+    "grpo": {"train": TWO_STEPS | {"micro_batches": 2}},
+    "no_context": {  # what is switched off is not needed
+        "train": ONE_STEP | {"sample_texts_every_steps": 0},
+        "optimizer": {"warmup_steps": 0},
+        "problems": {"num_validation": 0},
+    },
+    "other_problem": {
+        "train": ONE_STEP | {"problems_per_step": 4, "samples_per_problem": 1},
+        "optimizer": {"warmup_steps": 0},
+        "critic": {"kind": "oracle"},
+        "teacher": {"kind": "live"},
+    },
+}
+
+
+def stepalign_config(runs_dir: Path) -> Config:
+    """Four steps, two checkpoints, and every tree of the state in use."""
+    return small_config(runs_dir, "stepalign", teacher={"kind": "ema"})
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> RunDirectory:
+    config = stepalign_config(tmp_path_factory.mktemp("unbroken"))
+    train.train(config)
+    return RunDirectory.of(config)
+
+
+def check_files(run: RunDirectory, config: Config) -> None:
+    steps = list(range(config.train.num_steps))
+    saved = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert read_json(run.config_file) == saved
+    assert read_json(run.prompts_file).keys() == {"solver", "teacher", "critic"}
+    assert [row["step"] for row in read_jsonl(run.metrics_file)] == steps
+    assert [row["step"] for row in read_jsonl(run.timings_file)] == steps
+    assert list(run.tensorboard.glob("events.*"))
+    rollouts = sorted(path.name for path in (run.path / "rollouts").iterdir())
+    assert rollouts == [run.rollouts_file(step).name for step in steps]
+    assert finished_steps(run.checkpoints)[-1] == config.train.num_steps
+    assert (run.report / "run.png").stat().st_size > 10_000
+
+
+def check_summary(summary: dict[str, Any], config: Config) -> None:
+    for side in ("before", "after", "gain"):
+        assert summary[side].keys() == SCORES
+        for interval in summary[side].values():
+            assert interval.keys() == {"mean", "low", "high"}
+            assert interval["low"] <= interval["mean"] <= interval["high"]
+    for name in SCORES:
+        gain = summary["after"][name]["mean"] - summary["before"][name]["mean"]
+        assert summary["gain"][name]["mean"] == pytest.approx(gain)
+    assert 0 < summary["step_seconds"] < summary["seconds"]
+    assert (summary["condition"], summary["seed"]) == (config.condition, config.seed)
+    assert (summary["k"], summary["num_problems"]) == (2, 4)
+
+
+def check_metrics(run: RunDirectory) -> None:
+    rows = read_jsonl(run.metrics_file)
+    for row in rows:
+        assert all(value is None or math.isfinite(value) for value in row.values())
+        assert row["sampler_logprob_gap"] < 1e-4  # float32: sampler and scorer agree
+        rollouts = read_jsonl(run.rollouts_file(row["step"]))
+        used = [len(r["tokens"]) for r in rollouts if r["failure"] is None]
+        assert row["tokens_in_loss"] == sum(used)
+        assert row["contexts_failed"] == len(rollouts) - len(used)
+        assert row["solver_tokens"] == sum(len(r["tokens"]) for r in rollouts)
+        assert row["reward"] == np.mean([r["correct"] for r in rollouts])
+    tokens = sum(row["solver_tokens"] for row in rows)
+    assert read_json(run.summary_file)["solver_tokens"] == tokens
+
+
+def contexts(run: RunDirectory) -> list[dict[str, Any]]:
+    """The rows of all rollouts of a run."""
+    files = sorted((run.path / "rollouts").iterdir())
+    return [row for path in files for row in read_jsonl(path)]
+
+
+def check_contexts(rows: list[dict[str, Any]], condition: str) -> None:
+    """Each condition has the teacher read what it is named after."""
+    problems = {p.text: p for p in arithmetic_problems("training", 16, 3, 3)}
+    own = [oracle_critique(problems[r["problem"]], r["rollout"]) for r in rows]
+    if condition == "refsol":
+        references = [problems[row["problem"]].reference for row in rows]
+        assert [row["context"] for row in rows] == references
+    elif condition == "other_problem":
+        oracles = {text for text in own if text is not None}
+        assert all(row["context"] in oracles for row in rows)
+        assert all(row["context"] != o for row, o in zip(rows, own, strict=True))
+    else:
+        assert [(row["context"], row["failure"]) for row in rows] == [("", None)] * len(rows)
+
+
+@pytest.mark.parametrize("condition", SHORT)
+def test_a_run_of_each_condition(condition, tmp_path):
+    config = small_config(tmp_path, condition, **SHORT[condition])
+    summary = train.train(config)
+    run = RunDirectory.of(config)
+    check_files(run, config)
+    check_summary(summary, config)
+    check_metrics(run)
+    check_contexts(contexts(run), condition)
+    assert read_json(run.summary_file) == summary
+    assert not list((run.path / "evaluations").glob("validation_*"))  # switched off
+    if condition != "grpo":  # which learns nothing from rollouts that are all right or wrong
+        assert all(row["gradient_norm"] > 0 for row in read_jsonl(run.metrics_file))
+
+
+def test_a_run_with_its_own_critic(unbroken):
+    config = stepalign_config(unbroken.path.parent)
+    check_files(unbroken, config)
+    check_summary(read_json(unbroken.summary_file), config)
+    check_metrics(unbroken)
+    rows = contexts(unbroken)
+    usable = [row for row in rows if row["failure"] is None]
+    assert usable  # the packaged model can mend its own traces
+    for row in usable:
+        assert row["context"].endswith(f"Answer: {row['answer']}")
+    assert any(row["gradient_norm"] > 0 for row in read_jsonl(unbroken.metrics_file))
+    names = sorted(path.name for path in (unbroken.path / "evaluations").iterdir())
+    assert names == [
+        "after.json",
+        "before.json",
+        "validation_00000.json",
+        "validation_00002.json",
+        "validation_00004.json",
+    ]
+    curve = [row.get("validation_avg_at_k") for row in read_jsonl(unbroken.metrics_file)]
+    found = [
+        np.mean(read_json(unbroken.evaluation_file(f"validation_{done:05d}"))["avg_at_k"])
+        for done in (2, 4)
+    ]
+    assert curve == [None, found[0], None, found[1]]
+
+
+def test_starting_again_returns_the_summary_without_work(unbroken, monkeypatch, capsys):
+    config = stepalign_config(unbroken.path.parent)
+    monkeypatch.setattr(train, "assemble", None)  # not even the model is loaded
+    monkeypatch.setattr(train, "assemble_with_critic", None)
+    assert train.train(config) == read_json(unbroken.summary_file)
+    train.main(["--config", write_config(unbroken.path / "again.py", config)])
+    printed = capsys.readouterr().out
+    assert "Avg@2" in printed and str(unbroken.path) in printed
+
+
+def test_another_config_in_the_same_directory_is_refused(unbroken):
+    config = stepalign_config(unbroken.path.parent)
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(UserError, match="holds a run with seed=0, and this one has seed=1"):
+        train.train(other)
+
+
+def test_evaluating_the_run_gives_what_the_run_found(unbroken, tmp_path, capsys):
+    config = write_config(tmp_path / "config.py", stepalign_config(unbroken.path.parent))
+    to = tmp_path / "found.json"
+    evaluate.main(["--config", config, "--run", str(unbroken.path), "--to", str(to)])
+    found = read_json(to)
+    after = read_json(unbroken.evaluation_file("after"))
+    assert {name: found["per_problem"][name] for name in SCORES} == after
+    assert found["intervals"] == read_json(unbroken.summary_file)["after"]
+    assert len(found["per_problem"]["problems"]) == 4
+    assert "step 4: 4 test problems" in capsys.readouterr().out
+    # Without a run it is the base that is evaluated.
+    evaluate.main(["--config", config, "--to", str(to)])
+    before = read_json(unbroken.evaluation_file("before"))
+    assert {name: read_json(to)["per_problem"][name] for name in SCORES} == before
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of ours catches it."""
+
+
+def kill_after_row(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Ends the run as soon as it has written the metrics of `step`."""
+    write = train.MetricsWriter.write
+
+    def write_and_die(self: Any, at: int, metrics: Any) -> None:
+        write(self, at, metrics)
+        if at == step:
+            raise Killed
+
+    monkeypatch.setattr(train.MetricsWriter, "write", write_and_die)
+
+
+def final_state(run: RunDirectory, config: Config) -> TrainState:
+    restored = restore_latest(run.checkpoints, initial_state(config, assemble(config)))
+    assert restored is not None and restored.step == config.train.num_steps
+    return restored.state
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatch):
+    config = stepalign_config(tmp_path)
+    run = RunDirectory.of(config)
+    with monkeypatch.context() as patch:
+        kill_after_row(patch, 2)
+        with pytest.raises(Killed):
+            train.train(config)
+    # One step further than its newest checkpoint, with a row cut short by the kill.
+    assert finished_steps(run.checkpoints) == [2]
+    assert run.rollouts_file(2).exists() and len(read_jsonl(run.metrics_file)) == 3
+    with run.metrics_file.open("a") as file:
+        file.write('{"loss": 0.1')
+    before = run.evaluation_file("before").stat().st_mtime_ns
+
+    summary = train.train(config)
+
+    assert run.evaluation_file("before").stat().st_mtime_ns == before  # not done twice
+    assert run.metrics_file.read_bytes() == unbroken.metrics_file.read_bytes()
+    for folder in ("rollouts", "evaluations"):
+        paths = sorted((unbroken.path / folder).iterdir())
+        assert [p.name for p in paths] == sorted(p.name for p in (run.path / folder).iterdir())
+        for path in paths:
+            assert (run.path / folder / path.name).read_bytes() == path.read_bytes()
+    actual, expected = final_state(run, config), final_state(unbroken, config)
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    finished = read_json(unbroken.summary_file)
+    timed = {"seconds", "step_seconds"}
+    assert {k: summary[k] for k in summary.keys() - timed} == {
+        k: finished[k] for k in finished.keys() - timed
+    }
+    assert len(read_jsonl(run.timings_file)) == 4

@@ -1,0 +1,83 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Toy models, and what tests do to their weights."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stepalign_jax.model.config import Qwen3Config
+from stepalign_jax.model.lora import LoraSpec, init_lora
+from stepalign_jax.model.qwen3 import Qwen3
+from stepalign_jax.model.rope import YarnScaling
+
+CONFIG = Qwen3Config(
+    vocab_size=50,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=12,
+    intermediate_size=48,
+    rope_theta=1e4,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+    max_positions=128,
+    qkv_bias=False,
+    qk_norm=True,
+    yarn=None,
+)
+
+
+# Stretched so much that every kind of frequency (kept, ramped, divided) is among the six.
+YARN = YarnScaling(
+    factor=4.0,
+    original_max_positions=64,
+    beta_fast=4.0,
+    beta_slow=0.5,
+    truncate=False,
+    attention_factor=None,
+    mscale=None,
+    mscale_all_dim=None,
+)
+
+
+QWEN2 = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
+
+
+# One config for each way through the layer body.
+VARIANTS = {
+    "qwen3": CONFIG,
+    "qwen2": QWEN2,
+    "qwen3_yarn": dataclasses.replace(CONFIG, yarn=YARN),
+    "qwen2_yarn": dataclasses.replace(QWEN2, yarn=YARN),
+}
+
+
+def enlarged(params: Any, factor: float) -> Any:
+    """Params with every matrix multiplied; the norms keep their scale of one.
+
+    Biases start at zero, so they get values of their own, of about the size of 1 / 2.
+    """
+
+    def scale(path: Any, leaf: jax.Array) -> jax.Array:
+        if path[-1].key == "bias":
+            return jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype) ** 2).reshape(leaf.shape)
+        return leaf if path[-1].key == "scale" else leaf * factor
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def apply(model: Qwen3, variables: Any, *args: Any, **kwargs: Any) -> Any:
+    """`model.apply`, whose return type is too wide for a checker."""
+    return model.apply(variables, *args, **kwargs)
+
+
+def random_adapter(config: Any, spec: LoraSpec, seed: int = 0) -> Any:
+    """An adapter whose `a` and `b` are both not zero."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: init_lora(config, spec, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
