@@ -5,212 +5,17 @@
     python -m stepalign_jax.compare --config configs/tiny.py \\
         --conditions grpo,refsol,stepalign --seeds 3
 
-Every run is a `train` command of its own, in a process pinned to its share of the cores;
-finished runs are kept, so the same command again goes on. Two variants are compared:
-
-    equal_tokens      every condition makes train.num_steps steps of as many rollouts
-    equal_wall_clock  each condition gets as many steps as fit in the time that the slowest
-                      one took above (median time of a step, evaluation not counted)
+`runs/compare.py` says how the runs are made.
 """
 
-import dataclasses
-import os
-import queue
-import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import read_json, read_jsonl, write_json
-from stepalign_jax.base.progress import progress
 from stepalign_jax.config.cli import parse_arguments, run_command
-from stepalign_jax.config.load import load_config, split_spec
-from stepalign_jax.config.schema import Config
-from stepalign_jax.feedback.conditions import get_condition
-from stepalign_jax.report.plots import comparison_markdown, plot_comparison
-from stepalign_jax.runs.directory import RunDirectory, open_run
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One run of `train`: its arguments, and the config they resolve to."""
-
-    condition: str
-    seed: int
-    arguments: tuple[str, ...]
-    config: Config
-
-    @property
-    def run(self) -> RunDirectory:
-        """Where the run lies."""
-        return RunDirectory.of(self.config)
-
-
-def make_job(
-    spec: str, overrides: Sequence[str], condition: str, seed: int, extra: Sequence[str]
-) -> Job:
-    """Returns the run of one condition and seed; `spec`'s variant is a regime, if any.
-
-    Raises:
-      UserError: if the config file does not know the condition, or an override is wrong.
-    """
-    path, regime = split_spec(spec)
-    variant = f"{path}:{regime}-{condition}" if regime else f"{path}:{condition}"
-    name = load_config(variant, overrides).name
-    suffix = "".join("-" + e.split("=")[1] + "steps" for e in extra)
-    extra = (*extra, f"--seed={seed}", f"--name={name}{suffix}-seed{seed}")
-    arguments = ("--config", variant, *overrides, *extra)
-    return Job(condition, seed, arguments, load_config(variant, [*overrides, *extra]))
-
-
-def run_jobs(jobs: Sequence[Job], num_workers: int, description: str) -> None:
-    """Runs the jobs that are not finished yet, `num_workers` at a time.
-
-    Raises:
-      UserError: if a run fails; the others that had started are waited for. Or, before any
-        of them starts, if a directory holds a run of another config or cannot be written.
-    """
-    for job in jobs:
-        open_run(job.config)
-    cores = _cores()
-    shares: queue.Queue[list[int]] = queue.Queue()
-    for worker in range(num_workers):
-        shares.put(cores[worker::num_workers] or cores)
-
-    def run(job: Job) -> None:
-        share = shares.get()
-        try:
-            _run_one(job, share)
-        finally:
-            shares.put(share)
-            bar.update()
-
-    waiting = [job for job in jobs if not job.run.summary_file.exists()]
-    with (
-        progress(total=len(waiting), description=description) as bar,
-        ThreadPoolExecutor(num_workers) as pool,
-    ):
-        futures = [pool.submit(run, job) for job in waiting]
-        try:
-            for future in futures:
-                future.result()
-        except UserError:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _run_one(job: Job, cores: list[int]) -> None:
-    log = job.run.path / "log.txt"
-    command = [sys.executable, "-m", "stepalign_jax.train", *job.arguments]
-    with (
-        log.open("w") as file,
-        subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process,
-    ):
-        _pin(process.pid, cores)  # long before it starts the threads that inherit this
-        status = process.wait()
-    if status:
-        raise UserError(
-            f"{' '.join(['train', *job.arguments])} ended with status {status}; its output is "
-            f"in {log}, and this command goes on from there when it is given again."
-        )
-
-
-def _cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def _pin(process_id: int, cores: list[int]) -> None:
-    if hasattr(os, "sched_setaffinity"):  # Linux; elsewhere the runs share all cores
-        os.sched_setaffinity(process_id, cores)
-
-
-def seconds_per_step(job: Job) -> float:
-    """Returns the median time of an optimizer step, evaluation not counted."""
-    rows = read_jsonl(job.run.timings_file)
-    return statistics.median(row["total"] - row.get("validate", 0.0) for row in rows)
-
-
-def jobs_of_equal_time(jobs: Sequence[Job], spec: str, overrides: Sequence[str]) -> list[Job]:
-    """Returns the jobs again, each with the steps that fit in the slowest one's time."""
-    speed: dict[str, float] = {}
-    for condition in dict.fromkeys(job.condition for job in jobs):
-        own = [seconds_per_step(job) for job in jobs if job.condition == condition]
-        speed[condition] = statistics.median(own)
-    slowest = max(speed.values())
-    equal = []
-    for job in jobs:
-        num_steps = round(job.config.train.num_steps * slowest / speed[job.condition])
-        extra = (f"--train.num_steps={num_steps}",)
-        same = num_steps == job.config.train.num_steps
-        equal.append(job if same else make_job(spec, overrides, job.condition, job.seed, extra))
-    return equal
-
-
-def collect(jobs: Sequence[Job]) -> dict[str, list[dict[str, Any]]]:
-    """Returns, by condition, what each seed's run came to."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for job in jobs:
-        rows = read_jsonl(job.run.metrics_file)
-        summary = read_json(job.run.summary_file)
-        found.setdefault(job.condition, []).append(
-            {
-                "seed": job.seed,
-                "name": job.config.name,
-                "num_steps": job.config.train.num_steps,
-                "summary": summary,
-                "curve": job.run.validation_curve(),
-                "critic_exactness": [
-                    [row["step"] + 1, row["critic_exact_on_wrong"]] for row in rows
-                ],
-                "solver_tokens": summary["solver_tokens"],
-                "train_seconds": summary["step_seconds"],
-            }
-        )
-    return found
-
-
-def compare(
-    spec: str,
-    overrides: Sequence[str],
-    conditions: Sequence[str],
-    seeds: int,
-    num_workers: int,
-    *,
-    equal_time: bool,
-) -> tuple[dict[str, Any], Path]:
-    """Runs the comparison and returns it with the directory of its files.
-
-    `equal_time` adds the second variant.
-    """
-    jobs = [
-        make_job(spec, overrides, condition, seed, ())
-        for seed in range(seeds)
-        for condition in conditions
-    ]
-    run_jobs(jobs, num_workers, "equal tokens")
-    variants = {"equal_tokens": collect(jobs)}
-    if equal_time:
-        timed = jobs_of_equal_time(jobs, spec, overrides)
-        run_jobs(timed, num_workers, "equal wall clock")
-        variants["equal_wall_clock"] = collect(timed)
-    comparison = {
-        "k": jobs[0].config.evaluation.num_samples,
-        "config": spec,
-        "overrides": list(overrides),
-        "variants": variants,
-    }
-    regime = split_spec(spec)[1] or Path(split_spec(spec)[0]).stem
-    directory = Path(jobs[0].config.runs_dir) / f"comparison-{regime}-{'-'.join(conditions)}"
-    write_json(directory / "comparison.json", comparison)
-    (directory / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
-    plot_comparison(comparison, directory / "comparison.png")
-    return comparison, directory
+from stepalign_jax.feedback.contexts import get_condition
+from stepalign_jax.report.plots import plot_comparison
+from stepalign_jax.report.tables import comparison_markdown
+from stepalign_jax.runs.compare import available_cores, compare
 
 
 def _check_request(conditions: Sequence[str], overrides: Sequence[str]) -> None:
@@ -242,7 +47,7 @@ def main(argv: list[str]) -> None:
             },
             "--workers": {
                 "type": int,
-                "default": len(_cores()),
+                "default": len(available_cores()),
                 "metavar": "N",
                 "help": "runs at a time (default: one per core; give 1 on an accelerator)",
             },
@@ -260,7 +65,10 @@ def main(argv: list[str]) -> None:
         arguments.workers,
         equal_time=not arguments.equal_tokens_only,
     )
-    print(comparison_markdown(comparison))
+    table = comparison_markdown(comparison)
+    (directory / "comparison.md").write_text(table, encoding="utf-8")
+    plot_comparison(comparison, directory / "comparison.png")
+    print(table)
     print(f"files: {directory}")
 
 

@@ -11,20 +11,23 @@ python -m stepalign_jax.evaluate --config configs/tiny.py --run runs/tiny-stepal
 import json
 from pathlib import Path
 
-import jax
-
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_json
 from stepalign_jax.config.cli import parse_arguments, run_command
 from stepalign_jax.config.load import load_config
-from stepalign_jax.evaluation.difficulty import select_problems
-from stepalign_jax.evaluation.evaluate import evaluate_visibly
+from stepalign_jax.evaluation.evaluate import evaluate
 from stepalign_jax.parallel.mesh import use_mesh
-from stepalign_jax.report.plots import evaluation_table
+from stepalign_jax.problems.sources import SPLITS
+from stepalign_jax.report.tables import evaluation_table
 from stepalign_jax.runs.checkpoint import restore_latest
 from stepalign_jax.runs.directory import RunDirectory
-from stepalign_jax.runs.placement import state_shardings
-from stepalign_jax.runs.setup import SPLITS, assemble, initial_state, make_grader, problem_set
+from stepalign_jax.runs.setup import (
+    initial_state,
+    load_checked_problems,
+    make_grader,
+    open_solver,
+    select_problems,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -44,29 +47,31 @@ def main(argv: list[str]) -> None:
         },
     )
     config = load_config(arguments.config, arguments.overrides)
-    candidates = problem_set(config.problems, arguments.split)
-    bench = assemble(config)
-    bench.roles.check_problems(candidates)
-    variables = bench.initial_solver()
-    source = " with ".join(filter(None, [config.model.path, config.trainable.adapter]))
-    if arguments.run:
-        run = RunDirectory(Path(arguments.run))
-        start = jax.device_put(initial_state(config, bench), state_shardings(config, bench))
-        restored = restore_latest(run.checkpoints, start)
-        if restored is None:
-            raise UserError(f"{run.checkpoints} holds no finished checkpoint; train first.")
-        variables |= restored.state.trainable
-        source = f"{run.path}, step {restored.step}"
-    with use_mesh(bench.mesh), make_grader(config) as grader:
-        problems = select_problems(config, bench, grader, candidates, arguments.split)
-        found = evaluate_visibly(
-            bench,
+    model, roles = open_solver(config)
+    (candidates,) = load_checked_problems(config, roles, [arguments.split]).values()
+    model.load()
+    with use_mesh(model.mesh), make_grader(config) as grader:
+        variables = model.variables()
+        source = " with ".join(
+            filter(None, [config.model.path, getattr(config.trainable, "adapter", "")])
+        )
+        if arguments.run:
+            run = RunDirectory(Path(arguments.run))
+            restored = restore_latest(run.checkpoints, initial_state(config, model))
+            if restored is None:
+                raise UserError(f"{run.checkpoints} holds no finished checkpoint; train first.")
+            variables |= restored.state.trainable
+            source = f"{run.path}, step {restored.step}"
+        problems = select_problems(config, model, roles, grader, candidates, arguments.split)
+        found = evaluate(
+            model.engine,
             variables,
+            roles,
             grader,
             problems,
             config.evaluation,
             seed=config.seed,
-            description="evaluate",
+            label="evaluate",
         )
     intervals = found.intervals(config.evaluation, config.seed)
     print(f"{source}: {len(problems)} {arguments.split} problems")

@@ -6,9 +6,9 @@
     python -m stepalign_jax.generate --model Qwen/Qwen3-0.6B --prompt "Why is the sky blue?"
     python -m stepalign_jax.generate --model Qwen/Qwen3-0.6B --adapter DIR --prompt "..."
 
-The answer goes to stdout, everything about it to stderr. What no option says about
-sampling, the checkpoint's generation_config.json does, and without one decoding is greedy,
-as in transformers. It runs on one device.
+The answer goes to stdout, everything about it to stderr. Sampling settings come from the options,
+then from the checkpoint's generation_config.json; without either decoding is greedy, as in
+transformers. It runs on one device.
 """
 
 import argparse
@@ -16,26 +16,23 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.cli import parse_options, run_command
-from stepalign_jax.config.schema import ParallelConfig
-from stepalign_jax.huggingface.peft_adapters import load_adapter
+from stepalign_jax.config.cli import parse_arguments, run_command
+from stepalign_jax.config.rules import check_section
+from stepalign_jax.config.schema import ParallelConfig, SamplingConfig
+from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
 from stepalign_jax.huggingface.text_stream import TextStream
-from stepalign_jax.huggingface.tokenizer import load_tokenizer, render_prompt, stop_ids
-from stepalign_jax.huggingface.weights import load_config, load_params, resolve_checkpoint
-from stepalign_jax.model.config import Qwen3Config
-from stepalign_jax.model.qwen3 import abstract_params
-from stepalign_jax.parallel.mesh import make_mesh, param_shardings
-from stepalign_jax.sampling.engine import Engine, Purpose
+from stepalign_jax.huggingface.tokenizer import render_prompt
+from stepalign_jax.parallel.mesh import make_mesh
+from stepalign_jax.sampling.request import Address, Purpose, Request, SamplingParams
 
-_TURNS = 8  # tokens shown at a time
+_TOKENS_SHOWN_AT_ONCE = 8
 _GENERATION = "generation_config.json"
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -64,20 +61,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to draw; what `Engine` calls its settings."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    max_new_tokens: int
-    batch_size: int = 1
-
-
-def settings_for(
-    options: argparse.Namespace, directory: Path, config: Qwen3Config, prompt_length: int
-) -> Settings:
+def sampling_for(
+    options: argparse.Namespace, directory: Path, max_positions: int, prompt_length: int
+) -> SamplingConfig:
     """Sampling settings: the options, then the checkpoint's own, then greedy decoding.
 
     Raises:
@@ -93,115 +79,62 @@ def settings_for(
         stored_value = stored.get(name)
         return (default if stored_value is None else stored_value) if given is None else given
 
-    room = config.max_positions - prompt_length
+    room = max_positions - prompt_length
     if room < 1:
         raise UserError(
-            f"--prompt has {prompt_length} tokens, but the model has {config.max_positions} "
+            f"--prompt has {prompt_length} tokens, but the model has {max_positions} "
             "positions: shorten it."
         )
     sampled = bool(stored) or options.top_k is not None or options.top_p is not None
-    settings = Settings(
+    found = SamplingConfig(
         temperature=float(value("temperature", 1.0 if sampled else 0.0)),
         top_k=int(value("top_k", 0)),
         top_p=float(value("top_p", 1.0)),
         max_new_tokens=min(options.max_new_tokens, room),
+        batch_size=1,
     )
-    _check(settings, options.seed)
-    return settings
-
-
-def _check(settings: Settings, seed: int) -> None:
-    rules = {
-        "--temperature": (settings.temperature, 0 <= settings.temperature < float("inf")),
-        "--top-k": (settings.top_k, settings.top_k >= 0),
-        "--top-p": (settings.top_p, 0 < settings.top_p <= 1),
-        "--max-new-tokens": (settings.max_new_tokens, settings.max_new_tokens >= 1),
-        "--seed": (seed, 0 <= seed < 2**32),
-    }
-    limits = {
-        "--temperature": "at least 0",
-        "--top-k": "at least 0",
-        "--top-p": "above 0 and at most 1",
-        "--max-new-tokens": "at least 1",
-        "--seed": "from 0 to 4294967295",
-    }
-    for name, (found, allowed) in rules.items():
-        if not allowed:
-            raise UserError(f"{name} is {found}, but it must be {limits[name]}.")
-
-
-class Clock:
-    """Seconds that pass, less those that go into compiling."""
-
-    def __init__(self) -> None:
-        self.compiling = 0.0
-        self._started = time.perf_counter()
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/"):  # tracing, lowering, XLA: one after another
-            self.compiling += duration_secs
-
-    def working(self) -> float:
-        """Seconds since the clock was made, without compilation."""
-        return time.perf_counter() - self._started - self.compiling
+    check_section(found, prefix="--")
+    return found
 
 
 def generate(options: argparse.Namespace) -> Iterator[str]:
     """Yields the answer's text as it comes; ends with a line about it on stderr."""
-    directory = resolve_checkpoint(options.model)
-    config = load_config(directory)
-    tokenizer = load_tokenizer(directory)
-    prompt = render_prompt(tokenizer, options.prompt, thinking=options.thinking)
-    settings = settings_for(options, directory, config, len(prompt))
-    engine, variables = _load(options, directory, config, tokenizer)
-    _say(f"{_describe(settings)}; {jax.default_backend()}, {_dtype(options)}")
-    clock, text, arrivals, num_tokens = Clock(), TextStream(tokenizer), [], 0
-    prepared = engine.prepare(variables)
-    pieces = engine.stream(
-        prepared,
-        prompt,
-        (0, 0, 0, 0),
-        seed=options.seed,
-        purpose=Purpose.SOLVER,
-        settings=settings,
-        turns=_TURNS,
+    model = _open(options)
+    prompt = render_prompt(model.tokenizer, options.prompt, thinking=options.thinking)
+    how = sampling_for(options, model.directory, model.sizes.max_positions, len(prompt))
+    model.load()
+    _say(f"{_describe(how)}; {jax.default_backend()}, {model.dtype}")
+    started, compiled = time.perf_counter(), CompilationCounter()
+    session = model.engine.session(
+        model.variables(), num_slots=1, max_length=len(prompt) + how.max_new_tokens
     )
-    for ids in pieces:
+    address = Address(options.seed, Purpose.SOLVER, 0, 0, 0, 0)
+    session.submit([Request(prompt, address, SamplingParams.of(how))])
+    text, arrivals, num_tokens, compile_seconds = TextStream(model.tokenizer), [], 0, 0.0
+    while not session.over:
+        ids = session.step(_TOKENS_SHOWN_AT_ONCE if num_tokens else 1).tokens_of(0)
         num_tokens += len(ids)
-        arrivals.append((num_tokens, clock.working()))
+        compile_seconds += compiled.take()["compile_seconds"]
+        arrivals.append((num_tokens, time.perf_counter() - started - compile_seconds))
         yield text.push(ids)
     yield text.finish()
-    _say(_report(len(prompt), arrivals, clock.compiling))
+    compiled.close()
+    _say(_report(len(prompt), arrivals, compile_seconds))
 
 
-def _load(
-    options: argparse.Namespace, directory: Path, config: Qwen3Config, tokenizer: Any
-) -> tuple[Engine, dict[str, Any]]:
-    """The engine and the variables that it samples with."""
-    lora, adapter = None, {}
-    if options.adapter is not None:
-        lora, tree = load_adapter(Path(options.adapter), config)
-        adapter = {"lora": jax.tree.map(jnp.asarray, tree)}
-    mesh = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-    shardings = param_shardings(mesh, abstract_params(config))
-    params = load_params(directory, config, dtype=_dtype(options), shardings=shardings)
-    stops = stop_ids(tokenizer, directory)
-    engine = Engine(config, _dtype(options), lora, stops, stops[0])
-    return engine, {"params": params, **adapter}
-
-
-def _dtype(options: argparse.Namespace) -> jnp.dtype:
+def _open(options: argparse.Namespace) -> LanguageModel:
     on_cpu = jax.default_backend() == "cpu"  # where bfloat16 is 10 to 20 times slower
-    return jnp.dtype(options.dtype or ("float32" if on_cpu else "bfloat16"))
+    mesh = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
+    model = open_language_model(options.model, dtype=dtype, mesh=mesh, path_key="--model")
+    return model.with_saved_adapter(Path(options.adapter)) if options.adapter else model
 
 
-def _describe(settings: Settings) -> str:
-    if settings.temperature == 0:
+def _describe(how: SamplingConfig) -> str:
+    if how.temperature == 0:
         return "greedy"
-    return f"temperature {settings.temperature:g}, top-k {settings.top_k or 'off'}, top-p " + (
-        f"{settings.top_p:g}" if settings.top_p < 1 else "off"
-    )
+    top_p = f"{how.top_p:g}" if how.top_p < 1 else "off"
+    return f"temperature {how.temperature:g}, top-k {how.top_k or 'off'}, top-p {top_p}"
 
 
 def _report(
@@ -222,7 +155,7 @@ def _say(line: str) -> None:
 
 def main(argv: list[str]) -> None:
     """Prints the answer as it comes."""
-    options = parse_options(
+    options = parse_arguments(
         argv,
         description="Streams a model's answer to one message.",
         example='python -m stepalign_jax.generate --model packaged:tiny --prompt "47+3*8-12"',

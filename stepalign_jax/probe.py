@@ -5,153 +5,61 @@
     python -m stepalign_jax.probe --config configs/tiny.py
     python -m stepalign_jax.probe --config configs/tiny.py:hard --to probe.json
 
-The solver is evaluated; the critic is asked about the solver's own samples; the teacher
-answers freely (temperature as in evaluation) under each context. A condition whose context
-does not make the teacher more accurate than the solver has nothing to distil.
+`evaluation/probe.py` says what is measured.
 """
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from stepalign_jax.base.files import write_json
 from stepalign_jax.config.cli import parse_arguments, run_command
 from stepalign_jax.config.load import load_config
 from stepalign_jax.config.schema import Config
-from stepalign_jax.critics.engine_critic import ask_model, exact_share, oracle_critique
-from stepalign_jax.evaluation.difficulty import select_problems
-from stepalign_jax.evaluation.evaluate import evaluate_visibly
-from stepalign_jax.feedback.conditions import CONDITIONS, build_contexts
-from stepalign_jax.feedback.critique import Critique, count_failures
-from stepalign_jax.feedback.roles import addresses
-from stepalign_jax.grading.answers import extract_answer
-from stepalign_jax.grading.grader import Grader
+from stepalign_jax.evaluation.evaluate import evaluate
+from stepalign_jax.evaluation.probe import Asker, probe_critic, probe_teacher
 from stepalign_jax.parallel.mesh import use_mesh
-from stepalign_jax.problems.problem import Problem
-from stepalign_jax.runs.second_model import take_turn
+from stepalign_jax.problems.sources import SPLITS
 from stepalign_jax.runs.setup import (
-    SPLITS,
-    Workbench,
-    assemble_with_critic,
+    load_checked_problems,
     make_grader,
-    problem_set,
+    open_run_critic,
+    open_solver,
+    select_problems,
 )
-from stepalign_jax.sampling.engine import Purpose
-
-
-def probe_critic(
-    config: Config, bench: Workbench, grader: Grader, problems: list[Problem]
-) -> tuple[list[Critique], dict[str, Any]]:
-    """Returns the critiques of one sample per problem, and how good they are.
-
-    Wrong attempts are those with a wrong reasoning step; None where problems cannot tell.
-    """
-    at = addresses(problems, 1, 0)
-    rollouts = bench.engine.sample(
-        bench.initial_solver(),
-        [bench.roles.solver(problem) for problem in problems],
-        at,
-        seed=config.seed,
-        purpose=Purpose.SOLVER,
-        settings=config.sampling,
-    )
-    attempts = bench.roles.texts(rollouts)
-    ask = functools.partial(
-        ask_model,
-        bench.critic,
-        config.critic,
-        problems,
-        attempts,
-        addresses=at,
-        seed=config.seed,
-        grade=grader.grade,
-    )
-    (critiques, lengths, _), _ = take_turn(bench.critic, bench.frozen, {}, ask)
-    oracles = [oracle_critique(p, a) for p, a in zip(problems, attempts, strict=True)]
-    exact = [
-        critique.failure is None and critique.text == oracle
-        for critique, oracle in zip(critiques, oracles, strict=True)
-        if oracle is not None
-    ]
-    wrong = [o is not None and o != a for o, a in zip(oracles, attempts, strict=True)]
-    return critiques, {
-        "attempts": len(attempts),
-        "wrong_attempts": sum(wrong),
-        "exact_on_wrong": exact_share(problems, attempts, critiques),
-        "exact": float(np.mean(exact)) if exact else None,
-        "mean_tokens": float(lengths.mean()) if lengths.size else None,
-        "failed": {name: n for name, n in count_failures(critiques).items() if n},
-    }
-
-
-def probe_teacher(
-    config: Config,
-    bench: Workbench,
-    grader: Grader,
-    problems: list[Problem],
-    critiques: list[Critique],
-) -> dict[str, float | None]:
-    """Returns the accuracy of the teacher's own free answer under each condition's context."""
-    found: dict[str, float | None] = {}
-    for condition in CONDITIONS.values():
-        if condition.objective != "divergence":
-            continue
-        contexts = build_contexts(condition, problems, critiques)
-        pairs = [(p, c) for p, c in zip(problems, contexts, strict=True) if c.failure is None]
-        if not pairs:
-            found[condition.name] = None
-            continue
-        asked = [problem for problem, _ in pairs]
-        rollouts = bench.engine.sample(
-            bench.initial_solver(),
-            [bench.roles.teacher(problem, context.text) for problem, context in pairs],
-            addresses(asked, 1, 0),
-            seed=config.seed,
-            purpose=Purpose.EVALUATION,
-            settings=config.evaluation,
-        )
-        pattern = config.prompts.answer_pattern
-        answers = [extract_answer(text, pattern) for text in bench.roles.texts(rollouts)]
-        grades = grader.grade(answers, [problem.answer for problem in asked])
-        found[condition.name] = float(np.mean(grades))
-    return found
 
 
 def probe(config: Config, split: str) -> dict[str, Any]:
     """Returns the role metrics of the model that training starts from, on one split."""
-    candidates = problem_set(config.problems, split)
-    bench = assemble_with_critic(config)
-    bench.roles.check_problems(candidates)
-    with (
-        use_mesh(bench.mesh),
-        make_grader(config) as grader,
-    ):
-        problems = select_problems(config, bench, grader, candidates, split)
-        solver = evaluate_visibly(
-            bench,
-            bench.initial_solver(),
-            grader,
-            problems,
-            config.evaluation,
-            seed=config.seed,
-            description="probe the solver",
-        )
-        critiques, critic = probe_critic(config, bench, grader, problems)
-        teacher = probe_teacher(config, bench, grader, problems, critiques)
+    with make_grader(config) as grader:
+        model, roles = open_solver(config)
+        (candidates,) = load_checked_problems(config, roles, [split]).values()
+        critic = open_run_critic(config, model, grader, (model.weights,))
+        critic.load()
+        model.load()
+        with use_mesh(model.mesh):
+            problems = select_problems(config, model, roles, grader, candidates, split)
+            solver = evaluate(
+                model.engine,
+                model.variables(),
+                roles,
+                grader,
+                problems,
+                config.evaluation,
+                seed=config.seed,
+                label="probe the solver",
+            )
+            asker = Asker(model, roles, config.seed)
+            attempts, critiques, found = probe_critic(asker, critic, problems, config.sampling)
+            teacher = probe_teacher(asker, grader, attempts, critiques, config.evaluation)
     return {
         "split": split,
         "candidates": len(candidates),
         "problems": len(problems),
-        "reasoning_steps": [
-            config.problems.min_reasoning_steps,
-            config.problems.max_reasoning_steps,
-        ],
+        "problem_set": dataclasses.asdict(config.problems),
         "sampling": dataclasses.asdict(config.evaluation),
         "solver": solver.intervals(config.evaluation, config.seed),
-        "critic": critic,
+        "critic": found,
         "teacher_accuracy": teacher,
     }
 

@@ -8,241 +8,173 @@
 The same command again goes on where the run was stopped.
 """
 
-import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 
 from stepalign_jax.base.compilation import CompilationCounter
-from stepalign_jax.base.files import read_json, read_jsonl
+from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.base.progress import progress
 from stepalign_jax.config.cli import parse_arguments, run_command
 from stepalign_jax.config.load import load_config
 from stepalign_jax.config.schema import Config
-from stepalign_jax.evaluation.evaluate import Evaluation, gains
-from stepalign_jax.feedback.conditions import get_condition
-from stepalign_jax.objectives.divergence import TokenScores
+from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
 from stepalign_jax.parallel.mesh import use_mesh
+from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.planning.fits import memory_json, memory_shares, memory_table
-from stepalign_jax.problems.order import ProblemIterator, make_problem_iterator
-from stepalign_jax.problems.problem import Problem
-from stepalign_jax.report.plots import plot_run, summary_table
+from stepalign_jax.problems.order import make_problem_iterator
+from stepalign_jax.problems.sources import SPLITS
+from stepalign_jax.report.plots import plot_run
+from stepalign_jax.report.tables import summary_table
 from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, open_run
 from stepalign_jax.runs.metrics import MetricsWriter
-from stepalign_jax.runs.phases import Samples, Trainer
+from stepalign_jax.runs.phases import critique, grade, pack, sample, score, update
+from stepalign_jax.runs.record import StepResults, record_step
 from stepalign_jax.runs.setup import (
-    SPLITS,
-    Workbench,
-    assemble,
-    assemble_with_critic,
+    check_condition,
+    example_prompts,
+    initial_state,
+    load_checked_problems,
     make_grader,
-    problem_set,
+    make_run_programs,
+    open_run_critic,
+    open_solver,
+    select_problems,
 )
 from stepalign_jax.runs.stopwatch import Stopwatch
-from stepalign_jax.training.packing import Packed
-from stepalign_jax.training.step import TrainState
+from stepalign_jax.runs.summary import summarise
 
 
 def train(config: Config) -> dict[str, Any]:
     """Runs, or goes on with, the run that `config` describes, and returns its summary."""
-    run = open_run(config)
+    run, started = open_run(config), time.monotonic()
     if run.summary_file.exists():
         return read_json(run.summary_file)
-    _warn(config)
-    validates = config.train.validate_every_steps > 0
-    splits = SPLITS if validates else ("train", "test")
-    candidates = {split: problem_set(config.problems, split) for split in splits}
-    asks = get_condition(config.condition).needs_critiques
-    bench = (assemble_with_critic if asks else assemble)(config)
-    with use_mesh(bench.mesh), make_grader(config) as grader:
-        trainer = Trainer(config, bench, grader, candidates)
-        return _train(trainer, run)
+    condition, loop = check_condition(config), config.train
+    with ExitStack() as stack:
+        # Open everything: what can be refused is refused before any weights are read.
+        grader = stack.enter_context(make_grader(config))
+        model, roles = open_solver(config)
+        splits = SPLITS if loop.validate_every_steps else ("train", "test")
+        problems = load_checked_problems(config, roles, splits)
+        programs = make_run_programs(config, model)
+        state, critic = Resident(), None
+        if condition.needs_critiques:
+            critic = open_run_critic(config, model, grader, (model.weights, state))
 
+        # Read the weights, the critic's first: one that takes turns leaves the devices again.
+        for loaded in filter(None, (critic, model)):
+            loaded.load()
+        stack.enter_context(use_mesh(model.mesh))
+        for split, candidates in problems.items():
+            problems[split] = select_problems(config, model, roles, grader, candidates, split)
+        state.replace(initial_state(config, model))
 
-def _warn(config: Config) -> None:
-    if (
-        config.teacher.kind == "live"
-        and get_condition(config.condition).objective == "divergence"
-    ):
-        print(
-            "warning: teacher.kind=live chases its own changes; it collapsed in every trial on "
-            "the miniature's predecessor, so watch the validation curve.",
-            file=sys.stderr,
+        # Go on where the newest checkpoint stands, or start.
+        stream = make_problem_iterator(problems["train"], loop.problems_per_step, config.seed)
+        if (restored := restore_latest(run.checkpoints, state.tree)) is not None:
+            state.replace(restored.state)
+            stream.set_state(restored.data_state)
+        first_step = int(state.tree.step)
+        run.truncate_after(first_step)
+        shares = memory_shares(model, state.tree, critic)
+        print(memory_table(shares))
+        write_json(run.memory_file, memory_json(shares))
+        write_json(run.prompts_file, example_prompts(roles, critic, problems["train"][0]))
+        saver = stack.enter_context(
+            closing(Checkpoints(run.checkpoints, num_to_keep=loop.checkpoints_to_keep))
+        )
+        writer = stack.enter_context(
+            closing(MetricsWriter(run, num_completed_steps=first_step))
         )
 
+        def solver() -> dict[str, Any]:
+            return {"params": model.base} | state.tree.trainable
 
-def _train(trainer: Trainer, run: RunDirectory) -> dict[str, Any]:
-    """Restores, evaluates, trains, evaluates; returns the summary."""
-    config, started = trainer.config, time.monotonic()
-    train_set, test_set = trainer.problems("train"), trainer.problems("test")
-    stream = make_problem_iterator(train_set, config.train.problems_per_step, config.seed)
-    state = trainer.initial_state()
-    restored = restore_latest(run.checkpoints, state)
-    if restored is not None:
-        state = restored.state
-        stream.set_state(restored.data_state)
-    first_step = int(state.step)
-    run.truncate_after(first_step)
-    _report_memory(run, trainer.bench, state)
-    run.write_prompts(_prompt_examples(trainer, train_set[0]))
-    with (
-        closing(
-            Checkpoints(run.checkpoints, num_to_keep=config.train.checkpoints_to_keep)
-        ) as saver,
-        closing(MetricsWriter(run, num_completed_steps=first_step)) as writer,
-    ):
-        before = _evaluate_once(trainer, run, state, test_set, "before")
-        state = _loop(trainer, run, state, stream, saver, writer)
-    after = _evaluate_once(trainer, run, state, test_set, "after")
-    summary = _summary(config, run, before, after, time.monotonic() - started)
-    run.write_summary(summary)
-    plot_run(run)
-    return summary
+        def evaluate_once(split: str, label: str, num_samples: int) -> Evaluation:
+            """Evaluates the solver, unless an interrupted run has done so."""
+            path, how = run.evaluation_file(label), config.evaluation
+            if path.exists():
+                return Evaluation.from_lists(read_json(path))
+            how = replace(how, num_samples=num_samples)
+            found = evaluate(
+                model.engine, solver(), roles, grader, problems[split], how,
+                seed=config.seed, label=label,
+            )  # fmt: skip
+            write_json(path, found.as_lists())
+            return found
 
+        def validate(done: int) -> float:
+            label, k = f"validation_{done:05d}", config.evaluation.num_validation_samples
+            found = evaluate_once("validation", label, k)
+            return float(found.per_problem["avg_at_k"].mean())
 
-def _loop(
-    trainer: Trainer,
-    run: RunDirectory,
-    state: TrainState,
-    stream: ProblemIterator,
-    saver: Checkpoints,
-    writer: MetricsWriter,
-) -> TrainState:
-    """Trains from the step that `state` has reached to the last one."""
-    config = trainer.config.train
-    validation_set = trainer.problems("validation") if config.validate_every_steps else []
+        before = evaluate_once("test", "before", config.evaluation.num_samples)
+        if loop.validate_every_steps and first_step == 0:
+            validate(0)  # where the curve starts
 
-    def validate(state: TrainState, done: int) -> float:
-        validation = trainer.evaluate(state, validation_set, label="validate")
-        run.write_evaluation(f"validation_{done:05d}", validation.as_lists())
-        return float(validation.per_problem["avg_at_k"].mean())
-
-    if validation_set and int(state.step) == 0:
-        validate(state, 0)  # where the curve starts
-    bar = progress(total=config.num_steps, description=trainer.config.name)
-    bar.update(int(state.step))
-    # One thread beside this one: it grades while the critic writes, and records a step while
-    # the next one is sampled. What it raises is raised here when its result is asked for.
-    with closing(CompilationCounter()) as compiled, ThreadPoolExecutor(1) as beside:
+        bar = stack.enter_context(progress(total=loop.num_steps, description=config.name))
+        bar.update(first_step)
+        compiled = stack.enter_context(closing(CompilationCounter()))
+        # One thread beside this one: it grades while the critic writes, and records a step while
+        # the next one is sampled. Its exceptions are raised here when its result is asked for.
+        beside = stack.enter_context(ThreadPoolExecutor(1))
+        record = partial(record_step, run, writer, config=config, num_devices=model.mesh.size)
         recorded: Future[str] | None = None
-        for step in range(int(state.step), config.num_steps):
-            watch, problems = Stopwatch(), next(stream)
+        for step in range(first_step, loop.num_steps):
+            watch, asked = Stopwatch(), next(stream)
             with watch.phase("sample"):
-                samples = trainer.sample(state, problems, step)
-            grading = beside.submit(trainer.grade, samples)
+                samples = sample(
+                    model.engine, solver(), roles, asked, config.sampling,
+                    num_samples=loop.samples_per_problem, seed=config.seed, step=step,
+                )  # fmt: skip
+            grading = beside.submit(
+                grade, grader, samples.attempts, config.prompts.answer_pattern
+            )
             with watch.phase("critique"):
-                state = trainer.critique(samples, state)
+                critiques = critique(condition, critic, samples, roles)
             with watch.phase("host"):
-                grading.result()
-                packed = trainer.pack(samples)
+                correct = grading.result()
+                batch = pack(
+                    condition, samples, correct, critiques.contexts, roles,
+                    num_samples=loop.samples_per_problem,
+                    weight_names=config.objective.token_weights,
+                    num_parts=loop.micro_batches, mesh=model.mesh,
+                )  # fmt: skip
             with watch.phase("score"):
-                hidden = jax.block_until_ready(trainer.score(state, packed))
+                hidden = jax.block_until_ready(score(programs, state.tree, model.base, batch))
             with watch.phase("update"):
-                state, metrics, scores = trainer.learn(state, packed, hidden)
+                new, metrics, scores = update(programs, state.tree, model.base, batch, hidden)
+                state.replace(new)
                 jax.block_until_ready(metrics)
             done = step + 1
-            last = done == config.num_steps
-            if validation_set and (done % config.validate_every_steps == 0 or last):
+            last = done == loop.num_steps
+            if loop.validate_every_steps and (done % loop.validate_every_steps == 0 or last):
                 with watch.phase("validate"):
-                    metrics |= {"validation_avg_at_k": validate(state, done)}
+                    metrics |= {"validation_avg_at_k": validate(done)}
             with watch.phase("host"):
                 if recorded is not None:
                     bar.set_postfix_str(recorded.result())
-            timings = {**watch.totals(), **compiled.take()}
-            timings |= trainer.rates(samples, packed, watch.seconds)
-            step_results = (step, samples, packed, scores, metrics, timings)
-            recorded = beside.submit(_record, trainer, run, writer, step_results)
-            if done % config.checkpoint_every_steps == 0 or last:
-                recorded.result()  # a checkpoint vouches for the rows before it
-                saver.save(done, state, data_state=stream.get_state(), extra={})
+            results = StepResults(
+                step, samples, correct, critiques, batch, metrics, scores, watch.seconds,
+                compiled.take(),
+            )  # fmt: skip
+            recorded = beside.submit(record, results)
+            if done % loop.checkpoint_every_steps == 0 or last:
+                recorded.result()  # the rows before a checkpoint are on disk when it is
+                saver.save(done, state.tree, data_state=stream.get_state())
             bar.update()
-    bar.close()
-    return state
-
-
-_StepResults = tuple[
-    int, Samples, list[Packed], list[TokenScores], dict[str, Any], dict[str, float]
-]
-
-
-def _record(
-    trainer: Trainer, run: RunDirectory, writer: MetricsWriter, results: _StepResults
-) -> str:
-    """Writes all that is kept of a step; returns a few words for the progress bar."""
-    step, samples, packed, part_scores, metrics, timings = results
-    scores = trainer.scores(samples, packed, part_scores)
-    metrics = {**metrics, **trainer.metrics(samples, packed, scores, step)}
-    run.write_rollouts(step, trainer.rows(samples, scores))
-    writer.write(step, metrics)
-    writer.write_timings(step, timings)
-    every = trainer.config.train.sample_texts_every_steps
-    if every and step % every == 0:
-        _write_texts(writer, samples, step)
-    return f"loss={metrics['loss']:.3f} reward={metrics['reward']:.2f}"
-
-
-def _summary(
-    config: Config, run: RunDirectory, before: Evaluation, after: Evaluation, seconds: float
-) -> dict[str, Any]:
-    timings = read_jsonl(run.timings_file)
-    return {
-        "name": config.name,
-        "condition": config.condition,
-        "seed": config.seed,
-        "k": config.evaluation.num_samples,
-        "num_problems": len(before.per_problem["avg_at_k"]),
-        "before": before.intervals(config.evaluation, config.seed),
-        "after": after.intervals(config.evaluation, config.seed),
-        "gain": gains(before, after, config.evaluation, config.seed),
-        "solver_tokens": int(sum(row["solver_tokens"] for row in read_jsonl(run.metrics_file))),
-        "step_seconds": sum(row["total"] - row.get("validate", 0.0) for row in timings),
-        "seconds": seconds,  # of this process: a resumed run's last part
-    }
-
-
-def _evaluate_once(
-    trainer: Trainer, run: RunDirectory, state: TrainState, problems: list[Problem], label: str
-) -> Evaluation:
-    """Evaluates, or reads what an interrupted run had already found."""
-    path = run.evaluation_file(label)
-    if path.exists():
-        return Evaluation.from_lists(read_json(path))
-    evaluation = trainer.evaluate(state, problems, label=label)
-    run.write_evaluation(label, evaluation.as_lists())
-    return evaluation
-
-
-def _report_memory(run: RunDirectory, bench: Workbench, state: TrainState) -> None:
-    shares = memory_shares(bench, state)
-    print(memory_table(shares))
-    run.write_memory(memory_json(shares))
-
-
-def _prompt_examples(trainer: Trainer, problem: Problem) -> dict[str, str]:
-    """The prompts of all roles as the model reads them, for one problem."""
-    roles, config, critic = trainer.bench.roles, trainer.config, trainer.bench.critic.roles
-    rendered = {
-        "solver": roles.solver(problem),
-        "teacher": roles.teacher(problem, "(the context)"),
-    }
-    shown = {role: roles.tokenizer.decode(ids) for role, ids in rendered.items()}
-    asked = critic.critic(problem, "(the rollout)", config.critic.sees) or []
-    return {**shown, "critic": critic.tokenizer.decode(asked)}
-
-
-def _write_texts(writer: MetricsWriter, samples: Samples, step: int) -> None:
-    wrong = int(np.argmin(samples.correct))  # the first wrong rollout, if there is one
-    parts = {
-        "problem": samples.problems[wrong].text,
-        "rollout": samples.texts[wrong],
-        "context": samples.contexts[wrong].text or f"({samples.contexts[wrong].failure})",
-    }
-    writer.add_text(step, "example", "\n\n".join(f"{k}:\n{v}" for k, v in parts.items()))
+        after = evaluate_once("test", "after", config.evaluation.num_samples)
+    summary = summarise(config, run, before, after, time.monotonic() - started)
+    write_json(run.summary_file, summary)
+    plot_run(run)
+    return summary
 
 
 def main(argv: list[str]) -> None:

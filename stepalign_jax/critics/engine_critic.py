@@ -1,172 +1,213 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Asks for a critique of every rollout: a model, most often its own base, or the oracle.
+"""A critic that is a model sampled here: the frozen base itself, or a second checkpoint.
 
-The oracle corrects arithmetic by program. It serves as a critic, and as the measure of
-any other critic wherever problems can check their own reasoning steps.
+`critic.placement` says where a second model's weights are:
+
+    own        on the last `num_devices` devices; training has the others
+    shared     beside the weights of the model that is trained, on the same devices
+    in_turns   on the same devices; the idle model is offloaded to host memory: the base, the
+               trainable weights, optimizer and teacher while the critic is asked, and the
+               critic at all other times
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.schema import CriticConfig, SamplingConfig
-from stepalign_jax.feedback.critique import Critique, Grade, require_answers, validate_critique
+from stepalign_jax.config.schema import (
+    CheckpointCritic,
+    CriticConfig,
+    EngineCritic,
+    InTurns,
+    OwnDevices,
+    SelfCritic,
+)
+from stepalign_jax.critics.protocol import CriticReply, Surroundings, open_critic
+from stepalign_jax.feedback.contexts import Attempt, Context
+from stepalign_jax.feedback.critique import Grade, require_answers, validate_critique
 from stepalign_jax.feedback.roles import Roles
-from stepalign_jax.parallel.mesh import use_mesh
-from stepalign_jax.parallel.offload import FrozenWeights
-from stepalign_jax.problems.arithmetic import correct_trace
+from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
+from stepalign_jax.parallel.mesh import copies_mesh, use_mesh
+from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.problems.problem import Problem
-from stepalign_jax.sampling.engine import Engine, Purpose
+from stepalign_jax.sampling.request import Address, Purpose, SamplingParams, make_requests
 
 
 @dataclass(frozen=True)
-class Critic:
-    """A model that is asked for critiques: rollouts go in and critiques come out as text.
+class ModelCritic:
+    """A `Critic` that samples critiques from a model.
 
     Attributes:
-      engine: samples from it.
-      weights: its params; of a critic of one's own, the base that is trained from.
+      model: the base itself, or a second model; no adapter is on.
       roles: the run's prompts under the critic's own tokenizer and chat template.
-      mesh: the devices of its weights.
-      max_positions: tokens of a prompt and its critique.
-      takes_turns: whether its weights wait in host memory until it is asked.
-    """
-
-    engine: Engine
-    weights: FrozenWeights
-    roles: Roles
-    mesh: jax.sharding.Mesh
-    max_positions: int
-    takes_turns: bool
-
-
-class Asked(NamedTuple):
-    """What a critic said.
-
-    Attributes:
-      critiques: one per attempt.
-      lengths: [number asked] int32 tokens of each completion, thinking included.
-      finished: [number asked] bool, False where the token budget ended it.
-    """
-
-    critiques: list[Critique]
-    lengths: np.ndarray
-    finished: np.ndarray
-
-
-def oracle_critique(problem: Problem, attempt: str) -> str | None:
-    """Returns the programmatic critique, or None where the problem cannot check itself."""
-    return correct_trace(problem.text, attempt) if problem.source == "arithmetic" else None
-
-
-def ask_oracle(problems: Sequence[Problem], attempts: Sequence[str]) -> list[Critique]:
-    """Returns the programmatic critique of each attempt.
-
-    Raises:
-      UserError: if a problem cannot check its own reasoning steps.
-    """
-    texts = [oracle_critique(p, attempt) for p, attempt in zip(problems, attempts, strict=True)]
-    if None in texts:
-        raise UserError(
-            "critic.kind=oracle needs problems that check their own reasoning steps "
-            "(problems.source=arithmetic); use --critic.kind=self for others."
-        )
-    return [Critique(text or "", None) for text in texts]
-
-
-def critic_sampling(config: CriticConfig) -> SamplingConfig:
-    """How critiques are drawn; nothing filters them."""
-    return SamplingConfig(
-        temperature=config.temperature,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-    )
-
-
-def ask_model(
-    critic: Critic,
-    config: CriticConfig,
-    problems: Sequence[Problem],
-    attempts: Sequence[str],
-    *,
-    addresses: np.ndarray,
-    seed: int,
-    grade: Grade,
-) -> Asked:
-    """Returns the model's critique of each attempt, or why it cannot be used.
-
-    Args:
-      critic: the model, its weights on their devices.
       config: what it sees, and how it is sampled.
-      problems: the problem of each attempt.
-      attempts: rollout texts.
-      addresses: [N, 4] of the rollouts; their critiques share them under another purpose.
-      seed: the run's.
       grade: checks the answers of a critic that is shown them.
+      displaced: what leaves the devices while this model is on them; () where it need not.
     """
-    prompts = [
-        critic.roles.critic(problem, attempt, config.sees)
-        for problem, attempt in zip(problems, attempts, strict=True)
-    ]
-    room = critic.max_positions - config.max_new_tokens
-    critiques = [Critique("", _unasked(prompt, room)) for prompt in prompts]
-    asked = [i for i, critique in enumerate(critiques) if critique.failure is None]
-    with use_mesh(critic.mesh):
-        rollouts = critic.engine.sample(
-            {"params": critic.weights.tree},
+
+    model: LanguageModel
+    roles: Roles
+    config: EngineCritic
+    grade: Grade
+    displaced: tuple[Resident, ...]
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the model waits in host memory until it is asked."""
+        return bool(self.displaced)
+
+    def load(self) -> None:
+        """Reads the weights; those of a model that takes turns leave the devices at once.
+
+        Raises:
+          UserError: the weights cannot be read.
+        """
+        self.model.load()
+        if self.takes_turns:
+            self.model.weights.to_host()
+
+    def review(self, attempts: Sequence[Attempt], addresses: Sequence[Address]) -> CriticReply:
+        """Returns the model's critique of each attempt, or why it cannot be used."""
+        prompts = [self._prompt(attempt) for attempt in attempts]
+        room = self.model.sizes.max_positions - self.config.max_new_tokens
+        critiques = [Context("", _why_not_asked(prompt, room)) for prompt in prompts]
+        asked = [i for i, critique in enumerate(critiques) if critique.failure is None]
+        requests = make_requests(
             [prompts[i] or [] for i in asked],
-            addresses[asked],
-            seed=seed,
-            purpose=Purpose.CRITIC,
-            settings=critic_sampling(config),
+            [addresses[i]._replace(purpose=Purpose.CRITIC) for i in asked],
+            SamplingParams.of(self.config),
         )
-    patterns = critic.roles.prompts
-    thinking_open = critic.roles.critic_opens_thinking()
-    texts = critic.roles.texts(rollouts)
-    for i, text, finished in zip(asked, texts, rollouts.finished, strict=True):
-        critiques[i] = validate_critique(
+        with self._on_devices(), use_mesh(self.model.mesh):
+            rollouts = self.model.engine.sample(
+                {"params": self.model.base}, requests, batch_size=self.config.batch_size
+            )
+        finished = [bool(is_finished) for is_finished in rollouts.finished]
+        for i, text, whole in zip(asked, self.roles.texts(rollouts), finished, strict=True):
+            critiques[i] = self._validate(text, whole)
+        if self.config.sees != "question":
+            critiques = require_answers(
+                critiques,
+                [attempt.problem.answer for attempt in attempts],
+                answer_pattern=self.roles.prompts.answer_pattern,
+                grade=self.grade,
+            )
+        return CriticReply(critiques, [int(n) for n in rollouts.lengths], finished)
+
+    def example_prompt(self, problem: Problem) -> str:
+        """The prompt as the model reads it; "" where it would see a reference that is missing."""
+        prompt = self._prompt(Attempt(problem, "(the rollout)"))
+        return self.roles.tokenizer.decode(prompt or [])
+
+    def _prompt(self, attempt: Attempt) -> list[int] | None:
+        return self.roles.critic(attempt.problem, attempt.text, self.config.sees)
+
+    def _validate(self, text: str, finished: bool) -> Context:
+        prompts = self.roles.prompts
+        return validate_critique(
             text,
-            bool(finished),
-            thinking_open=thinking_open,
-            step_pattern=patterns.reasoning_step_pattern,
-            answer_pattern=patterns.answer_pattern,
+            finished,
+            thinking_open=self.roles.critic_opens_thinking(),
+            step_pattern=prompts.reasoning_step_pattern,
+            answer_pattern=prompts.answer_pattern,
         )
-    if config.sees != "question":
-        critiques = require_answers(
-            critiques,
-            [problem.answer for problem in problems],
-            answer_pattern=patterns.answer_pattern,
-            grade=grade,
-        )
-    return Asked(critiques, np.asarray(rollouts.lengths), np.asarray(rollouts.finished))
+
+    @contextmanager
+    def _on_devices(self) -> Iterator[None]:
+        """Within it the model's weights are on its devices, and what they displace is not."""
+        if not self.takes_turns:
+            yield
+            return
+        for resident in self.displaced:
+            resident.to_host()
+        self.model.weights.to_device()
+        yield
+        self.model.weights.to_host()
+        for resident in self.displaced:
+            resident.to_device()
 
 
-def _unasked(prompt: list[int] | None, room: int) -> str | None:
-    """Why the critic is not asked: it lacks the reference, or room beside its own budget."""
+def _why_not_asked(prompt: list[int] | None, room: int) -> str | None:
+    """The critic lacks the reference, or room beside its own budget; None if it is asked."""
     if prompt is None:
         return "no_reference"
     return "prompt_too_long" if len(prompt) > room else None
 
 
-def exact_share(
-    problems: Sequence[Problem], attempts: Sequence[str], critiques: Sequence[Critique]
-) -> float | None:
-    """Returns the share of *wrong* attempts whose critique is the oracle's to the letter.
+@open_critic.register
+def _(config: SelfCritic, surroundings: Surroundings) -> ModelCritic:
+    model = surroundings.model.with_adapter(None)
+    return _model_critic(config, model, surroundings, ())
 
-    An attempt is wrong if the oracle would change any of it, its answer line included. A
-    failed critique is not exact. None where no attempt is wrong, or no problem can check
-    itself.
+
+@open_critic.register
+def _(config: CheckpointCritic, surroundings: Surroundings) -> ModelCritic:
+    devices = split_devices(config, jax.devices())[1]
+    mesh = copies_mesh(devices, config.tensor, config.batch_size, section="critic")
+    model = open_language_model(
+        config.path,
+        dtype=config.compute_dtype,
+        mesh=mesh,
+        path_key="critic.path",
+        mesh_section="critic",
+    )
+    displaced = surroundings.others if isinstance(config.placement, InTurns) else ()
+    return _model_critic(config, model, surroundings, displaced)
+
+
+def _model_critic(
+    config: EngineCritic,
+    model: LanguageModel,
+    surroundings: Surroundings,
+    displaced: tuple[Resident, ...],
+) -> ModelCritic:
+    roles = Roles(model.tokenizer, surroundings.prompts)
+    check_room(config, roles, surroundings.max_attempt_tokens, model.sizes.max_positions)
+    return ModelCritic(model, roles, config, surroundings.grade, displaced)
+
+
+def check_room(
+    config: EngineCritic, roles: Roles, max_attempt_tokens: int, max_positions: int
+) -> None:
+    """Refuses a token budget that the longest prompt of the critic leaves no room for.
+
+    The prompt is the template with the longest problem and rollout that the config admits,
+    in tokens of the model that is trained. A prompt that a reference or the critic's own
+    tokenizer makes longer fails as `prompt_too_long` when it comes.
+
+    Raises:
+      UserError: naming the budget and the room for it.
     """
-    exact = []
-    for problem, attempt, critique in zip(problems, attempts, critiques, strict=True):
-        oracle = oracle_critique(problem, attempt)
-        if oracle is not None and attempt != oracle:
-            exact.append(critique.failure is None and critique.text == oracle)
-    return float(np.mean(exact)) if exact else None
+    nothing = Problem("", "", "", "")
+    template = len(roles.critic(nothing, "", config.sees) or [])
+    longest = template + roles.prompts.max_problem_tokens + max_attempt_tokens
+    if longest + config.max_new_tokens > max_positions:
+        raise UserError(
+            f"critic.max_new_tokens is {config.max_new_tokens}, but of the critic's "
+            f"{max_positions} positions its longest prompt takes {longest} (template, "
+            "prompts.max_problem_tokens, sampling.max_new_tokens): lower one of them."
+        )
+
+
+def split_devices(config: CriticConfig, devices: Sequence[Any]) -> tuple[Any, Any]:
+    """The devices of the model that is trained, and those of the critic.
+
+    All of them for both, unless the critic has its own: then it has the last ones.
+
+    Raises:
+      UserError: the critic's own devices leave none to train on.
+    """
+    placement = getattr(config, "placement", None)
+    if not isinstance(placement, OwnDevices):
+        return devices, devices
+    if placement.num_devices >= len(devices):
+        raise UserError(
+            f"critic.placement.num_devices is {placement.num_devices}, but of {len(devices)} "
+            "device(s) at least one must be left to train on: lower it, or let the models share "
+            "all devices with critic.placement=in_turns (or shared)."
+        )
+    return devices[: -placement.num_devices], devices[-placement.num_devices :]

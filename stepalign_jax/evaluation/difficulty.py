@@ -4,73 +4,77 @@
 
 A problem stays if the Avg@n of the untrained solver (the base, with the adapter that the
 run starts from, if any) is below a bound (arXiv 2606.11173 is reported to keep Avg@16 <
-5/16). What was kept is remembered under the runs' directory, because every
-run of a comparison would otherwise sample the same completions again.
+5/16). The kept problems are remembered under the runs' directory, because every run of a
+comparison would otherwise sample the same completions again.
 """
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.base.hashing import stable_hash32
-from stepalign_jax.config.schema import Config
-from stepalign_jax.evaluation.evaluate import evaluate_visibly
-from stepalign_jax.grading.grader import Grader
+from stepalign_jax.config.schema import Config, EvaluationConfig
+from stepalign_jax.evaluation.evaluate import Evaluation
 from stepalign_jax.problems.problem import Problem
-from stepalign_jax.runs.setup import Workbench
 
-_SEED = 1  # not a run's seed: what is selected must not depend on the run
+SEED = 1  # not a run's seed: the selection must not depend on the run
+
+# (problems, how to sample, label) -> the initial solver's results
+Evaluate = Callable[[Sequence[Problem], EvaluationConfig, str], Evaluation]
 
 
 def select_problems(
-    config: Config, bench: Workbench, grader: Grader, problems: list[Problem], split: str
+    config: Config,
+    problems: list[Problem],
+    split: str,
+    *,
+    directory: Path,
+    evaluate: Evaluate,
 ) -> list[Problem]:
     """Returns the problems with initial Avg@n below `problems.base_avg_below`; all if 0.
+
+    Args:
+      config: of the run.
+      problems: the candidates.
+      split: their name, for messages.
+      directory: the checkpoint that the solver starts from.
+      evaluate: the initial solver's, with the seed SEED.
 
     Raises:
       UserError: if none is left.
     """
-    section = config.problems
-    if section.base_avg_below == 0.0:
+    bound, num_samples = config.problems.base_avg_below, config.problems.base_avg_samples
+    if bound == 0.0:
         return problems
-    fingerprint = _fingerprint(config, bench.directory, problems)
+    fingerprint = stable_hash32(json.dumps(_what_decides(config, directory, problems)))
     path = Path(config.runs_dir) / ".selected" / f"{fingerprint:08x}.json"
     if path.exists():
         kept = set(read_json(path))
     else:
-        settings = dataclasses.replace(config.evaluation, num_samples=section.base_avg_samples)
-        found = evaluate_visibly(
-            bench,
-            bench.initial_solver(),
-            grader,
-            problems,
-            settings,
-            seed=_SEED,
-            description=f"select {split}",
-        )
-        scores = zip(problems, found.per_problem["avg_at_k"], strict=True)
-        kept = {problem.text for problem, avg in scores if avg < section.base_avg_below}
+        settings = dataclasses.replace(config.evaluation, num_samples=num_samples)
+        averages = evaluate(problems, settings, f"select {split}").per_problem["avg_at_k"]
+        pairs = zip(problems, averages, strict=True)
+        kept = {problem.text for problem, average in pairs if average < bound}
         write_json(path, sorted(kept))
     chosen = [problem for problem in problems if problem.text in kept]
     if not chosen:
         raise UserError(
-            f"no {split} problem has initial Avg@{section.base_avg_samples} below "
-            f"problems.base_avg_below={section.base_avg_below:.3g}; raise it, or take harder "
-            "problems."
+            f"no {split} problem has initial Avg@{num_samples} below "
+            f"problems.base_avg_below={bound:.3g}; raise it, or take harder problems."
         )
     return chosen
 
 
-def _fingerprint(config: Config, directory: Path, problems: list[Problem]) -> int:
-    """A hash of all that decides the selection; weights count by file size and time."""
+def _what_decides(config: Config, directory: Path, problems: Sequence[Problem]) -> list:
+    """All that decides the selection, as JSON; weights count by file size and time."""
     files = sorted(directory.glob("*.safetensors"))
-    if config.trainable.adapter:
-        files += sorted(Path(config.trainable.adapter).glob("adapter_*"))
-    weights = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    parts = [
-        weights,
+    if adapter := getattr(config.trainable, "adapter", ""):
+        files += sorted(Path(adapter).glob("adapter_*"))
+    return [
+        [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
         config.model.compute_dtype,
         config.problems.base_avg_below,
         config.problems.base_avg_samples,
@@ -78,4 +82,3 @@ def _fingerprint(config: Config, directory: Path, problems: list[Problem]) -> in
         dataclasses.asdict(config.evaluation),
         [(problem.text, problem.answer) for problem in problems],
     ]
-    return stable_hash32(json.dumps(parts))

@@ -3,27 +3,33 @@
 """Avg@k, Pass@k and Maj@k of one set of weights on one set of problems."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from stepalign_jax.base.progress import advance
-from stepalign_jax.base.progress import progress as progress_bar
+from stepalign_jax.base.progress import advance, progress
+from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import EvaluationConfig
 from stepalign_jax.evaluation.statistics import (
+    Interval,
     avg_at_k,
     bootstrap_interval,
     maj_at_k,
     paired_interval,
     pass_at_k,
 )
-from stepalign_jax.feedback.roles import Roles, addresses
+from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.grading.answers import extract_answer
 from stepalign_jax.grading.grader import Grader
 from stepalign_jax.problems.problem import Problem
-from stepalign_jax.runs.setup import Workbench
-from stepalign_jax.sampling.engine import Engine, Purpose
+from stepalign_jax.sampling.engine import Engine
+from stepalign_jax.sampling.request import (
+    Purpose,
+    SamplingParams,
+    make_requests,
+    sample_addresses,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +55,7 @@ class Evaluation:
     def intervals(self, config: EvaluationConfig, seed: int) -> dict[str, dict[str, float]]:
         """Bootstrap intervals over problems, by name."""
         return {
-            name: bootstrap_interval(
-                values,
-                num_resamples=config.num_resamples,
-                confidence=config.confidence,
-                seed=seed,
-            ).as_dict()
+            name: _interval(bootstrap_interval, config, seed, values)
             for name, values in self.per_problem.items()
         }
 
@@ -64,15 +65,18 @@ def gains(
 ) -> dict[str, dict[str, float]]:
     """Paired intervals of after - before on the same problems, by name."""
     return {
-        name: paired_interval(
-            values,
-            after.per_problem[name],
-            num_resamples=config.num_resamples,
-            confidence=config.confidence,
-            seed=seed,
-        ).as_dict()
+        name: _interval(paired_interval, config, seed, values, after.per_problem[name])
         for name, values in before.per_problem.items()
     }
+
+
+def _interval(
+    make: Any, config: EvaluationConfig, seed: int, *values: np.ndarray
+) -> dict[str, float]:
+    interval: Interval = make(
+        *values, num_resamples=config.num_resamples, confidence=config.confidence, seed=seed
+    )
+    return interval.as_dict()
 
 
 def evaluate(
@@ -80,11 +84,11 @@ def evaluate(
     variables: dict[str, Any],
     roles: Roles,
     grader: Grader,
-    problems: list[Problem],
+    problems: Sequence[Problem],
     config: EvaluationConfig,
     *,
     seed: int,
-    progress: Callable[[int], None] | None = None,
+    label: str,
 ) -> Evaluation:
     """Samples k completions of each problem and one greedy one, and grades them.
 
@@ -99,72 +103,57 @@ def evaluate(
       problems: what is asked.
       config: k and how to sample.
       seed: the run's.
-      progress: called with the number of sampled completions done so far.
+      label: names the progress bar.
     """
     k = config.num_samples
+    params = SamplingParams.of(config)
     prompts = [roles.solver(problem) for problem in problems]
-    sampled = engine.sample(
-        variables,
-        [prompt for prompt in prompts for _ in range(k)],
-        addresses(problems, k, 0),
-        seed=seed,
-        purpose=Purpose.EVALUATION,
-        settings=config,
-        progress=progress,
-    )
-    greedy = engine.sample(
-        variables,
-        prompts,
-        addresses(problems, 1, 0),
-        seed=seed,
-        purpose=Purpose.EVALUATION,
-        settings=dataclasses.replace(config, temperature=0.0),
-    )
-    shape = (len(problems), k)
-    golds = [problem.answer for problem in problems]
-    answers = [extract_answer(t, roles.prompts.answer_pattern) for t in roles.texts(sampled)]
-    correct = np.array(
-        grader.grade(answers, [gold for gold in golds for _ in range(k)]), bool
-    ).reshape(shape)
-    classes = np.array(
-        [grader.equivalence_classes(answers[i * k : (i + 1) * k]) for i in range(len(problems))]
-    )
-    greedy_answers = [
-        extract_answer(t, roles.prompts.answer_pattern) for t in roles.texts(greedy)
-    ]
-    return Evaluation(
-        {
-            "avg_at_k": avg_at_k(correct),
-            "pass_at_k": pass_at_k(correct, k),
-            "maj_at_k": maj_at_k(classes, correct),
-            "greedy": np.array(grader.grade(greedy_answers, golds), np.float64),
-            "mean_tokens": np.asarray(sampled.lengths).reshape(shape).mean(1),
-            "truncated": 1.0 - np.asarray(sampled.finished).reshape(shape).mean(1),
-            "unparsed": np.array([a is None for a in answers]).reshape(shape).mean(1),
-        }
-    )
 
-
-def evaluate_visibly(
-    bench: Workbench,
-    variables: dict[str, Any],
-    grader: Grader,
-    problems: list[Problem],
-    config: EvaluationConfig,
-    *,
-    seed: int,
-    description: str,
-) -> Evaluation:
-    """Returns `evaluate` of a workbench's model, with a progress bar called `description`."""
-    total = len(problems) * config.num_samples
-    with progress_bar(total=total, description=description) as bar:
-        return evaluate(
-            bench.engine,
-            variables,
-            bench.roles,
-            grader,
-            problems,
-            config,
+    def sample(num_samples: int, params: SamplingParams, **options: Any) -> Rollouts:
+        addresses = sample_addresses(
+            [problem.id for problem in problems],
+            num_samples,
             seed=seed,
-            progress=advance(bar),
+            purpose=Purpose.EVALUATION,
+            step=0,
         )
+        repeated = [prompt for prompt in prompts for _ in range(num_samples)]
+        requests = make_requests(repeated, addresses, params)
+        return engine.sample(variables, requests, batch_size=config.batch_size, **options)
+
+    with progress(total=len(problems) * k, description=label) as bar:
+        sampled = sample(k, params, progress=advance(bar))
+    greedy = sample(1, params._replace(temperature=0.0))
+    return Evaluation(_judge(roles, grader, problems, sampled, greedy))
+
+
+def _judge(
+    roles: Roles,
+    grader: Grader,
+    problems: Sequence[Problem],
+    sampled: Rollouts,
+    greedy: Rollouts,
+) -> dict[str, np.ndarray]:
+    """Metrics [P] by name, of k sampled completions per problem [P k] and greedy ones [P]."""
+    num_problems, k = len(problems), len(sampled.lengths) // len(problems)
+    golds = [problem.answer for problem in problems]
+    pattern = roles.prompts.answer_pattern
+    answers = [extract_answer(text, pattern) for text in roles.texts(sampled)]
+    greedy_answers = [extract_answer(text, pattern) for text in roles.texts(greedy)]
+
+    def by_problem(values: Any) -> np.ndarray:
+        return np.asarray(values).reshape(num_problems, k)
+
+    correct = by_problem(grader.grade(answers, [gold for gold in golds for _ in range(k)]))
+    classes = [
+        grader.equivalence_classes(answers[i * k : (i + 1) * k]) for i in range(num_problems)
+    ]
+    return {
+        "avg_at_k": avg_at_k(correct),
+        "pass_at_k": pass_at_k(correct, k),
+        "maj_at_k": maj_at_k(np.array(classes), correct),
+        "greedy": np.array(grader.grade(greedy_answers, golds), np.float64),
+        "mean_tokens": by_problem(sampled.lengths).mean(1),
+        "truncated": 1.0 - by_problem(sampled.finished).mean(1),
+        "unparsed": by_problem([answer is None for answer in answers]).mean(1),
+    }

@@ -11,11 +11,10 @@ shows: a line with `{answer}` or `{reference}` is dropped, whole, when the criti
 not see that section. `question` shows neither, `answer` the answer, `reference` both.
 """
 
-import difflib
 import re
-from collections.abc import Iterable
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.names import nearest
 from stepalign_jax.config.schema import PromptsConfig
 from stepalign_jax.problems.problem import Problem
 
@@ -32,11 +31,6 @@ _REQUIRED = {
     "teacher": ("problem", "context"),
     "critic": ("problem", "attempt"),
 }
-
-
-def nearest_name(name: str, names: Iterable[str]) -> str:
-    """Returns the member of `names` that is spelled most like `name`."""
-    return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
 
 
 def placeholders(template: str) -> list[str]:
@@ -61,7 +55,7 @@ def render(template: str, **sections: str) -> str:
             return sections[name]
         raise UserError(
             f"The template's {{{name}}} has no section here; the nearest is "
-            f"{{{nearest_name(name, sections or SECTIONS)}}} (write {{{{{name}}}}} for the "
+            f"{{{nearest(name, sections or SECTIONS)}}} (write {{{{{name}}}}} for the "
             f"text {{{name}}} itself)."
         )
 
@@ -102,7 +96,7 @@ def _check_placeholders(role: str, template: str) -> None:
         if name not in allowed:
             raise UserError(
                 f"prompts.{role} may not contain {{{name}}}; the nearest valid placeholder is "
-                f"{{{nearest_name(name, allowed)}}} (write {{{{{name}}}}} for the text itself)."
+                f"{{{nearest(name, allowed)}}} (write {{{{{name}}}}} for the text itself)."
             )
     for name in _REQUIRED[role]:
         if name not in found:
@@ -133,7 +127,7 @@ def _visible(sees: str) -> tuple[str, ...]:
     if sees not in SEES:
         raise UserError(
             f"critic.sees {sees!r} is unknown; the nearest valid name is "
-            f"{nearest_name(sees, SEES)!r} of {', '.join(SEES)}."
+            f"{nearest(sees, SEES)!r} of {', '.join(SEES)}."
         )
     return SEES[sees]
 

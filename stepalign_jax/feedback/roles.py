@@ -2,13 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three roles' prompts as token ids: where text ends and arrays begin."""
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from stepalign_jax.base.hashing import stable_hash32
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import PromptsConfig
 from stepalign_jax.feedback.prompts import (
@@ -79,19 +75,3 @@ class Roles:
             decode(self.tokenizer, tokens[:length])
             for tokens, length in zip(rollouts.tokens, rollouts.lengths, strict=True)
         ]
-
-
-def addresses(problems: list[Problem], samples_per_problem: int, step: int) -> np.ndarray:
-    """Addresses [P * G, 4] of the samples of each problem, problem by problem.
-
-    Columns are optimizer step (0 in evaluation), problem hash, sample index, retry. A problem
-    that stands twice in the list (where two epochs meet) goes on counting its samples.
-    """
-    seen: Counter[str] = Counter()
-    rows = []
-    for problem in problems:
-        first = seen[problem.text] * samples_per_problem
-        seen[problem.text] += 1
-        problem_hash = stable_hash32(problem.text)
-        rows += [(step, problem_hash, first + g, 0) for g in range(samples_per_problem)]
-    return np.array(rows, np.uint32).reshape(-1, 4)

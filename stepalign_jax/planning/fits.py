@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 
+from stepalign_jax.critics.engine_critic import ModelCritic
+from stepalign_jax.critics.protocol import Critic
+from stepalign_jax.huggingface.language_model import LanguageModel
 from stepalign_jax.parallel.offload import has_host_memory
-from stepalign_jax.runs.setup import Workbench
-from stepalign_jax.training.step import TrainState
+from stepalign_jax.training.state import TrainState
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -35,39 +37,44 @@ class Share:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Bytes that a device with the most of `tree` holds of it; 0 for an empty tree."""
+    """Largest number of bytes of `tree` on one device; 0 for an empty tree."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
 
 
-def memory_shares(bench: Workbench, state: TrainState) -> dict[str, Share]:
+def memory_shares(
+    model: LanguageModel, state: TrainState, critic: Critic | None
+) -> dict[str, Share]:
     """Returns the memory of each part by name, the critic's included."""
-    critic, here = bench.critic, _place(bench.mesh)
-    moves = " (host memory while the critic is asked)" if critic.takes_turns else ""
+    turns = isinstance(critic, ModelCritic) and critic.takes_turns
+    where = _place(model.mesh) + " (host memory while the critic is asked)" * turns
     parts = {
-        "base": bench.base,
+        "base": model.base,
         "trainable": state.trainable,
         "optimizer": state.opt_state,
         "teacher": state.teacher,
     }
     shares = {
-        name: Share(bytes_per_device(tree), bench.mesh.size, here + moves)
+        name: Share(bytes_per_device(tree), model.mesh.size, where)
         for name, tree in parts.items()
     }
     if not jax.tree.leaves(state.teacher):
-        shares["teacher"] = Share(0, bench.mesh.size, "no weights of its own")
-    if critic.weights is bench.frozen:
-        shares["critic"] = Share(0, bench.mesh.size, "the base itself")
-        return shares
-    where = _place(critic.mesh)
+        shares["teacher"] = Share(0, model.mesh.size, "no weights of its own")
+    return {**shares, "critic": _critic_share(model, critic)}
+
+
+def _critic_share(model: LanguageModel, critic: Critic | None) -> Share:
+    if not isinstance(critic, ModelCritic):
+        return Share(0, model.mesh.size, "no weights")
+    second, where = critic.model, _place(critic.model.mesh)
+    if second.weights is model.weights:
+        return Share(0, model.mesh.size, "the base itself")
     if critic.takes_turns:
         kind = "pinned host memory" if has_host_memory() else "host memory"
         where += f" while it is asked, else {kind}"
-    critic_bytes = bytes_per_device(critic.weights.tree)
-    shares["critic"] = Share(critic_bytes, critic.mesh.size, where)
-    return shares
+    return Share(bytes_per_device(second.base), second.mesh.size, where)
 
 
 def _place(mesh: jax.sharding.Mesh) -> str:

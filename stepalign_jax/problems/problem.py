@@ -3,6 +3,9 @@
 """One problem."""
 
 import dataclasses
+from collections.abc import Callable
+
+from stepalign_jax.base.hashing import stable_hash32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,10 +16,18 @@ class Problem:
       text: the question as the solver sees it.
       answer: the expected final answer.
       reference: a worked solution (RefSol's context), or None.
-      source: which problem set made it; `arithmetic` problems can check reasoning steps.
+      source: which problem set made it, for messages.
+      correct: (question, attempt) -> the attempt with its first error corrected and the rest
+        redone; None for a problem that cannot check its own reasoning steps.
     """
 
     text: str
     answer: str
     reference: str | None
     source: str
+    correct: Callable[[str, str], str] | None = None
+
+    @property
+    def id(self) -> int:
+        """32 bits that stand for the text in addresses of randomness, on every machine."""
+        return stable_hash32(self.text)

@@ -1,16 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run or a comparison came to, as tables to read and plots to look at.
-
-A summary: {"before": scores, "after": scores, "gain": scores, "seconds": float, ...} where
-scores = {"avg_at_k": interval, "pass_at_k": interval, "maj_at_k": interval, "mean_tokens":
-number or interval} and interval = {"mean": float, "low": float, "high": float}. Shares are in
-0..1 and shown in percent; a gain is the difference of two shares, in percentage points.
-
-A comparison: {"k": int, "variants": {variant: {condition: [one dict per seed]}}} with the keys
-seed, summary, curve ([[step, avg_at_k], ...]), critic_exactness ([[step, value or None], ...]),
-solver_tokens and train_seconds per seed.
-"""
+"""What a run or a comparison came to, as plots; `tables.py` describes the dicts."""
 
 import pathlib
 from collections.abc import Sequence
@@ -23,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl
+from stepalign_jax.report.tables import SCORES, VARIANTS
 from stepalign_jax.runs.directory import RunDirectory
 
 # Names in metrics.jsonl that plot_run looks for, with the titles of their panels.
@@ -33,8 +24,6 @@ PANELS = {
     "critic_exact_on_wrong": "Critic exact on wrong rollouts (%)",
 }
 _SHARES = ("validation_avg_at_k", "reward", "critic_exact_on_wrong")
-_SCORES = {"avg_at_k": "Avg@{k}", "pass_at_k": "Pass@{k}", "maj_at_k": "Maj@{k}"}
-_VARIANTS = {"equal_tokens": "Equal tokens", "equal_wall_clock": "Equal wall clock"}
 
 # Okabe and Ito's palette, told apart with any common colour vision; its yellow is left out,
 # which is too pale for a line on white. The line style repeats what the colour says.
@@ -51,67 +40,6 @@ _COLOURS = (
 _LINE_STYLES = ("-", "--", "-.", ":")
 _BEFORE, _AFTER = "#9A9A9A", "#0072B2"
 _GRID = "#E3E3E3"
-
-
-def summary_table(summary: dict[str, Any]) -> str:
-    """Returns a plain-text table of a run before and after, with intervals."""
-    rows = [["", "before", "after", "gain"]]
-    for key, label in {**_SCORES, "greedy": "greedy"}.items():
-        if key not in summary["before"]:
-            continue
-        cells = [_share(summary[side].get(key)) for side in ("before", "after")]
-        gain = _share(summary["gain"].get(key), signed=True)
-        rows.append([label.format(k=summary.get("k", "k")), *cells, gain])
-    tokens = [_number(summary[side].get("mean_tokens")) for side in ("before", "after")]
-    gain = _number(summary["gain"].get("mean_tokens"), signed=True)
-    rows.append(["tokens per answer", *tokens, gain])
-    seconds = summary.get("seconds")
-    took = "" if seconds is None else f" The run took {seconds:,.0f} s."
-    note = f"Shares in percent, gains in points, [intervals] over problems.{took}"
-    return _aligned(rows) + note + "\n"
-
-
-def evaluation_table(intervals: dict[str, Any], k: int) -> str:
-    """Returns a plain-text table of one evaluation's intervals."""
-    names = {**_SCORES, "greedy": "greedy", "truncated": "truncated", "unparsed": "no answer"}
-    rows = [["", "percent"]]
-    rows += [[label.format(k=k), _share(intervals[key])] for key, label in names.items()]
-    rows.append(["tokens per answer", _number(intervals["mean_tokens"])])
-    return _aligned(rows)
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    """Returns rows as columns, the first row underlined."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "".join(line.rstrip() + "\n" for line in lines)
-
-
-def comparison_markdown(comparison: dict[str, Any]) -> str:
-    """Returns one Markdown table per variant: a row per condition, means over its seeds."""
-    k = comparison["k"]
-    parts = []
-    for variant, conditions in comparison["variants"].items():
-        header = [
-            "condition",
-            "seeds",
-            f"Avg@{k} before",
-            f"Avg@{k} after",
-            "gain",
-            "gain of each seed [interval]",
-            "critic exactness",
-            "solver tokens",
-            "training seconds",
-        ]
-        rows = [_markdown_row(name, seeds) for name, seeds in conditions.items()]
-        table = [header, ["---"] * len(header), *rows]
-        lines = ["| " + " | ".join(row) + " |" for row in table]
-        parts.append("\n".join([f"### {_VARIANTS.get(variant, variant)}", "", *lines]))
-    parts.append(
-        "Shares in percent, gains in points; means over seeds, intervals over problems."
-    )
-    return "\n\n".join(parts) + "\n"
 
 
 def plot_run(run: RunDirectory) -> pathlib.Path:
@@ -168,7 +96,7 @@ def plot_comparison(comparison: dict[str, Any], path: pathlib.Path) -> pathlib.P
         left.sharey(axes[0, 0])
         middle.sharey(axes[0, 1])
         right.sharex(axes[0, 2])
-        title = _VARIANTS.get(variant, variant)
+        title = VARIANTS.get(variant, variant)
         _prepare(left, f"{title}: validation Avg@k (%)", "optimizer step")
         _prepare(middle, f"{title}: critic exact on wrong rollouts (%)", "optimizer step")
         for name, seeds in conditions.items():
@@ -179,40 +107,6 @@ def plot_comparison(comparison: dict[str, Any], path: pathlib.Path) -> pathlib.P
         _prepare(right, f"{title}: gain in Avg@{comparison['k']} (points)", "")
         _draw_gains(right, conditions, names)
     return _save(figure, path)
-
-
-def _share(value: Any, *, signed: bool = False) -> str:
-    return _number(value, scale=100.0, signed=signed)
-
-
-def _number(value: Any, *, scale: float = 1.0, signed: bool = False) -> str:
-    """Returns "41.2 [38.0, 44.5]" of an interval, "41.2" of a number, "–" of None."""
-    sign = "+" if signed else ""
-    if value is None:
-        return "–"
-    if not isinstance(value, dict):
-        return f"{scale * value:{sign}.1f}"
-    mean, low, high = (scale * value[key] for key in ("mean", "low", "high"))
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
-
-
-def _markdown_row(name: str, seeds: Sequence[dict[str, Any]]) -> list[str]:
-    def mean_of(side: str) -> float:
-        return float(np.mean([seed["summary"][side]["avg_at_k"]["mean"] for seed in seeds]))
-
-    exactness = [v for s in seeds for _, v in s["critic_exactness"] if v is not None]
-    gains = [_share(s["summary"]["gain"]["avg_at_k"], signed=True) for s in seeds]
-    return [
-        name,
-        str(len(seeds)),
-        _share(mean_of("before")),
-        _share(mean_of("after")),
-        _share(mean_of("gain"), signed=True),
-        "; ".join(gains),
-        _share(float(np.mean(exactness)) if exactness else None),
-        f"{np.mean([s['solver_tokens'] for s in seeds]):,.0f}",
-        f"{np.mean([s['train_seconds'] for s in seeds]):,.0f}",
-    ]
 
 
 def _column(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
@@ -252,7 +146,7 @@ def _draw_curve(axes: Axes, points: np.ndarray, title: str) -> None:
 def _draw_before_after(axes: Axes, summary: dict[str, Any]) -> None:
     _prepare(axes, "Before and after (%), intervals over problems", "")
     axes.grid(axis="x", visible=False)
-    keys = [key for key in _SCORES if summary["before"].get(key) is not None]
+    keys = [key for key in SCORES if summary["before"].get(key) is not None]
     places = np.arange(len(keys))
     sides = (("before", _BEFORE, -0.2), ("after", _AFTER, 0.2))
     for side, colour, shift in sides:
@@ -277,7 +171,7 @@ def _draw_before_after(axes: Axes, summary: dict[str, Any]) -> None:
                 ha="center",
                 fontsize=8,
             )
-    axes.set_xticks(places, [_SCORES[key].format(k=summary.get("k", "k")) for key in keys])
+    axes.set_xticks(places, [SCORES[key].format(k=summary.get("k", "k")) for key in keys])
     # Room above the tallest interval for its number and for the legend.
     axes.set_ylim(0, 1.25 * max(1.0, axes.dataLim.y1))
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")

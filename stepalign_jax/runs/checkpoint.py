@@ -7,7 +7,7 @@ with the SHA-256 of each of its files, written last. A checkpoint without one wa
 finished and is passed over; one that does not match its manifest is refused.
 
     <directory>/<step>/state/...      arrays, by Orbax
-    <directory>/<step>/run/...        position in the data and the caller's JSON
+    <directory>/<step>/run/...        position in the data
     <directory>/<step>/manifest.json  ours
 """
 
@@ -33,13 +33,11 @@ class Restored(NamedTuple):
       step: optimizer steps done when it was saved.
       state: pytree of jax.Array, of the structure that was asked for.
       data_state: position in the problems, JSON.
-      extra: the caller's JSON.
     """
 
     step: int
     state: Any
     data_state: Any
-    extra: Any
 
 
 class Checkpoints:
@@ -77,7 +75,7 @@ class Checkpoints:
         _wait_for_all("checkpoints_opened")
         self._manager = _open_manager(self._directory)
 
-    def save(self, step: int, state: Any, *, data_state: Any, extra: Any) -> None:
+    def save(self, step: int, state: Any, *, data_state: Any) -> None:
         """Saves one checkpoint, and returns when it is on disk and has its manifest.
 
         Older checkpoints go only after that, so a kill at any moment leaves a usable one.
@@ -86,7 +84,6 @@ class Checkpoints:
           step: optimizer steps done; saving a step that is already there replaces it.
           state: pytree of jax.Array (dicts, NamedTuples, flax.struct dataclasses).
           data_state: JSON, the position in the problems.
-          extra: JSON, anything else the run goes on from.
 
         Raises:
           UserError: the checkpoint cannot be written.
@@ -95,7 +92,7 @@ class Checkpoints:
             self._delete(step)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            run=ocp.args.JsonSave({"data_state": data_state, "extra": extra}),
+            run=ocp.args.JsonSave({"data_state": data_state}),
         )
         try:
             saved = self._manager.save(step, args=items, force=True)
@@ -157,7 +154,7 @@ def restore_latest(directory: pathlib.Path, abstract_state: Any) -> Restored | N
         )
         restored = manager.restore(steps[-1], args=items)
     run = restored["run"]
-    return Restored(steps[-1], restored["state"], run["data_state"], run["extra"])
+    return Restored(steps[-1], restored["state"], run["data_state"])
 
 
 def restore_part(directory: pathlib.Path, abstract_part: dict[str, Any], step: int) -> Any:

@@ -22,7 +22,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from stepalign_jax.base.errors import UserError
@@ -100,21 +100,6 @@ class RunDirectory:
         scores = [read_json(file)[metric] for file in files]
         steps = [int(file.stem.removeprefix("validation_")) for file in files]
         return {n: sum(s) / len(s) for n, s in zip(steps, scores, strict=True)}
-
-    def write_prompts(self, prompts: Mapping[str, Any]) -> None:
-        write_json(self.prompts_file, prompts)
-
-    def write_memory(self, memory: Mapping[str, Any]) -> None:
-        write_json(self.memory_file, memory)
-
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_json(self.summary_file, summary)
-
-    def write_evaluation(self, label: str, evaluation: Mapping[str, Any]) -> None:
-        write_json(self.evaluation_file(label), evaluation)
-
-    def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        write_jsonl(self.rollouts_file(step), rows)
 
     def truncate_after(self, num_completed_steps: int) -> None:
         """Drops what was written after the checkpoint that the run goes on from.

@@ -1,281 +1,194 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The phases of one optimizer step, which `train.py` calls in turn."""
+"""The phases of one optimizer step, which `train.py` calls in turn.
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+    sample    problems                  -> Samples: rollouts as tokens and text
+    grade     Samples                   -> which final answers are right
+    critique  Samples                   -> Critiques: the teacher's context of each rollout
+    pack      all of these              -> Batch: arrays on the devices
+    score     Batch                     -> the teacher's hidden states
+    update    Batch, hidden states      -> the next state
+
+Text ends at `pack`, arrays begin there. No phase changes what an earlier one returned.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
-from stepalign_jax.config.schema import Config
-from stepalign_jax.critics.engine_critic import Asked, ask_model, ask_oracle, exact_share
-from stepalign_jax.evaluation.difficulty import select_problems
-from stepalign_jax.evaluation.evaluate import Evaluation, evaluate_visibly
-from stepalign_jax.feedback.conditions import Condition, build_contexts, get_condition
-from stepalign_jax.feedback.critique import Critique, count_failures, fit_budget
-from stepalign_jax.feedback.roles import addresses
+from stepalign_jax.config.schema import SamplingConfig
+from stepalign_jax.critics.oracle import exact_share
+from stepalign_jax.critics.protocol import Critic, CriticReply
+from stepalign_jax.feedback.contexts import Attempt, Condition, Context, fit_budget
+from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.grading.answers import extract_answer
 from stepalign_jax.grading.grader import Grader
-from stepalign_jax.objectives.divergence import TokenScores
 from stepalign_jax.objectives.policy_gradient import group_advantages
+from stepalign_jax.objectives.token_weights import WeightInputs, token_weights
 from stepalign_jax.problems.problem import Problem
-from stepalign_jax.runs.placement import state_shardings
-from stepalign_jax.runs.second_model import take_turn
-from stepalign_jax.runs.setup import Workbench, initial_state
-from stepalign_jax.runs.stopwatch import padding, token_rates
-from stepalign_jax.sampling.engine import Purpose
-from stepalign_jax.training.optimizer import learning_rate_at, make_optimizer
-from stepalign_jax.training.packing import Packed, check_parts, pack, unpack
-from stepalign_jax.training.step import TrainState, make_update
+from stepalign_jax.sampling.engine import Engine
+from stepalign_jax.sampling.request import (
+    Address,
+    Purpose,
+    SamplingParams,
+    make_requests,
+    sample_addresses,
+)
+from stepalign_jax.training import packing, step
+from stepalign_jax.training.packing import PackedPart, TeacherRows
+from stepalign_jax.training.programs import Programs
+from stepalign_jax.training.state import TrainState
 
-# Sampler and scorer run the same forward: a larger gap than rounding means a broken alignment.
-_LARGEST_LOGPROB_GAP = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.3}
 
+class Samples(NamedTuple):
+    """One step's rollouts: B rows, the G of one problem side by side.
 
-@dataclass
-class Samples:
-    """One step's rollouts and all that was found out about them, rows in one order."""
+    Attributes:
+      attempts: [B] problem and completion as text.
+      prompts: [B] token ids of the solver's prompt.
+      addresses: [B] where the noise of each rollout comes from.
+      rollouts: B rows.
+    """
 
-    problems: list[Problem]
+    attempts: list[Attempt]
     prompts: list[list[int]]
-    addresses: np.ndarray
+    addresses: list[Address]
     rollouts: Rollouts
-    texts: list[str]
-    correct: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    contexts: list[Critique] = field(default_factory=list)
-    critic_exact: float | None = None
-    asked: Asked | None = None  # None where no model was asked
 
 
-class Trainer:
-    """What a run needs at each step; every method is one phase of it."""
+class Critiques(NamedTuple):
+    """What the teacher is shown.
 
-    def __init__(
-        self,
-        config: Config,
-        bench: Workbench,
-        grader: Grader,
-        candidates: dict[str, list[Problem]],
-    ):
-        """Args: `candidates` are the problems of each split, before the difficulty filter.
+    Attributes:
+      contexts: [B], each a text or a named failure.
+      reply: what the critic said; None where none was asked.
+      exact_share: see `critics.oracle.exact_share`; None without a critic.
+    """
 
-        Raises:
-          UserError: a problem of any split is over its token budget, or the devices cannot
-            share a step's sequences equally.
-        """
-        num_sequences = config.train.problems_per_step * config.train.samples_per_problem
-        check_parts(num_sequences, config.train.micro_batches, bench.mesh)
-        self.config, self.bench, self.grader = config, bench, grader
-        self.candidates = candidates
-        for problems in candidates.values():
-            bench.roles.check_problems(problems)
-        self.condition: Condition = get_condition(config.condition)
-        self.shardings = state_shardings(config, bench)
-        self.update = make_update(
-            bench.model,
-            make_optimizer(config.optimizer, config.train.num_steps),
-            config.objective,
-            config.teacher,
-            distils=self.condition.objective == "divergence",
-            shardings=self.shardings,
-        )
-
-    def initial_state(self) -> TrainState:
-        """The state before the first optimizer step, laid out over the mesh."""
-        return jax.device_put(initial_state(self.config, self.bench), self.shardings)
-
-    def problems(self, split: str) -> list[Problem]:
-        """The problems of a split, filtered by difficulty if the config asks."""
-        candidates = self.candidates[split]
-        return select_problems(self.config, self.bench, self.grader, candidates, split)
-
-    def solver(self, state: TrainState) -> dict[str, Any]:
-        """The solver's weights."""
-        return {"params": self.bench.base} | state.trainable
-
-    def sample(self, state: TrainState, problems: list[Problem], step: int) -> Samples:
-        """Samples G rollouts of each problem."""
-        num_samples = self.config.train.samples_per_problem
-        repeated = [problem for problem in problems for _ in range(num_samples)]
-        rendered = [self.bench.roles.solver(problem) for problem in problems]
-        prompts = [prompt for prompt in rendered for _ in range(num_samples)]
-        at = addresses(problems, num_samples, step)
-        rollouts = self.bench.engine.sample(
-            self.solver(state),
-            prompts,
-            at,
-            seed=self.config.seed,
-            purpose=Purpose.SOLVER,
-            settings=self.config.sampling,
-        )
-        return Samples(repeated, prompts, at, rollouts, self.bench.roles.texts(rollouts))
-
-    def grade(self, samples: Samples) -> None:
-        """Fills in which final answers are right."""
-        pattern = self.config.prompts.answer_pattern
-        answers = [extract_answer(text, pattern) for text in samples.texts]
-        golds = [problem.answer for problem in samples.problems]
-        samples.correct = np.array(self.grader.grade(answers, golds), bool)
-
-    def critique(self, samples: Samples, state: TrainState) -> TrainState:
-        """Fills in the teacher's context of each rollout; the critic is asked if need be.
-
-        Returns:
-          `state`, which a critic that takes turns on the devices has sent away and back.
-        """
-        critiques = None
-        if self.condition.needs_critiques:
-            critiques, state = self._ask_critic(samples, state)
-            samples.critic_exact = exact_share(samples.problems, samples.texts, critiques)
-        contexts = build_contexts(self.condition, samples.problems, critiques)
-        budget = self.config.prompts.max_context_tokens
-        samples.contexts = fit_budget(contexts, self.bench.roles.count_tokens, budget)
-        return state
-
-    def _ask_critic(
-        self, samples: Samples, state: TrainState
-    ) -> tuple[list[Critique], TrainState]:
-        if self.config.critic.kind == "oracle":
-            return ask_oracle(samples.problems, samples.texts), state
-        ask = partial(
-            ask_model,
-            self.bench.critic,
-            self.config.critic,
-            samples.problems,
-            samples.texts,
-            addresses=samples.addresses,
-            seed=self.config.seed,
-            grade=self.grader.grade,
-        )
-        samples.asked, state = take_turn(self.bench.critic, self.bench.frozen, state, ask)
-        return samples.asked.critiques, state
-
-    def pack(self, samples: Samples) -> list[Packed]:
-        """Puts rollouts behind the prompts of both roles; failed critiques do not count."""
-        roles = self.bench.roles
-        teacher_prompts = samples.prompts
-        if self.condition.objective == "divergence":
-            teacher_prompts = [
-                roles.teacher(problem, context.text)
-                for problem, context in zip(samples.problems, samples.contexts, strict=True)
-            ]
-        rewards = samples.correct.reshape(-1, self.config.train.samples_per_problem)
-        return pack(
-            samples.prompts,
-            teacher_prompts,
-            samples.rollouts,
-            np.array([context.failure is None for context in samples.contexts]),
-            np.asarray(group_advantages(jnp.asarray(rewards))).reshape(-1),
-            num_parts=self.config.train.micro_batches,
-            mesh=self.bench.mesh,
-        )
-
-    def score(self, state: TrainState, packed: list[Packed]) -> list[jax.Array | None]:
-        """The teacher's hidden states of each part, for `learn`."""
-        return self.update.score(state, self.bench.base, [p.part for p in packed])
-
-    def learn(
-        self, state: TrainState, packed: list[Packed], hidden: list[jax.Array | None]
-    ) -> tuple[TrainState, dict[str, jax.Array], list[TokenScores]]:
-        """The optimizer step itself; `state` is used up."""
-        parts = [p.part for p in packed]
-        return self.update.apply(state, self.bench.base, parts, hidden)
-
-    def scores(
-        self, samples: Samples, packed: list[Packed], scores: list[TokenScores]
-    ) -> TokenScores:
-        """Scores [B, T] of the rollouts; 0 where a token does not count."""
-        return unpack(packed, scores, np.shape(samples.rollouts.tokens))
-
-    def metrics(
-        self, samples: Samples, packed: list[Packed], scores: TokenScores, step: int
-    ) -> dict[str, float | None]:
-        """Metrics that are read off the host's side of a step."""
-        gaps = np.abs(np.asarray(scores.solver_logprobs) - samples.rollouts.logprobs)
-        gap = max(float(gaps[p.rows, p.columns].max(initial=0.0)) for p in packed)
-        limit = _LARGEST_LOGPROB_GAP[self.config.model.compute_dtype]
-        if step == 0 and gap > limit:
-            raise UserError(
-                f"log-probabilities of sampler and scorer differ by {gap:.2g} on the first "
-                f"rollouts (rounding explains {limit:.2g}): this is a bug, please report it."
-            )
-        config, failures = self.config, count_failures(samples.contexts)
-        return {
-            "learning_rate": float(
-                learning_rate_at(config.optimizer, config.train.num_steps, step)
-            ),
-            "reward": float(samples.correct.mean()),
-            "mean_tokens": float(samples.rollouts.lengths.mean()),
-            "solver_tokens": float(samples.rollouts.lengths.sum()),
-            "truncated": float(1.0 - samples.rollouts.finished.mean()),
-            "sampler_logprob_gap": gap,
-            "contexts_failed": float(sum(failures.values())),
-            **{f"context_failed/{name}": float(n) for name, n in failures.items() if n},
-            "critic_exact_on_wrong": samples.critic_exact,
-            **_critic_tokens(samples.asked),
-        }
-
-    def rows(self, samples: Samples, scores: TokenScores) -> Iterator[dict[str, Any]]:
-        """One JSON row per rollout; advantages are null where the critique failed."""
-        advantages = np.asarray(scores.advantage)
-        for i, problem in enumerate(samples.problems):
-            length = int(samples.rollouts.lengths[i])
-            failure = samples.contexts[i].failure
-            yield {
-                "problem": problem.text,
-                "answer": problem.answer,
-                "rollout": samples.texts[i],
-                "tokens": np.asarray(samples.rollouts.tokens[i, :length]).tolist(),
-                "correct": bool(samples.correct[i]),
-                "context": samples.contexts[i].text,
-                "failure": failure,
-                "advantage": None
-                if failure
-                else [round(float(a), 5) for a in advantages[i, :length]],
-            }
-
-    def rates(
-        self, samples: Samples, packed: list[Packed], seconds: dict[str, float]
-    ) -> dict[str, float]:
-        """Tokens per second of each phase, and what share of the arrays was padding."""
-        distils = self.condition.objective == "divergence"
-        num_tokens = {
-            "sample": int(samples.rollouts.lengths.sum()),
-            "critique": 0 if samples.asked is None else int(samples.asked.lengths.sum()),
-            "score": sum(p.teacher_tokens for p in packed) if distils else 0,
-            "update": sum(p.solver_tokens for p in packed),
-        }
-        rates = token_rates(seconds, num_tokens, self.bench.mesh.size)
-        return {**rates, **padding(packed, distils=distils)}
-
-    def evaluate(self, state: TrainState, problems: list[Problem], *, label: str) -> Evaluation:
-        """Evaluates the solver; validation draws its own, smaller number of samples."""
-        config = self.config.evaluation
-        if label == "validate":
-            config = replace(config, num_samples=config.num_validation_samples)
-        return evaluate_visibly(
-            self.bench,
-            self.solver(state),
-            self.grader,
-            problems,
-            config,
-            seed=self.config.seed,
-            description=label,
-        )
+    contexts: list[Context]
+    reply: CriticReply | None
+    exact_share: float | None
 
 
-def _critic_tokens(asked: Asked | None) -> dict[str, float | None]:
-    """What the critiques of a step took; thinking counts."""
-    if asked is None or not asked.lengths.size:
-        return {"critic_tokens": 0.0, "critic_mean_tokens": None, "critic_truncated": None}
-    return {
-        "critic_tokens": float(asked.lengths.sum()),
-        "critic_mean_tokens": float(asked.lengths.mean()),
-        "critic_truncated": float(1.0 - asked.finished.mean()),
-    }
+class Batch(NamedTuple):
+    """A step's rollouts on the devices, cut into parts.
+
+    Attributes:
+      parts: what the solver reads, longest rows first.
+      teacher: what the teacher reads, part by part; None where no teacher is asked.
+    """
+
+    parts: list[PackedPart]
+    teacher: list[TeacherRows] | None
+
+
+def sample(
+    engine: Engine,
+    solver: dict[str, Any],
+    roles: Roles,
+    problems: Sequence[Problem],
+    config: SamplingConfig,
+    *,
+    num_samples: int,
+    seed: int,
+    step: int,
+) -> Samples:
+    """Samples G = `num_samples` rollouts of each problem with the solver's weights."""
+    repeated = [problem for problem in problems for _ in range(num_samples)]
+    rendered = [roles.solver(problem) for problem in problems]
+    prompts = [prompt for prompt in rendered for _ in range(num_samples)]
+    addresses = sample_addresses(
+        [problem.id for problem in problems],
+        num_samples,
+        seed=seed,
+        purpose=Purpose.SOLVER,
+        step=step,
+    )
+    requests = make_requests(prompts, addresses, SamplingParams.of(config))
+    rollouts = engine.sample(solver, requests, batch_size=config.batch_size)
+    attempts = list(map(Attempt, repeated, roles.texts(rollouts)))
+    return Samples(attempts, prompts, addresses, rollouts)
+
+
+def grade(grader: Grader, attempts: Sequence[Attempt], answer_pattern: str) -> np.ndarray:
+    """Returns [B] bool: which final answers are right."""
+    answers = [extract_answer(attempt.text, answer_pattern) for attempt in attempts]
+    return np.array(grader.grade(answers, [a.problem.answer for a in attempts]), bool)
+
+
+def critique(
+    condition: Condition, critic: Critic | None, samples: Samples, roles: Roles
+) -> Critiques:
+    """Returns the teacher's context of each rollout; asks the critic if the condition does."""
+    reply, exact, critiques = None, None, []
+    if critic is not None:
+        reply = critic.review(samples.attempts, samples.addresses)
+        critiques, exact = reply.critiques, exact_share(samples.attempts, reply.critiques)
+    if condition.contexts is None:
+        return Critiques([Context("", None)] * len(samples.attempts), reply, exact)
+    contexts = condition.contexts(samples.attempts, critiques)
+    budget = roles.prompts.max_context_tokens
+    return Critiques(fit_budget(contexts, roles.count_tokens, budget), reply, exact)
+
+
+def pack(
+    condition: Condition,
+    samples: Samples,
+    correct: np.ndarray,
+    contexts: Sequence[Context],
+    roles: Roles,
+    *,
+    num_samples: int,
+    weight_names: Sequence[str],
+    num_parts: int,
+    mesh: jax.sharding.Mesh,
+) -> Batch:
+    """Puts rollouts behind the prompts of solver and teacher; failed contexts do not count."""
+    usable = np.array([context.failure is None for context in contexts])
+    rewards = jnp.asarray(correct.reshape(-1, num_samples))
+    rollouts = samples.rollouts
+    inputs = WeightInputs(
+        tokens=np.asarray(rollouts.tokens),
+        lengths=np.asarray(rollouts.lengths),
+        correct=correct,
+    )
+    parts = packing.pack(
+        samples.prompts,
+        rollouts,
+        usable=usable,
+        advantages=np.asarray(group_advantages(rewards)).reshape(-1),
+        token_weights=token_weights(weight_names, inputs),
+        num_parts=num_parts,
+        mesh=mesh,
+    )
+    if condition.contexts is None:
+        return Batch(parts, None)
+    prompts = [
+        roles.teacher(attempt.problem, context.text)
+        for attempt, context in zip(samples.attempts, contexts, strict=True)
+    ]
+    return Batch(parts, packing.pack_teacher(parts, prompts, rollouts, mesh=mesh))
+
+
+def score(
+    programs: Programs, state: TrainState, base: dict[str, Any], batch: Batch
+) -> list[jax.Array] | None:
+    """Returns the teacher's hidden states of each part; None where no teacher is asked."""
+    if batch.teacher is None:
+        return None
+    return [programs.teacher_hidden(state, base, rows) for rows in batch.teacher]
+
+
+def update(
+    programs: Programs,
+    state: TrainState,
+    base: dict[str, Any],
+    batch: Batch,
+    hidden: list[jax.Array] | None,
+) -> tuple[TrainState, dict[str, jax.Array], list[Any]]:
+    """The optimizer step itself: the next state, metrics, and scores by part. `state` is donated."""
+    return step.update(programs, state, base, [p.part for p in batch.parts], hidden)

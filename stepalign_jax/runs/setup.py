@@ -1,193 +1,135 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""From a config to the objects a command works with. Cheap checks come first."""
+"""From a config to the objects that commands work with. Cheap checks come first."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.schema import Config, ProblemsConfig, TrainableConfig
-from stepalign_jax.critics.engine_critic import Critic
+from stepalign_jax.config.schema import Config, EvaluationConfig, LoraTrainable, TrainableConfig
+from stepalign_jax.critics.engine_critic import split_devices
+from stepalign_jax.critics.protocol import Critic, Surroundings, open_critic
+from stepalign_jax.evaluation import difficulty
+from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
 from stepalign_jax.feedback.prompts import check_templates
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.grading.grader import Grader
+from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
 from stepalign_jax.huggingface.peft_adapters import load_adapter
-from stepalign_jax.model.config import Qwen3Config
-from stepalign_jax.model.lora import LoraSpec, init_lora
-from stepalign_jax.model.qwen3 import Qwen3
-from stepalign_jax.parallel.mesh import make_mesh, split_devices
-from stepalign_jax.parallel.offload import FrozenWeights
-from stepalign_jax.problems.arithmetic import arithmetic_problems
-from stepalign_jax.problems.jsonl import load_problems
+from stepalign_jax.model.lora import LoraSpec
+from stepalign_jax.parallel.mesh import make_mesh
+from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.problems.problem import Problem
-from stepalign_jax.runs.outline import Outline, load_weights, make_engine, outline
-from stepalign_jax.runs.second_model import check_room, load_critic, outline_critic
-from stepalign_jax.sampling.engine import Engine
-from stepalign_jax.training.optimizer import make_optimizer
-from stepalign_jax.training.step import TrainState
+from stepalign_jax.problems.sources import load_problems
 
-SPLITS = ("train", "validation", "test")
 GRADING_WORKERS = 2
 
 
-@dataclass(frozen=True)
-class Workbench:
-    """One model in its roles, how to sample from it, and whom to ask for critiques.
-
-    Attributes:
-      directory: the checkpoint's files.
-      model_config: sizes.
-      model: the module for scoring, layers scanned.
-      frozen: params of the base in the compute dtype, on the mesh or waiting.
-      lora: the adapter's spec, or None when all weights train.
-      adapter: the adapter to start from, fp32 in host memory, or None for a fresh one.
-      engine: samples from the same module.
-      roles: prompts and tokenizer.
-      mesh: where it all lies.
-      critic: the base itself, unless a second model was assembled with it.
-    """
-
-    directory: Path
-    model_config: Qwen3Config
-    model: Qwen3
-    frozen: FrozenWeights
-    lora: LoraSpec | None
-    adapter: dict[str, Any] | None
-    engine: Engine
-    roles: Roles
-    mesh: jax.sharding.Mesh
-    critic: Critic
-
-    @property
-    def base(self) -> dict[str, Any]:
-        """Params of the base; ask again after the critic's turn, which may move them."""
-        return self.frozen.tree
-
-    def initial_solver(self) -> dict[str, Any]:
-        """The solver's weights before training; a frozen teacher has the same.
-
-        A fresh adapter changes nothing, so the base alone stands for it.
-        """
-        if self.adapter is None:
-            return {"params": self.base}
-        return {"params": self.base, "lora": _to_device(self.adapter)}
-
-
-def assemble(config: Config) -> Workbench:
-    """Loads the model and its tokenizer; a second model as critic is left out.
+def open_solver(config: Config) -> tuple[LanguageModel, Roles]:
+    """Opens the model that is trained, with its adapter; weights are not read.
 
     Raises:
       UserError: for prompts that cannot work, a checkpoint that cannot be had, or an
-        adapter that does not fit it or the config.
+        adapter that fits neither it nor the config.
     """
-    known = _outline(config)
-    return _load(config, known, *make_lora(config.trainable, known.model_config))
-
-
-def assemble_with_critic(config: Config) -> Workbench:
-    """Loads the model and whom the config names for critiques.
-
-    Raises:
-      UserError: as `assemble`, for both models, before the weights of either are read.
-    """
-    known = _outline(config)
-    adapter = make_lora(config.trainable, known.model_config)
-    if config.critic.kind != "checkpoint":
-        if config.critic.kind == "self":
-            check_room(config, known.roles, known.model_config.max_positions)
-        return _load(config, known, *adapter)
-    second = outline_critic(config)
-    check_room(config, second.roles, second.model_config.max_positions)
-    # First, so that one that takes turns has left the devices when the other comes.
-    critic = load_critic(config, second)
-    return replace(_load(config, known, *adapter), critic=critic)
-
-
-def _outline(config: Config) -> Outline:
-    check_templates(config.prompts, sees=config.critic.sees)
-    mesh = make_mesh(config.parallel, split_devices(config.critic, jax.devices())[0])
-    return outline(config.model.path, config.model.compute_dtype, mesh, config.prompts)
-
-
-def _load(
-    config: Config, known: Outline, lora: LoraSpec | None, adapter: dict[str, Any] | None
-) -> Workbench:
-    frozen = FrozenWeights(load_weights(known))
-    engine = make_engine(known, lora)
-    max_positions = known.model_config.max_positions
-    return Workbench(
-        directory=known.directory,
-        model_config=known.model_config,
-        model=Qwen3(known.model_config, known.dtype, lora=lora, remat=config.model.remat),
-        frozen=frozen,
-        lora=lora,
-        adapter=adapter,
-        engine=engine,
-        roles=known.roles,
-        mesh=known.mesh,
-        critic=Critic(engine, frozen, known.roles, known.mesh, max_positions, False),
+    check_templates(config.prompts, sees=getattr(config.critic, "sees", None))
+    devices, _ = split_devices(config.critic, jax.devices())
+    model = open_language_model(
+        config.model.path,
+        dtype=config.model.compute_dtype,
+        mesh=make_mesh(config.parallel, devices),
     )
+    model = with_trainable(model, config.trainable)
+    return model, Roles(model.tokenizer, config.prompts)
 
 
-def make_lora(
-    config: TrainableConfig, model_config: Qwen3Config
-) -> tuple[LoraSpec | None, dict[str, Any] | None]:
-    """Returns the adapter's spec (None: all weights train), and its values if it has a file.
+def with_trainable(model: LanguageModel, config: TrainableConfig) -> LanguageModel:
+    """Returns the model with the adapter that a run trains; as it is where all weights train.
 
     Raises:
-      UserError: the adapter of the file cannot be read, or is another than the config's.
+      UserError: the adapter to start from cannot be read, or is another than the config's.
     """
-    if config.kind != "lora":
-        return None, None
+    if not isinstance(config, LoraTrainable):
+        return model
     spec = LoraSpec(config.rank, config.alpha, config.targets)
     if config.adapter == "":
-        return spec, None
-    found, adapter = load_adapter(Path(config.adapter), model_config)
-    wanted = {"rank": spec.rank, "alpha": spec.alpha, "targets": ",".join(sorted(spec.targets))}
-    actual = {
-        "rank": found.rank,
-        "alpha": found.alpha,
-        "targets": ",".join(sorted(found.targets)),
-    }
+        return model.with_adapter(spec)
+    found, adapter = load_adapter(Path(config.adapter), model.sizes)
+    wanted, actual = _describe(spec), _describe(found)
     for key, value in actual.items():
         if wanted[key] != value:
             raise UserError(
                 f"trainable.{key} is {wanted[key]}, but the adapter in {config.adapter} has "
                 f"{value}: set trainable.{key}={value} to start from it."
             )
-    return spec, adapter
+    return model.with_adapter(spec, adapter)
 
 
-def initial_state(config: Config, bench: Workbench) -> TrainState:
-    """Returns the state before the first optimizer step."""
-    if bench.lora is None:
-        # Copies even where the base is float32: an update may overwrite what it trains.
-        params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), bench.base)
-        return make_state(config, {"params": params})
-    if bench.adapter is not None:
-        return make_state(config, {"lora": _to_device(bench.adapter)})
-    key = jax.random.key(config.seed)
-    return make_state(config, {"lora": init_lora(bench.model_config, bench.lora, key)})
+def _describe(spec: LoraSpec) -> dict[str, Any]:
+    targets = ",".join(sorted(spec.targets))
+    return {"rank": spec.rank, "alpha": spec.alpha, "targets": targets}
 
 
-def make_state(config: Config, trainable: dict[str, Any]) -> TrainState:
-    """Returns the state of a run that starts to train the tree `trainable`."""
-    optimizer = make_optimizer(config.optimizer, config.train.num_steps)
-    # The frozen teacher is the base, with the adapter frozen where the run starts from one;
-    # an average needs weights of its own. Either costs a second copy of `trainable`.
-    frozen = config.teacher.kind == "initial" and config.trainable.adapter != ""
-    own = frozen or config.teacher.kind == "ema"
-    teacher = jax.tree.map(jnp.copy, trainable) if own else {}
-    return TrainState(jnp.int32(0), trainable, teacher, optimizer.init(trainable))  # pyright: ignore[reportCallIssue]
+def check_condition(config: Config) -> Condition:
+    """Returns the condition that the config names, if its objective is the config's.
+
+    Raises:
+      UserError: there is no such condition, or it trains by another kind of objective.
+    """
+    condition = get_condition(config.condition)
+    by_reward = isinstance(config.objective, PolicyGradient)
+    if by_reward != (condition.contexts is None):
+        needs = "a divergence, such as forward_kl" if by_reward else "policy_gradient"
+        raise UserError(
+            f"objective.kind is {config.objective.kind!r}, but condition={condition.name} needs "  # pyright: ignore[reportAttributeAccessIssue]
+            f"{needs}: take a config of that condition, or set the objective to it."
+        )
+    return condition
 
 
-def _to_device(tree: Any) -> Any:
-    # Copies: an update may overwrite what it trains, and never the host's arrays.
-    return jax.tree.map(jnp.array, tree)
+def make_run_programs(config: Config, model: LanguageModel) -> Programs:
+    """Returns the jitted functions of the run's optimizer steps.
+
+    Raises:
+      UserError: the devices cannot share a step's sequences equally, or a mesh axis does not
+        divide the axis of a weight that it cuts.
+    """
+    num_rows = config.train.problems_per_step * config.train.samples_per_problem
+    check_parts(num_rows, config.train.micro_batches, model.mesh)
+    return make_programs(
+        model.module(config.model.remat),
+        make_optimizer(config.optimizer, config.train.num_steps),
+        config.objective,
+        config.teacher,
+        shardings=run_shardings(config, model),
+    )
+
+
+def open_run_critic(
+    config: Config, model: LanguageModel, grader: Grader, others: Iterable[Resident]
+) -> Critic:
+    """Opens the critic that the config names; weights are not read.
+
+    Args:
+      config: of the run.
+      model: that is trained.
+      grader: judges the answers of critiques.
+      others: what is on the devices beside the critic.
+
+    Raises:
+      UserError: the critic cannot be used.
+    """
+    surroundings = Surroundings(
+        model=model,
+        prompts=config.prompts,
+        max_attempt_tokens=config.sampling.max_new_tokens,
+        grade=grader.grade,
+        others=tuple(others),
+    )
+    return open_critic(config.critic, surroundings)
 
 
 def make_grader(config: Config) -> Grader:
@@ -195,28 +137,50 @@ def make_grader(config: Config) -> Grader:
     return Grader(deadline_secs=config.evaluation.grading_secs, num_workers=GRADING_WORKERS)
 
 
-def problem_set(config: ProblemsConfig, split: str) -> list[Problem]:
-    """Returns the problems of `split`, one of SPLITS.
+def load_checked_problems(
+    config: Config, roles: Roles, splits: Iterable[str]
+) -> dict[str, list[Problem]]:
+    """Returns the problems of each split, before the difficulty filter.
 
     Raises:
-      UserError: if there are none, or their file is missing or damaged.
+      UserError: a split has no problems, or a problem is over its token budget.
     """
-    wanted = {
-        "train": config.num_train,
-        "validation": config.num_validation,
-        "test": config.num_test,
-    }[split]
-    if config.source == "jsonl":
-        problems = load_problems(Path(config.path) / f"{split}.jsonl")[:wanted]
-    else:
-        problems = arithmetic_problems(
-            "training" if split == "train" else split,
-            wanted,
-            config.min_reasoning_steps,
-            config.max_reasoning_steps,
+    found = {split: load_problems(config.problems, split) for split in splits}
+    for problems in found.values():
+        roles.check_problems(problems)
+    return found
+
+
+def select_problems(
+    config: Config,
+    model: LanguageModel,
+    roles: Roles,
+    grader: Grader,
+    problems: list[Problem],
+    split: str,
+) -> list[Problem]:
+    """Returns the problems that the untrained solver seldom solves, if the config asks.
+
+    Raises:
+      UserError: none is left.
+    """
+
+    def initial(asked: Sequence[Problem], how: EvaluationConfig, label: str) -> Evaluation:
+        seed, variables = difficulty.SEED, model.variables()
+        return evaluate(
+            model.engine, variables, roles, grader, asked, how, seed=seed, label=label
         )
-    if not problems:
-        raise UserError(
-            f"the {split} set has no problems; give problems.num_{split} a number above 0."
-        )
-    return problems
+
+    return difficulty.select_problems(
+        config, problems, split, directory=model.directory, evaluate=initial
+    )
+
+
+def example_prompts(roles: Roles, critic: Critic | None, problem: Problem) -> dict[str, str]:
+    """The prompts of all roles as the model reads them, for one problem."""
+    decode = roles.tokenizer.decode
+    return {
+        "solver": decode(roles.solver(problem)),
+        "teacher": decode(roles.teacher(problem, "(the context)")),
+        "critic": "" if critic is None else critic.example_prompt(problem),
+    }

@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of an optimizer step went: seconds by phase, rates, compilations.
+"""Where the time of an optimizer step went: seconds by phase, rates, padding.
 
 Phases of timings.jsonl, which add up to `total`: sample, critique, score (the teacher's
 forward pass), update (the solver's forward and backward pass, and the optimizer), host
@@ -8,10 +8,8 @@ forward pass), update (the solver's forward and backward pass, and the optimizer
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-
-from stepalign_jax.training.packing import Packed
 
 
 class Stopwatch:
@@ -47,17 +45,6 @@ def token_rates(
     }
 
 
-def padding(packed: Sequence[Packed], *, distils: bool) -> dict[str, float]:
-    """The share of positions that hold padding: in the rows of each phase, and at the head."""
-    parts = [p.part for p in packed]
-    positions = {
-        "update": (
-            sum(p.solver_tokens for p in packed),
-            sum(p.solver_tokens.size for p in parts),
-        ),
-        "head": (sum(len(p.places) for p in packed), sum(p.counts.size for p in parts)),
-    }
-    if distils:
-        rows = sum(p.teacher_tokens.size for p in parts)
-        positions["score"] = (sum(p.teacher_tokens for p in packed), rows)
+def padding_shares(positions: Mapping[str, tuple[int, int]]) -> dict[str, float]:
+    """The share of positions that hold padding, from (positions used, all positions)."""
     return {f"padding/{name}": 1.0 - used / all_ for name, (used, all_) in positions.items()}

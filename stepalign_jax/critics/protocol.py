@@ -1,0 +1,82 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a critic is: attempts go in; critiques, or named failures, come out."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from stepalign_jax.config.schema import CriticConfig, PromptsConfig
+from stepalign_jax.feedback.contexts import Attempt, Context
+from stepalign_jax.feedback.critique import Grade
+from stepalign_jax.huggingface.language_model import LanguageModel
+from stepalign_jax.parallel.offload import Resident
+from stepalign_jax.problems.problem import Problem
+from stepalign_jax.sampling.request import Address
+
+
+class CriticReply(NamedTuple):
+    """What a critic said of some attempts.
+
+    Attributes:
+      critiques: one per attempt; a failed one has a name from `contexts.FAILURES`.
+      lengths: tokens of each completion that was sampled for it, thinking included; empty for
+        a critic that samples none.
+      finished: whether each of these ended by itself; False where the token budget ended it.
+    """
+
+    critiques: list[Context]
+    lengths: list[int]
+    finished: list[bool]
+
+
+class Critic(Protocol):
+    """Rewrites rollouts. An engine, an endpoint or a program: its users cannot tell."""
+
+    def load(self) -> None:
+        """Reads whatever is large; all else was checked when the critic was opened."""
+        ...
+
+    def review(self, attempts: Sequence[Attempt], addresses: Sequence[Address]) -> CriticReply:
+        """Returns a critique of each attempt.
+
+        Args:
+          attempts: problems with rollouts.
+          addresses: of the rollouts; a critic that samples draws at the same ones under its
+            own purpose.
+        """
+        ...
+
+    def example_prompt(self, problem: Problem) -> str:
+        """What the critic reads about a rollout of `problem`; "" if it reads no prompt."""
+        ...
+
+
+class Surroundings(NamedTuple):
+    """What a critic may use of the run that asks it.
+
+    Attributes:
+      model: the model that is trained.
+      prompts: the run's prompts and patterns.
+      max_attempt_tokens: the longest rollout.
+      grade: judges the answers of critiques.
+      others: what else is on the devices, for a critic that needs them alone for a while.
+    """
+
+    model: LanguageModel
+    prompts: PromptsConfig
+    max_attempt_tokens: int
+    grade: Grade
+    others: tuple[Resident, ...]
+
+
+@functools.singledispatch
+def open_critic(config: CriticConfig, surroundings: Surroundings) -> Critic:
+    """Returns the critic that `config` names, before anything large is read.
+
+    A new critic registers a function for a config class of its own (docs/extending.md).
+
+    Raises:
+      UserError: the critic cannot be used in this run.
+    """
+    raise TypeError(f"no critic is registered for {type(config).__name__}")

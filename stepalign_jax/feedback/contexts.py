@@ -1,0 +1,169 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the teacher sees beyond the question, and the conditions that differ in it.
+
+A condition is a function from the rollouts and their critiques to one context per rollout. The
+distilled conditions differ in that function alone.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.names import nearest
+from stepalign_jax.problems.problem import Problem
+
+# Why a rollout has no context. In the order in which they are looked for.
+FAILURES: dict[str, str] = {
+    "prompt_too_long": "the critic's prompt leaves no room for critic.max_new_tokens",
+    "truncated_thinking": "ended inside <think>, most often by the token budget",
+    "truncated": "the token budget ended the critique",
+    "empty": "nothing but whitespace",
+    "unparsable": "no reasoning step, or no answer",
+    "wrong_answer": "ends in another answer than the expected one",
+    "too_long": "over prompts.max_context_tokens",
+    "no_reference": "the problem has no reference solution",
+    "no_other_problem": "no valid critique of another problem in the batch",
+}
+
+
+class Attempt(NamedTuple):
+    """A rollout as text, with the problem it answers."""
+
+    problem: Problem
+    text: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the teacher sees of one rollout beyond the question: a critique, for example.
+
+    Attributes:
+      text: the teacher's context. Only shown to people if `failure` is set.
+      failure: a name from `FAILURES`, or None. A failed context masks its rollout out of the
+        loss, and is counted.
+    """
+
+    text: str
+    failure: str | None
+
+
+ContextFunction = Callable[[Sequence[Attempt], Sequence[Context]], list[Context]]
+
+
+class Condition(NamedTuple):
+    """One of the conditions that are compared.
+
+    Attributes:
+      name: its key in `CONDITIONS`.
+      contexts: (attempts, critiques) -> one context per attempt; None where no teacher is
+        asked, and the reward alone trains.
+      needs_critiques: whether the critic is asked; else the function gets no critiques.
+    """
+
+    name: str
+    contexts: ContextFunction | None
+    needs_critiques: bool
+
+
+CONDITIONS: dict[str, Condition] = {}
+
+
+def condition(
+    name: str, *, needs_critiques: bool
+) -> Callable[[ContextFunction], ContextFunction]:
+    """Registers the decorated function as the contexts of the condition `name`."""
+
+    def register(contexts: ContextFunction) -> ContextFunction:
+        CONDITIONS[name] = Condition(name, contexts, needs_critiques)
+        return contexts
+
+    return register
+
+
+def get_condition(name: str) -> Condition:
+    """Returns the condition called `name`.
+
+    Raises:
+      UserError: if there is none, with the nearest valid name.
+    """
+    if name not in CONDITIONS:
+        raise UserError(
+            f"condition {name!r} is unknown; the nearest valid name is "
+            f"{nearest(name, CONDITIONS)!r} of {', '.join(CONDITIONS)}."
+        )
+    return CONDITIONS[name]
+
+
+@condition("stepalign", needs_critiques=True)
+def own_critique(_attempts: Sequence[Attempt], critiques: Sequence[Context]) -> list[Context]:
+    """A critique of this very rollout."""
+    return list(critiques)
+
+
+@condition("refsol", needs_critiques=False)
+def reference(attempts: Sequence[Attempt], _critiques: Sequence[Context]) -> list[Context]:
+    """The problem's reference solution."""
+    references = [attempt.problem.reference for attempt in attempts]
+    return [Context(r or "", "no_reference" if r is None else None) for r in references]
+
+
+CONDITIONS["grpo"] = Condition("grpo", contexts=None, needs_critiques=False)
+
+
+@condition("no_context", needs_critiques=False)
+def empty(attempts: Sequence[Attempt], _critiques: Sequence[Context]) -> list[Context]:
+    """Control: the teacher's template with nothing in the context's place."""
+    return [Context("", None)] * len(attempts)
+
+
+@condition("other_problem", needs_critiques=True)
+def other_problem(attempts: Sequence[Attempt], critiques: Sequence[Context]) -> list[Context]:
+    """Control: the critique of another problem's rollout.
+
+    All critiques move on by one shift, and past failures and the rollout's own problem. While
+    no critique fails and such a shift exists, each critique is used exactly once.
+    """
+    texts = [attempt.problem.text for attempt in attempts]
+    shift = _shift(texts)
+    return [_next_other(row, shift, texts, critiques) for row in range(len(texts))]
+
+
+def _shift(texts: Sequence[str]) -> int:
+    """Returns the smallest shift that gives no row its own problem; 1 if there is none."""
+    count = len(texts)
+    for shift in range(1, count):
+        if all(texts[row] != texts[(row + shift) % count] for row in range(count)):
+            return shift
+    return 1
+
+
+def _next_other(
+    row: int, shift: int, texts: Sequence[str], critiques: Sequence[Context]
+) -> Context:
+    count = len(texts)
+    for distance in range(shift, shift + count):
+        donor = (row + distance) % count
+        if texts[donor] != texts[row] and critiques[donor].failure is None:
+            return critiques[donor]
+    return Context("", "no_other_problem")
+
+
+def fit_budget(
+    contexts: Sequence[Context], count_tokens: Callable[[str], int], budget: int
+) -> list[Context]:
+    """Returns the contexts; those over `budget` tokens fail as `too_long` and are never cut."""
+    return [
+        replace(context, failure="too_long")
+        if context.failure is None and count_tokens(context.text) > budget
+        else context
+        for context in contexts
+    ]
+
+
+def count_failures(contexts: Sequence[Context]) -> dict[str, int]:
+    """Returns how often each failure occurs, with a 0 for those that do not."""
+    counts = Counter(context.failure for context in contexts)
+    return {name: counts[name] for name in FAILURES}

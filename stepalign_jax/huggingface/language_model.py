@@ -1,0 +1,136 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint as a model: sizes, tokenizer, weights on a mesh, and an engine that samples.
+
+Opening one reads its small files and checks all that they can tell; `load` reads the weights.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stepalign_jax.huggingface.hub import resolve_checkpoint
+from stepalign_jax.huggingface.peft_adapters import load_adapter
+from stepalign_jax.huggingface.tokenizer import load_tokenizer, stop_ids
+from stepalign_jax.huggingface.weights import load_params, read_sizes
+from stepalign_jax.model.config import Qwen3Config
+from stepalign_jax.model.lora import LoraSpec
+from stepalign_jax.model.qwen3 import Qwen3, abstract_params
+from stepalign_jax.parallel.mesh import param_shardings
+from stepalign_jax.parallel.offload import Resident
+from stepalign_jax.sampling.engine import Engine
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """One checkpoint, opened; made by `open_language_model`.
+
+    Attributes:
+      directory: the checkpoint's files.
+      sizes: of its network.
+      tokenizer: its own, from `load_tokenizer`.
+      stop_ids: token ids that end a completion.
+      dtype: of computation, and of the base weights on the devices.
+      mesh: the devices.
+      shardings: of the base weights on them, one per leaf.
+      lora: size of the adapter beside the base, or None for the base alone.
+      adapter: values of that adapter, float32 in host memory; None for no adapter or a fresh one.
+      weights: the base weights; empty until `load`.
+    """
+
+    directory: Path
+    sizes: Qwen3Config
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    dtype: Any
+    mesh: jax.sharding.Mesh
+    shardings: Any
+    lora: LoraSpec | None = None
+    adapter: dict[str, Any] | None = None
+    weights: Resident = field(default_factory=Resident)
+
+    def load(self) -> None:
+        """Reads the base weights onto their devices, unless they are there.
+
+        Raises:
+          UserError: the files lack something, hold more, or cannot be read.
+        """
+        if self.weights.is_empty:
+            params = load_params(
+                self.directory, self.sizes, dtype=self.dtype, shardings=self.shardings
+            )
+            self.weights.replace(params)
+
+    def with_adapter(
+        self, lora: LoraSpec | None, adapter: dict[str, Any] | None = None
+    ) -> "LanguageModel":
+        """Returns the same base, weights shared, with an adapter of this size beside it."""
+        return replace(self, lora=lora, adapter=adapter)
+
+    def with_saved_adapter(self, directory: Path) -> "LanguageModel":
+        """Returns the same base with the PEFT adapter of a directory.
+
+        Raises:
+          UserError: the adapter cannot be read, or does not fit the base.
+        """
+        return self.with_adapter(*load_adapter(directory, self.sizes))
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """Params of the base. Ask again after a critic's turn, which may move them."""
+        return self.weights.tree
+
+    def variables(self) -> dict[str, Any]:
+        """The base and the adapter's values, if it has any; a fresh adapter changes nothing."""
+        if self.adapter is None:
+            return {"params": self.base}
+        return {"params": self.base, "lora": jax.tree.map(jnp.array, self.adapter)}
+
+    def module(self, remat: str) -> Qwen3:
+        """The network for scoring and training, layers scanned."""
+        return Qwen3(self.sizes, self.dtype, lora=self.lora, remat=remat)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Samples from the base, or from the base with an adapter."""
+        pad_id = self.tokenizer.pad_token_id
+        pad_id = self.stop_ids[0] if pad_id is None else pad_id
+        return Engine(self.sizes, self.dtype, self.lora, self.stop_ids, pad_id)
+
+
+def open_language_model(
+    path: str,
+    *,
+    dtype: Any,
+    mesh: jax.sharding.Mesh,
+    path_key: str = "model.path",
+    mesh_section: str = "parallel",
+) -> LanguageModel:
+    """Reads the small files of a checkpoint, and downloads it if `path` is a hub id.
+
+    Args:
+      path: a Hugging Face directory, a hub id, or packaged:tiny.
+      dtype: of computation and of the weights.
+      mesh: where the weights go.
+      path_key: the config's key of `path`, for refusals.
+      mesh_section: the config's section that sizes `mesh`, for refusals.
+
+    Raises:
+      UserError: the checkpoint cannot be had, its files cannot be used, or its sizes do not fit
+        the mesh.
+    """
+    directory = resolve_checkpoint(path, key=path_key)
+    sizes, tokenizer = read_sizes(directory), load_tokenizer(directory)
+    return LanguageModel(
+        directory=directory,
+        sizes=sizes,
+        tokenizer=tokenizer,
+        stop_ids=stop_ids(tokenizer, directory),
+        dtype=jnp.dtype(dtype),
+        mesh=mesh,
+        shardings=param_shardings(mesh, abstract_params(sizes), section=mesh_section),
+    )

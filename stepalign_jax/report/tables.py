@@ -1,0 +1,118 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a run or a comparison came to, as tables to read.
+
+A summary: {"before": scores, "after": scores, "gain": scores, "seconds": float, ...} where
+scores = {"avg_at_k": interval, "pass_at_k": interval, "maj_at_k": interval, "mean_tokens":
+number or interval} and interval = {"mean": float, "low": float, "high": float}. Shares are in
+0..1 and shown in percent; a gain is the difference of two shares, in percentage points.
+
+A comparison: {"k": int, "variants": {variant: {condition: [one dict per seed]}}} with the keys
+seed, summary, curve ([[step, avg_at_k], ...]), critic_exactness ([[step, value or None], ...]),
+solver_tokens and train_seconds per seed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+SCORES = {"avg_at_k": "Avg@{k}", "pass_at_k": "Pass@{k}", "maj_at_k": "Maj@{k}"}
+
+
+VARIANTS = {"equal_tokens": "Equal tokens", "equal_wall_clock": "Equal wall clock"}
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """Returns a plain-text table of a run before and after, with intervals."""
+    rows = [["", "before", "after", "gain"]]
+    for key, label in {**SCORES, "greedy": "greedy"}.items():
+        if key not in summary["before"]:
+            continue
+        cells = [_share(summary[side].get(key)) for side in ("before", "after")]
+        gain = _share(summary["gain"].get(key), signed=True)
+        rows.append([label.format(k=summary.get("k", "k")), *cells, gain])
+    tokens = [_number(summary[side].get("mean_tokens")) for side in ("before", "after")]
+    gain = _number(summary["gain"].get("mean_tokens"), signed=True)
+    rows.append(["tokens per answer", *tokens, gain])
+    seconds = summary.get("seconds")
+    took = "" if seconds is None else f" The run took {seconds:,.0f} s."
+    note = f"Shares in percent, gains in points, [intervals] over problems.{took}"
+    return _aligned(rows) + note + "\n"
+
+
+def evaluation_table(intervals: dict[str, Any], k: int) -> str:
+    """Returns a plain-text table of one evaluation's intervals."""
+    names = {**SCORES, "greedy": "greedy", "truncated": "truncated", "unparsed": "no answer"}
+    rows = [["", "percent"]]
+    rows += [[label.format(k=k), _share(intervals[key])] for key, label in names.items()]
+    rows.append(["tokens per answer", _number(intervals["mean_tokens"])])
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """Returns rows as columns, the first row underlined."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def comparison_markdown(comparison: dict[str, Any]) -> str:
+    """Returns one Markdown table per variant: a row per condition, means over its seeds."""
+    k = comparison["k"]
+    parts = []
+    for variant, conditions in comparison["variants"].items():
+        header = [
+            "condition",
+            "seeds",
+            f"Avg@{k} before",
+            f"Avg@{k} after",
+            "gain",
+            "gain of each seed [interval]",
+            "critic exactness",
+            "solver tokens",
+            "training seconds",
+        ]
+        rows = [_markdown_row(name, seeds) for name, seeds in conditions.items()]
+        table = [header, ["---"] * len(header), *rows]
+        lines = ["| " + " | ".join(row) + " |" for row in table]
+        parts.append("\n".join([f"### {VARIANTS.get(variant, variant)}", "", *lines]))
+    parts.append(
+        "Shares in percent, gains in points; means over seeds, intervals over problems."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _share(value: Any, *, signed: bool = False) -> str:
+    return _number(value, scale=100.0, signed=signed)
+
+
+def _number(value: Any, *, scale: float = 1.0, signed: bool = False) -> str:
+    """Returns "41.2 [38.0, 44.5]" of an interval, "41.2" of a number, "–" of None."""
+    sign = "+" if signed else ""
+    if value is None:
+        return "–"
+    if not isinstance(value, dict):
+        return f"{scale * value:{sign}.1f}"
+    mean, low, high = (scale * value[key] for key in ("mean", "low", "high"))
+    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def _markdown_row(name: str, seeds: Sequence[dict[str, Any]]) -> list[str]:
+    def mean_of(side: str) -> float:
+        return float(np.mean([seed["summary"][side]["avg_at_k"]["mean"] for seed in seeds]))
+
+    exactness = [v for s in seeds for _, v in s["critic_exactness"] if v is not None]
+    gains = [_share(s["summary"]["gain"]["avg_at_k"], signed=True) for s in seeds]
+    return [
+        name,
+        str(len(seeds)),
+        _share(mean_of("before")),
+        _share(mean_of("after")),
+        _share(mean_of("gain"), signed=True),
+        "; ".join(gains),
+        _share(float(np.mean(exactness)) if exactness else None),
+        f"{np.mean([s['solver_tokens'] for s in seeds]):,.0f}",
+        f"{np.mean([s['train_seconds'] for s in seeds]):,.0f}",
+    ]

@@ -1,0 +1,198 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of one optimizer step: metrics, rates, and a row per rollout."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import write_jsonl
+from stepalign_jax.config.schema import Config
+from stepalign_jax.critics.protocol import CriticReply
+from stepalign_jax.feedback.contexts import count_failures
+from stepalign_jax.runs.directory import RunDirectory
+from stepalign_jax.runs.metrics import MetricsWriter
+from stepalign_jax.runs.phases import Batch, Critiques, Samples
+from stepalign_jax.runs.stopwatch import padding_shares, token_rates
+from stepalign_jax.training.optimizer import learning_rate_at
+from stepalign_jax.training.packing import unpack
+
+# Sampler and scorer run the same forward: a larger gap than rounding means a broken alignment.
+LARGEST_LOGPROB_GAP = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.3}
+
+
+class StepResults(NamedTuple):
+    """One optimizer step, done.
+
+    Attributes:
+      step: counted from 0.
+      samples: the rollouts.
+      correct: [B] bool.
+      critiques: the contexts and what the critic said.
+      batch: the arrays that were scored.
+      metrics: of the update, on the device.
+      scores: of the update, by part.
+      seconds: by phase.
+      compiled: how many programs were compiled, and their seconds.
+    """
+
+    step: int
+    samples: Samples
+    correct: np.ndarray
+    critiques: Critiques
+    batch: Batch
+    metrics: Mapping[str, Any]
+    scores: list[Any]
+    seconds: dict[str, float]
+    compiled: dict[str, float]
+
+
+def step_metrics(results: StepResults, *, compute_dtype: str) -> dict[str, float | None]:
+    """Metrics of metrics.jsonl: those of the update, and those of the rollouts' texts.
+
+    Raises:
+      UserError: on the first step, sampler and scorer disagree by more than rounding.
+    """
+    gap = logprob_gap(results)
+    if results.step == 0:
+        check_logprob_gap(gap, compute_dtype)
+    rollouts = results.samples.rollouts
+    failures = count_failures(results.critiques.contexts)
+    return {
+        **results.metrics,
+        "reward": float(results.correct.mean()),
+        "mean_tokens": float(rollouts.lengths.mean()),
+        "solver_tokens": float(rollouts.lengths.sum()),
+        "truncated": float(1.0 - rollouts.finished.mean()),
+        "sampler_logprob_gap": gap,
+        "contexts_failed": float(sum(failures.values())),
+        **{f"context_failed/{name}": float(n) for name, n in failures.items() if n},
+        "critic_exact_on_wrong": results.critiques.exact_share,
+        **_critic_tokens(results.critiques.reply),
+    }
+
+
+def logprob_gap(results: StepResults) -> float:
+    """The largest |log-probability when sampled - when scored| of a token that counts."""
+    rollouts = results.samples.rollouts
+    scored = _scores_by_rollout(results)["solver_logprobs"]
+    gaps = np.abs(scored - rollouts.logprobs)
+    parts = results.batch.parts
+    return max(float(gaps[p.rows, p.columns].max(initial=0.0)) for p in parts)
+
+
+def check_logprob_gap(gap: float, compute_dtype: str) -> None:
+    """Refuses to train where sampler and scorer disagree.
+
+    Raises:
+      UserError: `gap` is larger than rounding in `compute_dtype` explains.
+    """
+    limit = LARGEST_LOGPROB_GAP[compute_dtype]
+    if gap > limit:
+        raise UserError(
+            f"log-probabilities of sampler and scorer differ by {gap:.2g} on the first "
+            f"rollouts (rounding explains {limit:.2g}): training on them would be wrong, so "
+            "please report this with the run's config.json."
+        )
+
+
+def _scores_by_rollout(results: StepResults) -> dict[str, np.ndarray]:
+    shape = np.shape(results.samples.rollouts.tokens)
+    return unpack(results.batch.parts, results.scores, shape)
+
+
+def _critic_tokens(reply: CriticReply | None) -> dict[str, float | None]:
+    """What the critiques of a step took; thinking counts."""
+    if reply is None or not reply.lengths:
+        return {"critic_tokens": 0.0, "critic_mean_tokens": None, "critic_truncated": None}
+    return {
+        "critic_tokens": float(np.sum(reply.lengths)),
+        "critic_mean_tokens": float(np.mean(reply.lengths)),
+        "critic_truncated": float(1.0 - np.mean(reply.finished)),
+    }
+
+
+def rollout_rows(results: StepResults) -> Iterator[dict[str, Any]]:
+    """One JSON row per rollout; advantages are null where the context failed."""
+    advantages = _scores_by_rollout(results)["advantage"]
+    samples = results.samples
+    for i, (attempt, context) in enumerate(
+        zip(samples.attempts, results.critiques.contexts, strict=True)
+    ):
+        length = int(samples.rollouts.lengths[i])
+        advantage = [round(float(a), 5) for a in advantages[i, :length]]
+        yield {
+            "problem": attempt.problem.text,
+            "answer": attempt.problem.answer,
+            "rollout": attempt.text,
+            "tokens": np.asarray(samples.rollouts.tokens[i, :length]).tolist(),
+            "correct": bool(results.correct[i]),
+            "context": context.text,
+            "failure": context.failure,
+            "advantage": None if context.failure else advantage,
+        }
+
+
+def step_timings(results: StepResults, *, num_devices: int) -> dict[str, float]:
+    """Rows of timings.jsonl: seconds, tokens per second per device, padding, compilations."""
+    parts, teacher = results.batch.parts, results.batch.teacher or []
+    reply = results.critiques.reply
+    solver_tokens = sum(p.num_tokens for p in parts)
+    teacher_tokens = sum(t.num_tokens for t in teacher)
+    num_tokens = {
+        "sample": int(results.samples.rollouts.lengths.sum()),
+        "critique": sum(reply.lengths) if reply is not None else 0,
+        "score": teacher_tokens,
+        "update": solver_tokens,
+    }
+    positions = {
+        "update": (solver_tokens, sum(p.part.solver.tokens.size for p in parts)),
+        "head": (sum(len(p.rows) for p in parts), sum(p.part.counts.size for p in parts)),
+    }
+    if teacher:
+        positions["score"] = (teacher_tokens, sum(t.rows.tokens.size for t in teacher))
+    return {
+        **results.seconds,
+        "total": sum(results.seconds.values()),
+        **results.compiled,
+        **token_rates(results.seconds, num_tokens, num_devices),
+        **padding_shares(positions),
+    }
+
+
+def record_step(
+    run: RunDirectory,
+    writer: MetricsWriter,
+    results: StepResults,
+    config: Config,
+    *,
+    num_devices: int,
+) -> str:
+    """Writes all that is kept of a step; returns a few words for the progress bar.
+
+    Raises:
+      UserError: the step's numbers cannot be trusted, or a file cannot be written.
+    """
+    step, train = results.step, config.train
+    metrics = step_metrics(results, compute_dtype=config.model.compute_dtype)
+    rate = learning_rate_at(config.optimizer, train.num_steps, step)
+    write_jsonl(run.rollouts_file(step), rollout_rows(results))
+    writer.write(step, {**metrics, "learning_rate": float(rate)})
+    writer.write_timings(step, step_timings(results, num_devices=num_devices))
+    if train.sample_texts_every_steps and step % train.sample_texts_every_steps == 0:
+        writer.add_text(step, "example", example_texts(results))
+    return f"loss={metrics['loss']:.3f} reward={metrics['reward']:.2f}"
+
+
+def example_texts(results: StepResults) -> str:
+    """Problem, rollout and context of the first wrong rollout, or of the first one."""
+    wrong = int(np.argmin(results.correct))
+    attempt, context = results.samples.attempts[wrong], results.critiques.contexts[wrong]
+    parts = {
+        "problem": attempt.problem.text,
+        "rollout": attempt.text,
+        "context": context.text or f"({context.failure})",
+    }
+    return "\n\n".join(f"{name}:\n{text}" for name, text in parts.items())

@@ -1,0 +1,38 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a run came to."""
+
+from typing import Any
+
+from stepalign_jax.base.files import read_jsonl
+from stepalign_jax.config.schema import Config
+from stepalign_jax.evaluation.evaluate import Evaluation, gains
+from stepalign_jax.runs.directory import RunDirectory
+
+
+def summarise(
+    config: Config, run: RunDirectory, before: Evaluation, after: Evaluation, seconds: float
+) -> dict[str, Any]:
+    """Returns the content of summary.json.
+
+    Args:
+      config: of the run.
+      run: its metrics and timings are read.
+      before: of the initial solver on the test problems.
+      after: of the trained solver on the same problems.
+      seconds: of this process; of a resumed run, the last part.
+    """
+    timings = read_jsonl(run.timings_file)
+    return {
+        "name": config.name,
+        "condition": config.condition,
+        "seed": config.seed,
+        "k": config.evaluation.num_samples,
+        "num_problems": len(before.per_problem["avg_at_k"]),
+        "before": before.intervals(config.evaluation, config.seed),
+        "after": after.intervals(config.evaluation, config.seed),
+        "gain": gains(before, after, config.evaluation, config.seed),
+        "solver_tokens": int(sum(row["solver_tokens"] for row in read_jsonl(run.metrics_file))),
+        "step_seconds": sum(row["total"] - row.get("validate", 0.0) for row in timings),
+        "seconds": seconds,
+    }
