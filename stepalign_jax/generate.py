@@ -6,9 +6,9 @@
     python -m stepalign_jax.generate --model Qwen/Qwen3-0.6B --prompt "Why is the sky blue?"
     python -m stepalign_jax.generate --model Qwen/Qwen3-0.6B --adapter DIR --prompt "..."
 
-The answer goes to stdout, everything about it to stderr. Sampling settings come from the options,
-then from the checkpoint's generation_config.json; without either decoding is greedy, as in
-transformers. It runs on one device.
+The answer goes to stdout, everything about it to stderr. Sampling settings come from the
+options, then from the checkpoint's generation_config.json; without either decoding is greedy,
+as in transformers. It runs on one device.
 """
 
 import argparse

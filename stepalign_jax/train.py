@@ -122,8 +122,8 @@ def train(config: Config) -> dict[str, Any]:
         bar = stack.enter_context(progress(total=loop.num_steps, description=config.name))
         bar.update(first_step)
         compiled = stack.enter_context(closing(CompilationCounter()))
-        # One thread beside this one: it grades while the critic writes, and records a step while
-        # the next one is sampled. Its exceptions are raised here when its result is asked for.
+        # One thread beside this one: it grades while the critic writes, and records a step
+        # while the next one is sampled. Its exceptions are raised when a result is asked for.
         beside = stack.enter_context(ThreadPoolExecutor(1))
         record = partial(record_step, run, writer, config=config, num_devices=model.mesh.size)
         recorded: Future[str] | None = None

@@ -99,7 +99,7 @@ class ModelCritic:
         return CriticReply(critiques, [int(n) for n in rollouts.lengths], finished)
 
     def example_prompt(self, problem: Problem) -> str:
-        """The prompt as the model reads it; "" where it would see a reference that is missing."""
+        """The prompt as the model reads it; "" where the reference that it sees is missing."""
         prompt = self._prompt(Attempt(problem, "(the rollout)"))
         return self.roles.tokenizer.decode(prompt or [])
 
@@ -207,7 +207,7 @@ def split_devices(config: CriticConfig, devices: Sequence[Any]) -> tuple[Any, An
     if placement.num_devices >= len(devices):
         raise UserError(
             f"critic.placement.num_devices is {placement.num_devices}, but of {len(devices)} "
-            "device(s) at least one must be left to train on: lower it, or let the models share "
-            "all devices with critic.placement=in_turns (or shared)."
+            "device(s) at least one must be left to train on: lower it, or let the models "
+            "share all devices with critic.placement=in_turns (or shared)."
         )
     return devices[: -placement.num_devices], devices[-placement.num_devices :]

@@ -38,7 +38,7 @@ class LanguageModel:
       mesh: the devices.
       shardings: of the base weights on them, one per leaf.
       lora: size of the adapter beside the base, or None for the base alone.
-      adapter: values of that adapter, float32 in host memory; None for no adapter or a fresh one.
+      adapter: its values, float32 in host memory; None for no adapter or a fresh one.
       weights: the base weights; empty until `load`.
     """
 

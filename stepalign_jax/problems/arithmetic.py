@@ -247,7 +247,7 @@ def draw_problem(rng: random.Random, split: str, num_reasoning_steps: int) -> Pr
     forward = random.Random(stable_hash32("reference " + text)).random() < FORWARD_SHARE
     operations = derive(terms, order_of(len(terms), forward=forward))
     answer = str(operations[-1].result)
-    return Problem(text, answer, format_reference(operations), "arithmetic")
+    return Problem(text, answer, format_reference(operations), "arithmetic", correct_trace)
 
 
 def arithmetic_problems(

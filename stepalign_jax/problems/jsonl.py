@@ -11,7 +11,7 @@ from stepalign_jax.problems.problem import Problem
 SOURCE = "jsonl"
 
 
-def load_problems(path: str | Path) -> list[Problem]:
+def read_problems(path: str | Path) -> list[Problem]:
     """The problems of a file, in its order.
 
     Each line is one object with the strings `problem` and `answer`, and `reference` (a

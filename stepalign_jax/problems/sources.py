@@ -26,7 +26,9 @@ def draw_problems(config: ProblemsConfig, split: str, num_problems: int) -> list
 @draw_problems.register
 def _(config: ArithmeticProblems, split: str, num_problems: int) -> list[Problem]:
     low, high = config.min_reasoning_steps, config.max_reasoning_steps
-    return arithmetic_problems(split, num_problems, low, high)
+    # The generator's own name, which its draws depend on.
+    name = "training" if split == "train" else split
+    return arithmetic_problems(name, num_problems, low, high)
 
 
 @draw_problems.register

@@ -27,6 +27,7 @@ from stepalign_jax.feedback.contexts import Attempt, Condition, Context, fit_bud
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.grading.answers import extract_answer
 from stepalign_jax.grading.grader import Grader
+from stepalign_jax.objectives.divergence import LossScores
 from stepalign_jax.objectives.policy_gradient import group_advantages
 from stepalign_jax.objectives.token_weights import WeightInputs, token_weights
 from stepalign_jax.problems.problem import Problem
@@ -38,9 +39,9 @@ from stepalign_jax.sampling.request import (
     make_requests,
     sample_addresses,
 )
-from stepalign_jax.training import packing, step
-from stepalign_jax.training.packing import PackedPart, TeacherRows
-from stepalign_jax.training.programs import Programs
+from stepalign_jax.training import packing, programs
+from stepalign_jax.training.packing import MicroBatch, Sequences, pack_prompts
+from stepalign_jax.training.programs import Programs, score_teacher
 from stepalign_jax.training.state import TrainState
 
 
@@ -75,15 +76,19 @@ class Critiques(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A step's rollouts on the devices, cut into parts.
+    """A step's rollouts on the devices, cut into micro-batches.
 
     Attributes:
-      parts: what the solver reads, longest rows first.
-      teacher: what the teacher reads, part by part; None where no teacher is asked.
+      micro_batches: what the solver reads, longest rows first.
+      teacher: what the teacher reads, one per micro-batch; None where no teacher is asked.
+      solver_tokens: tokens that the solver reads, padding left out.
+      teacher_tokens: tokens that the teacher reads.
     """
 
-    parts: list[PackedPart]
-    teacher: list[TeacherRows] | None
+    micro_batches: list[MicroBatch]
+    teacher: list[Sequences] | None
+    solver_tokens: int
+    teacher_tokens: int
 
 
 def sample(
@@ -148,47 +153,56 @@ def pack(
     mesh: jax.sharding.Mesh,
 ) -> Batch:
     """Puts rollouts behind the prompts of solver and teacher; failed contexts do not count."""
+    rollouts, lengths = samples.rollouts, np.asarray(samples.rollouts.lengths)
     usable = np.array([context.failure is None for context in contexts])
-    rewards = jnp.asarray(correct.reshape(-1, num_samples))
-    rollouts = samples.rollouts
     inputs = WeightInputs(
         tokens=np.asarray(rollouts.tokens),
-        lengths=np.asarray(rollouts.lengths),
+        lengths=lengths,
+        finished=np.asarray(rollouts.finished),
         correct=correct,
+        usable=usable,
     )
-    parts = packing.pack(
+    advantages = group_advantages(jnp.asarray(correct.reshape(-1, num_samples)))
+    micro_batches = packing.pack(
         samples.prompts,
         rollouts,
-        usable=usable,
-        advantages=np.asarray(group_advantages(rewards)).reshape(-1),
-        token_weights=token_weights(weight_names, inputs),
+        usable,
+        token_weights(weight_names, inputs),
+        np.asarray(advantages).reshape(-1),
         num_parts=num_parts,
         mesh=mesh,
     )
+    solver_tokens = _num_tokens(samples.prompts, lengths)
     if condition.contexts is None:
-        return Batch(parts, None)
+        return Batch(micro_batches, None, solver_tokens, 0)
     prompts = [
         roles.teacher(attempt.problem, context.text)
         for attempt, context in zip(samples.attempts, contexts, strict=True)
     ]
-    return Batch(parts, packing.pack_teacher(parts, prompts, rollouts, mesh=mesh))
+    teacher = [
+        pack_prompts(micro_batch.layout, prompts, rollouts, mesh=mesh)
+        for micro_batch in micro_batches
+    ]
+    return Batch(micro_batches, teacher, solver_tokens, _num_tokens(prompts, lengths))
+
+
+def _num_tokens(prompts: Sequence[Sequence[int]], lengths: np.ndarray) -> int:
+    return sum(map(len, prompts)) + int(lengths.sum())
 
 
 def score(
-    programs: Programs, state: TrainState, base: dict[str, Any], batch: Batch
+    run: Programs, state: TrainState, base: dict[str, Any], batch: Batch
 ) -> list[jax.Array] | None:
-    """Returns the teacher's hidden states of each part; None where no teacher is asked."""
-    if batch.teacher is None:
-        return None
-    return [programs.teacher_hidden(state, base, rows) for rows in batch.teacher]
+    """Returns the teacher's hidden states of each micro-batch; None where none is asked."""
+    return None if batch.teacher is None else score_teacher(run, state, base, batch.teacher)
 
 
 def update(
-    programs: Programs,
+    run: Programs,
     state: TrainState,
     base: dict[str, Any],
     batch: Batch,
     hidden: list[jax.Array] | None,
-) -> tuple[TrainState, dict[str, jax.Array], list[Any]]:
-    """The optimizer step itself: the next state, metrics, and scores by part. `state` is donated."""
-    return step.update(programs, state, base, [p.part for p in batch.parts], hidden)
+) -> tuple[TrainState, dict[str, jax.Array], list[LossScores]]:
+    """Returns the next state, metrics, and scores by micro-batch. `state` is donated."""
+    return programs.update(run, state, base, batch.micro_batches, hidden)

@@ -12,6 +12,7 @@ from stepalign_jax.base.files import write_jsonl
 from stepalign_jax.config.schema import Config
 from stepalign_jax.critics.protocol import CriticReply
 from stepalign_jax.feedback.contexts import count_failures
+from stepalign_jax.objectives.divergence import LossScores
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.runs.phases import Batch, Critiques, Samples
@@ -33,7 +34,7 @@ class StepResults(NamedTuple):
       critiques: the contexts and what the critic said.
       batch: the arrays that were scored.
       metrics: of the update, on the device.
-      scores: of the update, by part.
+      scores: of the update, by micro-batch.
       seconds: by phase.
       compiled: how many programs were compiled, and their seconds.
     """
@@ -44,7 +45,7 @@ class StepResults(NamedTuple):
     critiques: Critiques
     batch: Batch
     metrics: Mapping[str, Any]
-    scores: list[Any]
+    scores: list[LossScores]
     seconds: dict[str, float]
     compiled: dict[str, float]
 
@@ -76,11 +77,9 @@ def step_metrics(results: StepResults, *, compute_dtype: str) -> dict[str, float
 
 def logprob_gap(results: StepResults) -> float:
     """The largest |log-probability when sampled - when scored| of a token that counts."""
-    rollouts = results.samples.rollouts
-    scored = _scores_by_rollout(results)["solver_logprobs"]
-    gaps = np.abs(scored - rollouts.logprobs)
-    parts = results.batch.parts
-    return max(float(gaps[p.rows, p.columns].max(initial=0.0)) for p in parts)
+    gaps = np.abs(_scores(results).solver_logprobs - results.samples.rollouts.logprobs)
+    layouts = [micro_batch.layout for micro_batch in results.batch.micro_batches]
+    return max(float(gaps[layout.index].max(initial=0.0)) for layout in layouts)
 
 
 def check_logprob_gap(gap: float, compute_dtype: str) -> None:
@@ -98,9 +97,10 @@ def check_logprob_gap(gap: float, compute_dtype: str) -> None:
         )
 
 
-def _scores_by_rollout(results: StepResults) -> dict[str, np.ndarray]:
-    shape = np.shape(results.samples.rollouts.tokens)
-    return unpack(results.batch.parts, results.scores, shape)
+def _scores(results: StepResults) -> LossScores:
+    """Scores as NumPy arrays [B, T], rows as in `results.samples`; 0 where none counts."""
+    layouts = [micro_batch.layout for micro_batch in results.batch.micro_batches]
+    return unpack(layouts, results.scores, np.shape(results.samples.rollouts.tokens))
 
 
 def _critic_tokens(reply: CriticReply | None) -> dict[str, float | None]:
@@ -116,7 +116,7 @@ def _critic_tokens(reply: CriticReply | None) -> dict[str, float | None]:
 
 def rollout_rows(results: StepResults) -> Iterator[dict[str, Any]]:
     """One JSON row per rollout; advantages are null where the context failed."""
-    advantages = _scores_by_rollout(results)["advantage"]
+    advantages = _scores(results).advantage
     samples = results.samples
     for i, (attempt, context) in enumerate(
         zip(samples.attempts, results.critiques.contexts, strict=True)
@@ -137,22 +137,22 @@ def rollout_rows(results: StepResults) -> Iterator[dict[str, Any]]:
 
 def step_timings(results: StepResults, *, num_devices: int) -> dict[str, float]:
     """Rows of timings.jsonl: seconds, tokens per second per device, padding, compilations."""
-    parts, teacher = results.batch.parts, results.batch.teacher or []
-    reply = results.critiques.reply
-    solver_tokens = sum(p.num_tokens for p in parts)
-    teacher_tokens = sum(t.num_tokens for t in teacher)
+    batch, reply = results.batch, results.critiques.reply
     num_tokens = {
         "sample": int(results.samples.rollouts.lengths.sum()),
         "critique": sum(reply.lengths) if reply is not None else 0,
-        "score": teacher_tokens,
-        "update": solver_tokens,
+        "score": batch.teacher_tokens,
+        "update": batch.solver_tokens,
     }
+    rows = [micro_batch.solver for micro_batch in batch.micro_batches]
+    counts = [micro_batch.layout.counts for micro_batch in batch.micro_batches]
     positions = {
-        "update": (solver_tokens, sum(p.part.solver.tokens.size for p in parts)),
-        "head": (sum(len(p.rows) for p in parts), sum(p.part.counts.size for p in parts)),
+        "update": (batch.solver_tokens, sum(r.tokens.size for r in rows)),
+        "head": (sum(int(c.sum()) for c in counts), sum(c.size for c in counts)),
     }
-    if teacher:
-        positions["score"] = (teacher_tokens, sum(t.rows.tokens.size for t in teacher))
+    if batch.teacher is not None:
+        size = sum(r.tokens.size for r in batch.teacher)
+        positions["score"] = (batch.teacher_tokens, size)
     return {
         **results.seconds,
         "total": sum(results.seconds.values()),

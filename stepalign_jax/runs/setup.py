@@ -2,28 +2,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a config to the objects that commands work with. Cheap checks come first."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.schema import Config, EvaluationConfig, LoraTrainable, TrainableConfig
+from stepalign_jax.config.schema import (
+    Config,
+    EvaluationConfig,
+    LoraTrainable,
+    PolicyGradient,
+    TrainableConfig,
+)
 from stepalign_jax.critics.engine_critic import split_devices
 from stepalign_jax.critics.protocol import Critic, Surroundings, open_critic
 from stepalign_jax.evaluation import difficulty
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
+from stepalign_jax.feedback.contexts import Condition, get_condition
 from stepalign_jax.feedback.prompts import check_templates
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.grading.grader import Grader
 from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
 from stepalign_jax.huggingface.peft_adapters import load_adapter
 from stepalign_jax.model.lora import LoraSpec
+from stepalign_jax.objectives.token_weights import check_token_weights
 from stepalign_jax.parallel.mesh import make_mesh
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.problems.sources import load_problems
+from stepalign_jax.training.optimizer import make_optimizer
+from stepalign_jax.training.packing import check_parts
+from stepalign_jax.training.programs import Programs, make_programs
+from stepalign_jax.training.state import (
+    TrainState,
+    abstract_state,
+    initial_trainable,
+    make_state,
+    state_shardings,
+)
+from stepalign_jax.training.step import Method
 
 GRADING_WORKERS = 2
 
@@ -83,9 +103,10 @@ def check_condition(config: Config) -> Condition:
     by_reward = isinstance(config.objective, PolicyGradient)
     if by_reward != (condition.contexts is None):
         needs = "a divergence, such as forward_kl" if by_reward else "policy_gradient"
+        kind = getattr(config.objective, "kind", type(config.objective).__name__)
         raise UserError(
-            f"objective.kind is {config.objective.kind!r}, but condition={condition.name} needs "  # pyright: ignore[reportAttributeAccessIssue]
-            f"{needs}: take a config of that condition, or set the objective to it."
+            f"objective.kind is {kind!r}, but condition={condition.name} needs {needs}: take "
+            "a config of that condition, or set the objective to it."
         )
     return condition
 
@@ -94,18 +115,41 @@ def make_run_programs(config: Config, model: LanguageModel) -> Programs:
     """Returns the jitted functions of the run's optimizer steps.
 
     Raises:
-      UserError: the devices cannot share a step's sequences equally, or a mesh axis does not
-        divide the axis of a weight that it cuts.
+      UserError: the devices cannot share a step's sequences equally, a mesh axis does not
+        divide the axis of a weight that it cuts, or a token weight is unknown.
     """
     num_rows = config.train.problems_per_step * config.train.samples_per_problem
     check_parts(num_rows, config.train.micro_batches, model.mesh)
-    return make_programs(
+    check_token_weights(config.objective.token_weights)
+    method = Method(
         model.module(config.model.remat),
         make_optimizer(config.optimizer, config.train.num_steps),
         config.objective,
         config.teacher,
-        shardings=run_shardings(config, model),
     )
+    return make_programs(method, shardings=_shardings(config, model))
+
+
+def initial_state(config: Config, model: LanguageModel) -> TrainState:
+    """Returns the state before the first optimizer step, laid out over the mesh."""
+    trainable = initial_trainable(
+        model.base, model.sizes, model.lora, model.adapter, seed=config.seed
+    )
+    return jax.device_put(_state_maker(config, model)(trainable), _shardings(config, model))
+
+
+def _state_maker(config: Config, model: LanguageModel) -> Callable[[Any], TrainState]:
+    return partial(
+        make_state,
+        optimizer=make_optimizer(config.optimizer, config.train.num_steps),
+        teacher=config.teacher,
+        starts_from_adapter=model.adapter is not None,
+    )
+
+
+def _shardings(config: Config, model: LanguageModel) -> TrainState:
+    make = _state_maker(config, model)
+    return state_shardings(abstract_state(model.mesh, model.sizes, model.lora, make))
 
 
 def open_run_critic(

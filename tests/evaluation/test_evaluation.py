@@ -11,11 +11,11 @@ from support.runs import ScriptedEngine, small_config, tiny_roles
 from stepalign_jax.config.schema import EvaluationConfig
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate, gains
 from stepalign_jax.evaluation.statistics import bootstrap_interval
-from stepalign_jax.feedback.roles import addresses
 from stepalign_jax.grading.grader import Grader
 from stepalign_jax.problems.problem import Problem
-from stepalign_jax.runs.setup import assemble, problem_set
-from stepalign_jax.sampling.engine import Purpose
+from stepalign_jax.problems.sources import load_problems
+from stepalign_jax.runs.setup import open_solver
+from stepalign_jax.sampling.request import Purpose, sample_addresses
 
 PROBLEMS = [Problem(f"{n}+0*1", str(n), None, "arithmetic") for n in (71, 5, 9)]
 # Samples of each problem, and its greedy completion.
@@ -40,7 +40,7 @@ def settings(tmp_path) -> EvaluationConfig:
 
 
 def test_an_evaluation_by_hand(grader, settings):
-    engine, done = ScriptedEngine(SAMPLED, GREEDY), []
+    engine = ScriptedEngine(SAMPLED, GREEDY)
     found = evaluate(
         engine,  # pyright: ignore[reportArgumentType]
         {"params": {}},
@@ -49,7 +49,7 @@ def test_an_evaluation_by_hand(grader, settings):
         PROBLEMS,
         settings,
         seed=3,
-        progress=done.append,
+        label="by hand",
     )
     expected = {
         "avg_at_k": [2 / 3, 0, 1 / 3],
@@ -68,27 +68,30 @@ def test_an_evaluation_by_hand(grader, settings):
 def test_what_is_asked_of_the_engine(grader, settings):
     engine = ScriptedEngine(SAMPLED, GREEDY)
     roles = tiny_roles()
-    evaluate(engine, {"params": {}}, roles, grader, PROBLEMS, settings, seed=3)  # pyright: ignore[reportArgumentType]
+    evaluate(engine, {"params": {}}, roles, grader, PROBLEMS, settings, seed=3, label="")  # pyright: ignore[reportArgumentType]
     sampled, greedy = engine.calls
     prompts = [roles.solver(problem) for problem in PROBLEMS]
-    assert greedy["prompts"] == prompts
-    assert sampled["prompts"] == [prompt for prompt in prompts for _ in range(3)]
-    np.testing.assert_array_equal(sampled["addresses"], addresses(PROBLEMS, 3, 0))
-    assert sampled["settings"].temperature == settings.temperature > 0
-    assert greedy["settings"].temperature == 0
-    for call in engine.calls:
-        assert (call["seed"], call["purpose"]) == (3, Purpose.EVALUATION)
+    assert [request.prompt for request in greedy["requests"]] == prompts
+    assert [request.prompt for request in sampled["requests"]] == [
+        prompt for prompt in prompts for _ in range(3)
+    ]
+    ids = [problem.id for problem in PROBLEMS]
+    at = sample_addresses(ids, 3, seed=3, purpose=Purpose.EVALUATION, step=0)
+    assert [request.address for request in sampled["requests"]] == at
+    assert [request.address for request in greedy["requests"]] == at[::3]
+    temperatures = [{r.params.temperature for r in call["requests"]} for call in engine.calls]
+    assert temperatures == [{settings.temperature}, {0.0}] and settings.temperature > 0
 
 
 def test_the_same_weights_and_seed_give_the_same_evaluation(tmp_path, grader):
     config = small_config(tmp_path)
-    bench = assemble(config)
-    problems = problem_set(config.problems, "test")
+    model, roles = open_solver(config)
+    model.load()
+    problems = load_problems(config.problems, "test")
 
     def run(problems: list[Problem], seed: int) -> dict[str, list[float]]:
-        variables = {"params": bench.base}
-        parts = (bench.engine, variables, bench.roles, grader, problems, config.evaluation)
-        return evaluate(*parts, seed=seed).as_lists()
+        parts = (model.engine, model.variables(), roles, grader, problems, config.evaluation)
+        return evaluate(*parts, seed=seed, label="again").as_lists()
 
     first = run(problems, 0)
     assert run(problems, 0) == first

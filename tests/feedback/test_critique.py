@@ -1,29 +1,19 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Critiques: every failure by name, and what is counted as copied."""
+"""Critiques: every failure by name."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepalign_jax.feedback.critique import (
-    FAILURES,
-    CopyStatistics,
-    Critique,
-    copy_statistics,
-    count_failures,
-    fit_budget,
-    require_answers,
-    strip_thinking,
-    validate_critique,
-)
-from stepalign_jax.feedback.reasoning_steps import parse_reasoning_steps
+from stepalign_jax.feedback.contexts import Context
+from stepalign_jax.feedback.critique import require_answers, strip_thinking, validate_critique
 
 STEP, ANSWER = r"Step \d+: ", r"Answer: (.*)"
 GOOD = "Step 1: 3*8=24\nStep 2: 47+24=71\nAnswer: 71"
 
 
-def validate(text: str, finished: bool = True, *, thinking_open: bool = False) -> Critique:
+def validate(text: str, finished: bool = True, *, thinking_open: bool = False) -> Context:
     return validate_critique(
         text,
         finished,
@@ -100,7 +90,7 @@ def test_failures_where_the_prompt_had_opened_the_thought(text, finished, failur
 
 
 def test_a_valid_critique_loses_its_thinking_and_a_failed_one_keeps_its_text():
-    assert validate(f"<think>hm</think>\n{GOOD}\n") == Critique(GOOD, None)
+    assert validate(f"<think>hm</think>\n{GOOD}\n") == Context(GOOD, None)
     assert validate(GOOD, finished=False).text == GOOD
     assert validate("<think>hm").text == "<think>hm"
 
@@ -113,75 +103,3 @@ def test_require_answers_fails_only_valid_critiques_with_another_answer():
     failures = [critique.failure for critique in checked]
     assert failures == [None, "wrong_answer", "empty", "truncated"]
     assert [c.text for c in checked] == [c.text for c in critiques]
-
-
-def test_fit_budget_fails_and_never_cuts():
-    contexts = [Critique("abc", None), Critique("abcd", None), Critique("abcde", "empty")]
-    fitted = fit_budget(contexts, len, 3)
-    assert [context.failure for context in fitted] == [None, "too_long", "empty"]
-    assert [context.text for context in fitted] == ["abc", "abcd", "abcde"]
-
-
-def test_count_failures_has_every_name():
-    counts = count_failures([Critique("", "empty"), Critique("", "empty"), Critique("", None)])
-    assert counts.pop("empty") == 2
-    assert set(counts) == set(FAILURES) - {"empty"} and not any(counts.values())
-
-
-def copied(attempt: str, critique: str) -> CopyStatistics:
-    attempted = parse_reasoning_steps(attempt, STEP, ANSWER)
-    return copy_statistics(attempted, parse_reasoning_steps(critique, STEP, ANSWER), critique)
-
-
-ATTEMPT = "Step 1: 3*8=24\nStep 2: 47+24=61\nStep 3: 61-1=60\nAnswer: 60"
-
-
-@pytest.mark.parametrize(
-    ("critique", "expected"),
-    [
-        pytest.param(ATTEMPT, (3, None, False), id="all correct"),
-        pytest.param(
-            "Step 1: 3*8=24\nStep 2: 47+24=71\nStep 3: 71-1=70\nAnswer: 70",
-            (1, 1, False),
-            id="corrected from the second on",
-        ),
-        pytest.param(
-            "Step 1:  3*8=24 \nStep 2: not 47+24=61 but 47+24=71\nAnswer: 71",
-            (1, 1, True),
-            id="quoted where it is corrected",
-        ),
-        pytest.param(
-            "You wrote 47+24=61.\nStep 1: 3*8=24\nStep 2: 47+24=71\nAnswer: 71",
-            (1, 1, True),
-            id="quoted before the first reasoning step",
-        ),
-        pytest.param("Step 1: 3*8=24\nAnswer: 24", (1, 1, False), id="rest left out"),
-        pytest.param(
-            "Step 1: 3*8=24\nStep 2: 47+24=610\nAnswer: 610", (1, 1, False), id="longer number"
-        ),
-        pytest.param(
-            "Step 1: 3*8=24\nStep 2: 47+24=61.5\nAnswer: 1", (1, 1, False), id="decimal number"
-        ),
-        pytest.param(
-            "Step 1: 3*8=24\nStep 2: 1.47+24=61\nAnswer: 1",
-            (1, 1, False),
-            id="end of a decimal",
-        ),
-        pytest.param("Answer: 70", (0, 0, False), id="no reasoning step"),
-        pytest.param(
-            ATTEMPT.replace("Answer", "Step 4: 60-1=59\nAnswer"), (3, None, False), id="goes on"
-        ),
-    ],
-)
-def test_copy_statistics(critique: str, expected: tuple[int, int | None, bool]):
-    assert copied(ATTEMPT, critique) == expected
-
-
-def test_a_copied_reasoning_step_is_no_quotation_of_its_own_repetition():
-    attempt = "Step 1: 3*8=24\nStep 2: 3*8=24\nAnswer: 24"
-    assert copied(attempt, GOOD) == (1, 1, False)
-
-
-def test_copy_statistics_of_nothing():
-    assert copied("", GOOD) == (0, None, False)
-    assert copied("Step 1: \nAnswer: 1", GOOD) == (0, 0, False)

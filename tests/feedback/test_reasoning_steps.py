@@ -8,13 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepalign_jax.feedback.reasoning_steps import (
-    ReasoningStep,
-    label_tokens,
-    parse_reasoning_steps,
-    token_offsets,
-    token_spans,
-)
+from stepalign_jax.feedback.reasoning_steps import ReasoningStep, parse_reasoning_steps
 
 LINES = (r"Step \d+: ", r"Answer: (.*)")
 TAGS = (r"<step_\d+>", r"(?s)<answer>(.*?)</answer>")
@@ -77,88 +71,3 @@ def test_spans_are_ordered_and_disjoint_for_any_text(text: str, patterns: tuple[
     assert all(a.end <= b.start for a, b in itertools.pairwise(found))
     # A missing tag is tolerated; a body never invents words.
     assert all(s.text in text[s.start : s.end] or "</" in text for s in found)
-
-
-class ByteTokens:
-    """Tokens that are arbitrary byte strings, as a byte-level vocabulary has them."""
-
-    def __init__(self, pieces: list[bytes]):
-        self.pieces = pieces
-        self.ids = list(range(len(pieces)))
-
-    def decode(self, ids: list[int]) -> str:
-        return b"".join(self.pieces[i] for i in ids).decode("utf-8", errors="replace")
-
-
-@st.composite
-def byte_tokens(draw: st.DrawFn) -> ByteTokens:
-    """A trace cut into tokens at any bytes; an empty token is a skipped special one."""
-    data = draw(TRACES).encode()
-    cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=2 * len(data))))
-    bounds = itertools.pairwise([0, *cuts, len(data)])
-    return ByteTokens([data[a:b] for a, b in bounds])
-
-
-def test_labels_of_a_trace():
-    pieces = ["Step 1: ", "3*8", "=24", "\n", "Step 2: ", "1+2=3", "\nAns", "wer: ", "3", ""]
-    tokens = ByteTokens([p.encode() for p in pieces])
-    found = parse_reasoning_steps("".join(pieces), *LINES)
-    offsets = token_offsets(tokens.ids, tokens.decode)
-    # The token over "\n" and "Ans" touches one reasoning step; the stop token touches none.
-    assert token_spans(offsets, found) == [(0, 4), (4, 7)]
-    assert label_tokens(offsets, found) == [0, 0, 0, 0, 1, 1, 1, -1, -1, -1]
-
-
-def test_tokens_that_share_a_character_all_cover_it():
-    tokens = ByteTokens(
-        [b"a\xe2", b"\x88", b"\x91b", b"c"]
-    )  # a, three bytes of a sum sign, b, c
-    assert token_offsets(tokens.ids, tokens.decode) == [(0, 2), (1, 2), (1, 3), (3, 4)]
-
-
-def test_a_straddling_token_goes_to_the_earlier_reasoning_step():
-    found = [ReasoningStep(0, 2, 5, ""), ReasoningStep(1, 5, 6, ""), ReasoningStep(2, 6, 9, "")]
-    # Over the start of 0; over the end of 0 and all of 1; the rest of 2; past the end.
-    offsets = [(0, 3), (3, 7), (7, 9), (9, 9)]
-    assert token_spans(offsets, found) == [(0, 2), (2, 2), (2, 3)]
-    assert label_tokens(offsets, found) == [0, 0, 2, -1]
-
-
-def test_a_decoder_that_looks_back_is_still_exact():
-    words = [" one", " two", " three"]  # the first space of a text is dropped
-    offsets = token_offsets([0, 1, 2], lambda ids: "".join(words[i] for i in ids).lstrip())
-    assert offsets == [(0, 3), (3, 7), (7, 13)]
-
-
-def test_offsets_never_decrease_whatever_the_decoder_takes_back():
-    texts = {1: "ab", 2: "x", 3: "abc"}  # by the number of tokens
-    assert token_offsets([0, 1, 2], lambda ids: texts[len(ids)]) == [(0, 2), (2, 2), (2, 3)]
-
-
-@given(st.lists(st.binary(max_size=4), max_size=12))
-def test_offsets_cover_the_text_even_of_invalid_bytes(pieces: list[bytes]):
-    tokens = ByteTokens(pieces)
-    text = tokens.decode(tokens.ids)
-    offsets = token_offsets(tokens.ids, tokens.decode)
-    assert len(offsets) == len(pieces)
-    assert all(0 <= start <= end <= len(text) for start, end in offsets)
-    for (start, end), (next_start, next_end) in itertools.pairwise(offsets):
-        assert start <= next_start <= end <= next_end
-    covered = {c for start, end in offsets for c in range(start, end)}
-    assert covered == set(range(len(text)))
-
-
-@given(byte_tokens(), PATTERNS)
-def test_token_spans_cover_what_the_characters_cover(
-    tokens: ByteTokens, patterns: tuple[str, str]
-):
-    text = tokens.decode(tokens.ids)
-    found = parse_reasoning_steps(text, *patterns)
-    offsets = token_offsets(tokens.ids, tokens.decode)
-    spans = token_spans(offsets, found)
-    bounds = [0, *itertools.chain(*spans), len(offsets)]
-    assert bounds == sorted(bounds)
-    owner = {c: s.index for s in found for c in range(s.start, s.end)}
-    for (start, end), label in zip(offsets, label_tokens(offsets, found), strict=True):
-        touched = [owner[c] for c in range(start, max(end, start + 1)) if c in owner]
-        assert label == min(touched, default=-1)

@@ -5,13 +5,13 @@ import json
 import pytest
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.problems.jsonl import load_problems
+from stepalign_jax.problems.jsonl import read_problems
 from stepalign_jax.problems.problem import Problem
 
 GOOD = '{"problem": "1+1", "answer": "2"}'
 
 
-def test_load_problems(tmp_path):
+def test_read_problems(tmp_path):
     path = tmp_path / "test.jsonl"
     records = [
         {"problem": "1+1", "answer": "2", "reference": "so 1+1 gives 2", "id": 7},
@@ -20,7 +20,7 @@ def test_load_problems(tmp_path):
     ]
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     path.write_text("\n".join([lines[0], "", lines[1], lines[2], ""]), encoding="utf-8")
-    assert load_problems(path) == [
+    assert read_problems(path) == [
         Problem("1+1", "2", "so 1+1 gives 2", "jsonl"),
         Problem("a\u2028b ½", "x", None, "jsonl"),
         Problem("2+2", "4", None, "jsonl"),
@@ -31,7 +31,7 @@ def test_load_problems(tmp_path):
 def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path, encoding):
     path = tmp_path / "test.jsonl"
     path.write_bytes(f"{GOOD}\r\n{GOOD}\r\n".encode(encoding))
-    assert load_problems(str(path)) == [Problem("1+1", "2", None, "jsonl")] * 2
+    assert read_problems(str(path)) == [Problem("1+1", "2", None, "jsonl")] * 2
 
 
 @pytest.mark.parametrize(
@@ -51,17 +51,17 @@ def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path, encoding):
         (b'{"problem": "\xff"}', "not UTF-8"),
     ],
 )
-def test_load_problems_refuses(tmp_path, content, message):
+def test_read_problems_refuses(tmp_path, content, message):
     path = tmp_path / "test.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserError) as raised:
-        load_problems(path)
+        read_problems(path)
     assert message in str(raised.value)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_missing_file_and_directory_are_refused(tmp_path):
     with pytest.raises(UserError, match="no problem file"):
-        load_problems(tmp_path / "train.jsonl")
+        read_problems(tmp_path / "train.jsonl")
     with pytest.raises(UserError, match="cannot read"):
-        load_problems(tmp_path)
+        read_problems(tmp_path)

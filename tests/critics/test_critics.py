@@ -1,34 +1,34 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Critiques that are asked for: of the oracle, and of a model whose words are fixed here."""
+"""Critics: the oracle, and a model whose words are fixed here."""
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from support.runs import TINY, ScriptedEngine, tiny_roles
+from support.runs import ScriptedEngine, small_config, tiny_roles
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.load import load_config
-from stepalign_jax.critics.engine_critic import (
-    Asked,
-    Critic,
-    ask_model,
-    ask_oracle,
-    exact_share,
-    oracle_critique,
-)
-from stepalign_jax.feedback.critique import Critique
-from stepalign_jax.feedback.roles import Roles, addresses
+from stepalign_jax.config.schema import OracleCritic, ParallelConfig, SelfCritic
+from stepalign_jax.critics.engine_critic import ModelCritic
+from stepalign_jax.critics.oracle import Oracle, exact_share, oracle_critique
+from stepalign_jax.critics.protocol import CriticReply, open_critic
+from stepalign_jax.feedback.contexts import Attempt, Context
+from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.parallel.mesh import make_mesh
-from stepalign_jax.parallel.offload import FrozenWeights
+from stepalign_jax.parallel.offload import Resident
+from stepalign_jax.problems.arithmetic import correct_trace
 from stepalign_jax.problems.problem import Problem
-from stepalign_jax.sampling.engine import Purpose
+from stepalign_jax.sampling.request import Address, Purpose, sample_addresses
 from stepalign_jax.tiny.tokenizer import encode
 
-PROBLEM = Problem("47+3*8", "71", "so 3*8 gives 24; so 47+24 gives 71; Total 71", "arithmetic")
-OTHER = Problem("5+2*4-3", "10", None, "arithmetic")
+REFERENCE = "so 3*8 gives 24; so 47+24 gives 71; Total 71"
+PROBLEM = Problem("47+3*8", "71", REFERENCE, "arithmetic", correct_trace)
+OTHER = Problem("5+2*4-3", "10", None, "arithmetic", correct_trace)
 WORDS = Problem("What is 6*7?", "42", None, "jsonl")
 RIGHT = "Step 1: 3*8=24\nStep 2: 47+24=71\nAnswer: 71"
 WRONG = "Step 1: 3*8=24\nStep 2: 47+24=61\nAnswer: 61"
@@ -42,6 +42,27 @@ def grade_equal(answers: list[str | None], golds: list[str]) -> list[bool]:
     return [a == g for a, g in zip(answers, golds, strict=True)]
 
 
+class ScriptedModel:
+    """What a critic uses of a LanguageModel."""
+
+    def __init__(self, engine: ScriptedEngine, max_positions: int):
+        self.engine, self.weights, self.base = engine, Resident(BASE), BASE
+        self.mesh = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+        self.sizes = SimpleNamespace(max_positions=max_positions)
+
+
+def own_critic(**changes: Any) -> SelfCritic:
+    critic = small_config(Path("unused")).critic
+    assert isinstance(critic, SelfCritic)
+    return dataclasses.replace(critic, temperature=0.5, **changes)
+
+
+def addresses(problems: list[Problem]) -> list[Address]:
+    """Those of rollouts of the third optimizer step."""
+    ids = [problem.id for problem in problems]
+    return sample_addresses(ids, 1, seed=SEED, purpose=Purpose.SOLVER, step=3)
+
+
 def ask(
     engine: ScriptedEngine,
     problems: list[Problem],
@@ -50,26 +71,14 @@ def ask(
     sees: str,
     roles: Roles | None = None,
     max_positions: int = 512,
-) -> Asked:
-    critic = "{problem}\nExpected: {answer}\nAttempt:\n{attempt}"
+) -> CriticReply:
+    template = "{problem}\nExpected: {answer}\nAttempt:\n{attempt}"
     if sees == "reference":
-        critic += "\n{reference}"
-    return ask_model(
-        Critic(
-            engine=engine,  # pyright: ignore[reportArgumentType]
-            weights=FrozenWeights(BASE),
-            roles=roles or tiny_roles(critic=critic),
-            mesh=make_mesh(load_config(TINY).parallel, jax.devices()[:1]),
-            max_positions=max_positions,
-            takes_turns=False,
-        ),
-        dataclasses.replace(load_config(TINY).critic, sees=sees, temperature=0.5),
-        problems,
-        attempts,
-        addresses=addresses(problems, 1, 3),
-        seed=SEED,
-        grade=grade_equal,
-    )
+        template += "\n{reference}"
+    model: Any = ScriptedModel(engine, max_positions)
+    roles = roles or tiny_roles(critic=template)
+    critic = ModelCritic(model, roles, own_critic(sees=sees), grade_equal, ())
+    return critic.review(list(map(Attempt, problems, attempts)), addresses(problems))
 
 
 @pytest.mark.parametrize(
@@ -84,28 +93,34 @@ def ask(
     ],
 )
 def test_the_oracle_copies_what_is_right_and_mends_the_rest(problem, attempt, critique):
-    assert oracle_critique(problem, attempt) == critique
-    assert ask_oracle([problem], [attempt]) == [Critique(critique, None)]
+    assert oracle_critique(Attempt(problem, attempt)) == critique
+    reply = Oracle().review([Attempt(problem, attempt)], [])
+    assert reply == ([Context(critique, None)], [], [])
 
 
 def test_the_oracle_cannot_judge_words():
-    assert oracle_critique(WORDS, "42") is None
+    assert oracle_critique(Attempt(WORDS, "42")) is None
     with pytest.raises(UserError, match="oracle needs problems that check their own"):
-        ask_oracle([PROBLEM, WORDS], [RIGHT, "42"])
+        Oracle().review([Attempt(PROBLEM, RIGHT), Attempt(WORDS, "42")], [])
+
+
+def test_a_config_opens_its_own_critic():
+    assert isinstance(open_critic(OracleCritic(), None), Oracle)  # pyright: ignore[reportArgumentType]
 
 
 def test_exact_share_by_hand():
     problems = [PROBLEM, PROBLEM, OTHER, OTHER, WORDS]
-    attempts = [RIGHT, WRONG, OTHER_WRONG, OTHER_WRONG, "43"]
-    good, bad = Critique(RIGHT, None), Critique(WRONG, None)
-    failed = Critique(OTHER_RIGHT, "too_long")
+    texts = [RIGHT, WRONG, OTHER_WRONG, OTHER_WRONG, "43"]
+    attempts = list(map(Attempt, problems, texts))
+    good, bad = Context(RIGHT, None), Context(WRONG, None)
+    failed = Context(OTHER_RIGHT, "too_long")
     # Of three wrong attempts one has the oracle's critique: words and right attempts are out.
-    critiques = [bad, good, Critique(OTHER_BACKWARD, None), failed, bad]
-    assert exact_share(problems, attempts, critiques) == pytest.approx(1 / 3)
+    critiques = [bad, good, Context(OTHER_BACKWARD, None), failed, bad]
+    assert exact_share(attempts, critiques) == pytest.approx(1 / 3)
     critiques[3] = dataclasses.replace(failed, failure=None)
-    assert exact_share(problems, attempts, critiques) == pytest.approx(2 / 3)
-    assert exact_share(problems[:1], attempts[:1], [bad]) is None
-    assert exact_share([WORDS], ["43"], [bad]) is None
+    assert exact_share(attempts, critiques) == pytest.approx(2 / 3)
+    assert exact_share(attempts[:1], [bad]) is None
+    assert exact_share([Attempt(WORDS, "43")], [bad]) is None
 
 
 def test_each_critique_of_a_model_gets_the_failure_it_deserves():
@@ -116,17 +131,17 @@ def test_each_critique_of_a_model_gets_the_failure_it_deserves():
     failures = [critique.failure for critique in critiques]
     assert failures == [None, "truncated", "wrong_answer", "empty", "unparsable"]
     assert [c.text for c in critiques] == [RIGHT, RIGHT, WRONG, "", "Answer: 71"]
-    assert finished.tolist() == [True, False, True, True, True]
+    assert finished == [True, False, True, True, True]
     stops = [1, 0, 1, 1, 1]
     words = [len(encode(text.removesuffix("..."))) for text in texts]
-    assert (lengths - words).tolist() == stops
+    assert np.subtract(lengths, words).tolist() == stops
 
 
 def test_a_critic_that_sees_the_question_alone_is_not_checked_against_the_answer():
     engine = ScriptedEngine([WRONG])
     (critique,) = ask(engine, [PROBLEM], [WRONG], sees="question").critiques
-    assert critique == Critique(WRONG, None)
-    prompt = tiny_roles().tokenizer.decode(engine.calls[0]["prompts"][0])
+    assert critique == Context(WRONG, None)
+    prompt = tiny_roles().tokenizer.decode(engine.calls[0]["requests"][0].prompt)
     assert "Expected" not in prompt and WRONG in prompt
 
 
@@ -137,8 +152,9 @@ def test_a_problem_without_a_reference_is_not_asked_about():
     assert len(lengths) == 2
     assert [c.failure for c in critiques] == ["no_reference", None, "no_reference", None]
     (call,) = engine.calls
-    np.testing.assert_array_equal(call["addresses"], addresses(problems, 1, 3)[[1, 3]])
-    decoded = [tiny_roles().tokenizer.decode(prompt) for prompt in call["prompts"]]
+    at = [address._replace(purpose=Purpose.CRITIC) for address in addresses(problems)]
+    assert [request.address for request in call["requests"]] == [at[1], at[3]]
+    decoded = [tiny_roles().tokenizer.decode(request.prompt) for request in call["requests"]]
     assert [WRONG in text for text in decoded] == [True, False]
     assert all(str(PROBLEM.reference) in text for text in decoded)
 
@@ -146,9 +162,9 @@ def test_a_problem_without_a_reference_is_not_asked_about():
 def test_nobody_to_ask():
     engine = ScriptedEngine([])
     critiques, lengths, _ = ask(engine, [OTHER], [OTHER_WRONG], sees="reference")
-    assert lengths.size == 0
-    assert critiques == [Critique("", "no_reference")]
-    assert engine.calls[0]["addresses"].shape == (0, 4)
+    assert lengths == []
+    assert critiques == [Context("", "no_reference")]
+    assert engine.calls[0]["requests"] == []
 
 
 def test_the_critic_is_the_base_and_draws_its_own_noise():
@@ -156,22 +172,22 @@ def test_the_critic_is_the_base_and_draws_its_own_noise():
     ask(engine, [PROBLEM], [WRONG], sees="answer")
     (call,) = engine.calls
     assert call["variables"] == {"params": BASE}
-    assert (call["seed"], call["purpose"]) == (SEED, Purpose.CRITIC)
-    settings, config = call["settings"], load_config(TINY).critic
-    assert (settings.temperature, settings.top_k, settings.top_p) == (0.5, 0, 1.0)
-    assert settings.max_new_tokens == config.max_new_tokens
-    assert settings.batch_size == config.batch_size
+    ((_, address, params),) = call["requests"]
+    assert (address.seed, address.purpose, address.step) == (SEED, Purpose.CRITIC, 3)
+    config = own_critic()
+    assert (params.temperature, params.top_k, params.top_p) == (0.5, 0, 1.0)
+    assert params.max_new_tokens == config.max_new_tokens
+    assert call["batch_size"] == config.batch_size
 
 
 def test_an_attempt_that_leaves_no_room_for_the_critique_is_not_asked_about():
     short, long = tiny_roles().critic(PROBLEM, RIGHT, "answer") or [], RIGHT + "\nStep 3: 1+1=2"
-    room = len(short) + load_config(TINY).critic.max_new_tokens
+    room = len(short) + own_critic().max_new_tokens
     engine = ScriptedEngine([RIGHT])
     found = ask(engine, [PROBLEM] * 2, [long, RIGHT], sees="answer", max_positions=room)
-    assert found.critiques == [Critique("", "prompt_too_long"), Critique(RIGHT, None)]
-    np.testing.assert_array_equal(
-        engine.calls[0]["addresses"], addresses([PROBLEM] * 2, 1, 3)[[1]]
-    )
+    assert found.critiques == [Context("", "prompt_too_long"), Context(RIGHT, None)]
+    (request,) = engine.calls[0]["requests"]
+    assert request.address[2:] == addresses([PROBLEM] * 2)[1][2:]
 
 
 def test_a_template_that_opens_the_thought_makes_its_end_be_looked_for(monkeypatch):
@@ -180,13 +196,3 @@ def test_a_template_that_opens_the_thought_makes_its_end_be_looked_for(monkeypat
     engine = ScriptedEngine([RIGHT + "...", RIGHT])
     found = ask(engine, [PROBLEM] * 2, [WRONG] * 2, sees="answer", roles=roles)
     assert [c.failure for c in found.critiques] == ["truncated_thinking"] * 2
-
-
-def test_addresses_name_step_problem_and_sample():
-    found = addresses([PROBLEM, OTHER], 3, 5)
-    assert found.shape == (6, 4) and found.dtype == np.uint32
-    assert found[:, 0].tolist() == [5] * 6
-    assert found[:, 2].tolist() == [0, 1, 2] * 2
-    assert len(set(found[:3, 1].tolist())) == len(set(found[3:, 1].tolist())) == 1
-    assert found[0, 1] != found[3, 1]
-    np.testing.assert_array_equal(found[3:], addresses([OTHER], 3, 5))  # not its place

@@ -21,13 +21,25 @@ from support.runs import small_config
 from stepalign_jax import probe, train
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl
-from stepalign_jax.config.schema import Config
-from stepalign_jax.critics.engine_critic import ask_model
-from stepalign_jax.feedback.roles import addresses
+from stepalign_jax.config.schema import (
+    CheckpointCritic,
+    Config,
+    InTurns,
+    OracleCritic,
+    OwnDevices,
+    PlacementConfig,
+    SharedDevices,
+)
+from stepalign_jax.critics.engine_critic import ModelCritic, split_devices
+from stepalign_jax.feedback.contexts import Attempt
+from stepalign_jax.huggingface import language_model
+from stepalign_jax.huggingface.hub import resolve_checkpoint
+from stepalign_jax.huggingface.language_model import LanguageModel
 from stepalign_jax.huggingface.tokenizer import load_tokenizer
-from stepalign_jax.huggingface.weights import load_config, resolve_checkpoint, write_model
+from stepalign_jax.huggingface.weights import read_sizes, write_model
 from stepalign_jax.model.qwen3 import init_params
-from stepalign_jax.parallel.mesh import make_critic_mesh, split_devices
+from stepalign_jax.parallel.mesh import copies_mesh
+from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.planning.fits import (
     bytes_per_device,
     memory_shares,
@@ -35,10 +47,10 @@ from stepalign_jax.planning.fits import (
     readable_bytes,
 )
 from stepalign_jax.problems.arithmetic import arithmetic_problems
-from stepalign_jax.runs import outline
+from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.directory import RunDirectory
-from stepalign_jax.runs.second_model import take_turn
-from stepalign_jax.runs.setup import assemble, assemble_with_critic, initial_state
+from stepalign_jax.runs.setup import initial_state, make_grader, open_run_critic, open_solver
+from stepalign_jax.sampling.request import Address, Purpose, sample_addresses
 
 ONE = jax.devices()[:1]
 
@@ -61,7 +73,7 @@ def other_model(directory: Path) -> str:
     return str(directory)
 
 
-def two_steps(runs_dir: Path, critic: dict[str, Any], **sections: Any) -> Config:
+def two_steps(runs_dir: Path, critic: Any, **sections: Any) -> Config:
     return small_config(
         runs_dir,
         critic=critic,
@@ -72,8 +84,34 @@ def two_steps(runs_dir: Path, critic: dict[str, Any], **sections: Any) -> Config
     )
 
 
-def checkpoint(path: str, placement: str, **keys: Any) -> dict[str, Any]:
-    return {"kind": "checkpoint", "path": path, "placement": placement, **keys}
+def checkpoint(path: str, placement: PlacementConfig, **keys: Any) -> CheckpointCritic:
+    """The miniature's own critic, from a checkpoint of its own."""
+    own = small_config(Path("unused")).critic
+    shared = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)} | {
+        "kind": "checkpoint",
+        "path": path,
+        "compute_dtype": "float32",
+        "placement": placement,
+        "tensor": 1,
+    }
+    return CheckpointCritic(**shared | keys)
+
+
+def open_all(config: Config) -> tuple[LanguageModel, Resident, ModelCritic]:
+    """The loaded model, its initial state and the loaded critic, as `train` makes them."""
+    model, _ = open_solver(config)
+    state, grader = Resident(), make_grader(config)
+    critic = open_run_critic(config, model, grader, (model.weights, state))
+    assert isinstance(critic, ModelCritic)
+    critic.load()
+    model.load()
+    state.replace(initial_state(config, model))
+    return model, state, critic
+
+
+def first_addresses(problems: list[Problem]) -> list[Address]:
+    ids = [problem.id for problem in problems]
+    return sample_addresses(ids, 1, seed=0, purpose=Purpose.SOLVER, step=0)
 
 
 def findings(config: Config) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -94,7 +132,7 @@ def test_the_same_weights_give_the_same_run_wherever_they_are(same_model, tmp_pa
     expected = findings(two_steps(tmp_path / "self", {}))
     assert all(row["critic_tokens"] > 4 for row in expected[0])
     assert any(failure is None for _, _, failure in expected[1])
-    config = two_steps(tmp_path, checkpoint(same_model, "in_turns"))
+    config = two_steps(tmp_path, checkpoint(same_model, InTurns()))
     capsys.readouterr()
     assert findings(config) == expected
     # One model of some megabytes is on the device, and one waits.
@@ -106,91 +144,79 @@ def test_the_same_weights_give_the_same_run_wherever_they_are(same_model, tmp_pa
 
 def test_the_critic_is_the_second_model(same_model, tmp_path):
     problems = arithmetic_problems("training", 4, 3, 3)
-    attempts = [str(problem.reference) for problem in problems]
 
-    def critiques(path: str, placement: str) -> list[str]:
+    def critiques(path: str, placement: PlacementConfig) -> list[str]:
         config = small_config(tmp_path, critic=checkpoint(path, placement))
-        bench = assemble_with_critic(config)
-        state = initial_state(config, bench)
-        before = jax.tree.map(np.asarray, (bench.base, state))
+        model, state, critic = open_all(config)
+        before = jax.tree.map(np.asarray, (model.base, state.tree))
+        turns, engine = isinstance(placement, InTurns), critic.model.engine
 
-        def ask() -> Any:
-            on_devices = {
-                id(x) for x in jax.live_arrays() if x.sharding.memory_kind == "device"
-            }
-            away = [id(x) not in on_devices for x in jax.tree.leaves(bench.base)]
-            assert set(away) == {placement == "in_turns"}
-            return ask_model(
-                bench.critic,
-                config.critic,
-                problems,
-                attempts,
-                addresses=addresses(problems, 1, 0),
-                seed=0,
-                grade=lambda answers, golds: [True] * len(golds),
-            )
+        class Watched:
+            """The critic's engine; looks at what is on the devices while it samples."""
 
-        asked, state = take_turn(bench.critic, bench.frozen, state, ask)
-        jax.tree.map(np.testing.assert_array_equal, (bench.base, state), before)
-        assert bench.critic.weights is not bench.frozen
-        gone = {x.is_deleted() for x in jax.tree.leaves(bench.critic.weights.tree)}
-        assert gone == {placement == "in_turns"}
-        return [critique.text for critique in asked.critiques]
+            def sample(self, *arguments: Any, **options: Any) -> Any:
+                here = {id(x) for x in jax.live_arrays() if x.sharding.memory_kind == "device"}
+                away = [id(x) not in here for x in jax.tree.leaves((model.base, state.tree))]
+                assert set(away) == {turns}
+                return engine.sample(*arguments, **options)
 
-    same, other = critiques(same_model, "shared"), other_model(tmp_path / "other")
-    assert critiques(other, "in_turns") == critiques(other, "shared") != same
+        critic.model.__dict__["engine"] = Watched()
+        attempts = [Attempt(problem, str(problem.reference)) for problem in problems]
+        reply = critic.review(attempts, first_addresses(problems))
+        jax.tree.map(np.testing.assert_array_equal, (model.base, state.tree), before)
+        assert critic.model.weights is not model.weights
+        gone = {x.is_deleted() for x in jax.tree.leaves(critic.model.base)}
+        assert gone == {turns}
+        return [critique.text for critique in reply.critiques]
+
+    same, other = critiques(same_model, SharedDevices()), other_model(tmp_path / "other")
+    assert critiques(other, InTurns()) == critiques(other, SharedDevices()) != same
 
 
 def test_a_critic_of_another_family_reads_and_speaks_its_own_tokens(tmp_path):
     directory = tokenizers.build(tmp_path, "bpe", "LlamaTokenizer")
     size = len(load_tokenizer(directory))
     sizes = dataclasses.replace(
-        load_config(resolve_checkpoint("packaged:tiny")), vocab_size=size, num_layers=1
+        read_sizes(resolve_checkpoint("packaged:tiny")), vocab_size=size, num_layers=1
     )
     params = init_params(sizes, jax.random.key(0))
     write_model(directory, sizes, params, max_shard_bytes=1 << 30)
     config = small_config(
         tmp_path,
-        critic=checkpoint(str(directory), "shared", max_new_tokens=8),
+        critic=checkpoint(str(directory), SharedDevices(), max_new_tokens=8),
         prompts={"critic_thinking": True},
     )
-    bench = assemble_with_critic(config)
+    model, _, critic = open_all(config)
     (problem,) = arithmetic_problems("training", 1, 3, 3)
-    prompt = bench.critic.roles.critic(problem, "Step 1: </s>12", "answer") or []
-    text = bench.critic.roles.tokenizer.decode(prompt)
+    prompt = critic.roles.critic(problem, "Step 1: </s>12", "answer") or []
+    text = critic.roles.tokenizer.decode(prompt)
     assert text.startswith(f"<s><start_of_turn>user\n{problem.text}\nExpected: ")
     assert text.endswith("Step 1: </s>12<end_of_turn>\n<start_of_turn>model\n<think>\n")
-    assert bench.roles.solver(problem) == assemble(config).roles.solver(problem)
-    critiques, lengths, finished = ask_model(
-        bench.critic,
-        config.critic,
-        [problem],
-        ["Step 1: </s>12"],
-        addresses=addresses([problem], 1, 0),
-        seed=0,
-        grade=lambda answers, golds: [True] * len(golds),
+    assert critic.model.tokenizer is not model.tokenizer
+    critiques, lengths, finished = critic.review(
+        [Attempt(problem, "Step 1: </s>12")], first_addresses([problem])
     )
     # The prompt had opened the thought, and noise does not close it.
     assert [critique.failure for critique in critiques] == ["truncated_thinking"]
-    assert (lengths.tolist(), finished.tolist()) == ([8], [False])
+    assert (lengths, finished) == ([8], [False])
     assert "<think>" not in critiques[0].text
 
 
 def test_probe_finds_the_same_of_the_same_weights_in_turns(same_model, tmp_path):
     """After the critic's turn the base answers as teacher, so it has to be back."""
     own = probe.probe(two_steps(tmp_path, {}), "test")
-    second = probe.probe(two_steps(tmp_path, checkpoint(same_model, "in_turns")), "test")
+    second = probe.probe(two_steps(tmp_path, checkpoint(same_model, InTurns())), "test")
     assert own == second and own["critic"]["mean_tokens"] > 1
 
 
 def test_without_a_second_model_the_base_is_the_critic(tmp_path):
     config = small_config(tmp_path)
-    bench = assemble_with_critic(config)
-    assert bench.critic.weights is bench.frozen and bench.critic.engine is bench.engine
-    shares = memory_shares(bench, initial_state(config, bench))
+    model, state, critic = open_all(config)
+    assert critic.model.weights is model.weights
+    shares = memory_shares(model, state.tree, critic)
     assert (shares["critic"].bytes_per_device, shares["critic"].where) == (0, "the base itself")
     sizes = {name: share.bytes_per_device for name, share in shares.items()}
-    base = sum(leaf.nbytes for leaf in jax.tree.leaves(bench.base))
+    base = sum(leaf.nbytes for leaf in jax.tree.leaves(model.base))
     assert sizes["base"] == sizes["trainable"] == base  # float32, all weights train
     assert 2 * base < sizes["optimizer"] < 2 * base + 100  # two moments and counters
     assert sizes["teacher"] == 0
@@ -200,15 +226,15 @@ def test_without_a_second_model_the_base_is_the_critic(tmp_path):
 
 def test_who_asks_nobody_reads_no_second_model(same_model, tmp_path, monkeypatch):
     read = []
-    load = outline.load_params
+    load = language_model.load_params
 
     def count(directory, *args, **options):
         read.append(str(directory))
         return load(directory, *args, **options)
 
-    monkeypatch.setattr(outline, "load_params", count)
-    config = small_config(tmp_path, critic=checkpoint(same_model, "shared"))
-    assemble(config)
+    monkeypatch.setattr(language_model, "load_params", count)
+    critic = checkpoint(same_model, SharedDevices())
+    train.train(two_steps(tmp_path, critic, condition="refsol"))
     assert len(read) == 1 and same_model not in read
 
 
@@ -237,7 +263,7 @@ def test_readable_bytes(number, text):
     ("critic", "sentence"),
     [
         ({"path": "nowhere/at all"}, "critic.path 'nowhere/at all' is not a directory"),
-        ({"placement": "own", "num_devices": 1}, "of 1 device(s) at least one must be left"),
+        ({"placement": OwnDevices(num_devices=1)}, "of 1 device(s) at least one must be left"),
         ({"tensor": 3}, "critic.tensor is 3, which does not divide the critic's 1 device(s)"),
         ({"max_new_tokens": 450}, "of the critic's 512 positions its longest prompt takes"),
     ],
@@ -245,32 +271,40 @@ def test_readable_bytes(number, text):
 def test_what_cannot_work_is_refused_before_any_weight_is_read(
     same_model, tmp_path, monkeypatch, critic, sentence
 ):
-    monkeypatch.setattr(outline, "load_params", None)
-    config = small_config(tmp_path, critic=checkpoint(same_model, "in_turns") | critic)
+    monkeypatch.setattr(language_model, "load_params", None)
+    config = small_config(
+        tmp_path, critic=checkpoint(same_model, **{"placement": InTurns()} | critic)
+    )
     with pytest.raises(UserError) as error:
         train.train(config)
     assert sentence in str(error.value)
 
 
 def test_a_budget_that_the_model_itself_has_no_room_for_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(outline, "load_params", None)
+    monkeypatch.setattr(language_model, "load_params", None)
     with pytest.raises(UserError, match=r"critic\.max_new_tokens is 450"):
         train.train(small_config(tmp_path, critic={"max_new_tokens": 450}))
 
 
-def test_devices_are_split_at_the_end(tmp_path):
-    critic = small_config(tmp_path).critic
-    own = dataclasses.replace(critic, placement="own", num_devices=3)
+def test_devices_are_split_at_the_end():
+    own = checkpoint("anywhere", OwnDevices(num_devices=3))
     assert split_devices(own, list("abcdefgh")) == (list("abcde"), list("fgh"))
-    assert split_devices(critic, list("ab")) == (list("ab"), list("ab"))
+    for shared in (checkpoint("anywhere", SharedDevices()), OracleCritic()):
+        assert split_devices(shared, list("ab")) == (list("ab"), list("ab"))
     with pytest.raises(UserError, match="of 3 device"):
         split_devices(own, list("abc"))
-    cut = dataclasses.replace(critic, tensor=2)
-    assert dict(make_critic_mesh(cut, ONE * 8).shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+
+
+def test_copies_of_a_second_model_share_its_devices():
+    assert dict(copies_mesh(ONE * 8, 2, 4, section="critic").shape) == {
+        "data": 4,
+        "fsdp": 1,
+        "tensor": 2,
+    }
     with pytest.raises(UserError, match=r"critic\.tensor is 2, which does not divide"):
-        make_critic_mesh(cut, ONE * 3)
+        copies_mesh(ONE * 3, 2, 4, section="critic")
     with pytest.raises(UserError, match=r"critic\.batch_size is 4, but the critic's 8 copies"):
-        make_critic_mesh(critic, ONE * 8)
+        copies_mesh(ONE * 8, 1, 4, section="critic")
 
 
 def run_on(num_devices: int, config: Config) -> Any:
@@ -303,15 +337,15 @@ def test_every_placement_on_eight_devices_gives_the_run_of_self(same_model, tmp_
     half = {"parallel": {"data": 2, "fsdp": 2, "tensor": 1}}
     full = {"parallel": {"data": 2, "fsdp": 2, "tensor": 2}}
 
-    def config(name: str, critic: dict[str, Any], sizes: dict[str, Any]) -> Config:
+    def config(name: str, critic: Any, sizes: dict[str, Any]) -> Config:
         return two_steps(tmp_path / name, critic, **sizes)
 
-    own = checkpoint(same_model, "own", num_devices=4, tensor=1)
+    own = checkpoint(same_model, OwnDevices(num_devices=4))
     found = run_on(8, config("own", own, half))
     assert found == run_on(4, config("self-4", {}, half))
     expected = run_on(8, config("self-8", {}, full))
-    for placement in ("in_turns", "shared"):
+    for name, placement in {"in_turns": InTurns(), "shared": SharedDevices()}.items():
         critic = checkpoint(same_model, placement, tensor=2)
-        metrics, contexts = run_on(8, config(placement, critic, full))
+        metrics, contexts = run_on(8, config(name, critic, full))
         assert contexts == expected[1]
         assert metrics == expected[0]

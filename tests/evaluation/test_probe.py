@@ -1,0 +1,114 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The probe's numbers, worked by hand from fixed words of all three roles."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.runs import ScriptedEngine, small_config, tiny_roles
+
+from stepalign_jax.critics.oracle import Oracle
+from stepalign_jax.critics.protocol import CriticReply
+from stepalign_jax.evaluation.probe import Asker, probe_critic, probe_teacher
+from stepalign_jax.feedback.contexts import Attempt, Context
+from stepalign_jax.grading.grader import Grader
+from stepalign_jax.problems.arithmetic import correct_trace
+from stepalign_jax.problems.problem import Problem
+from stepalign_jax.sampling.request import Purpose
+
+RIGHT, WRONG = "Step 1: 3*8=24\nStep 2: 47+24=71\nAnswer: 71", "Step 1: 3*8=25\nAnswer: 25"
+OTHER_RIGHT = "Step 1: 2*4=8\nStep 2: 5+8=13\nAnswer: 13"
+SUM = Problem("47+3*8", "71", "so 3*8 gives 24; Total 71", "arithmetic", correct_trace)
+OTHER = Problem("5+2*4", "13", None, "arithmetic", correct_trace)
+PROBLEMS = [SUM, OTHER, SUM, OTHER]
+ATTEMPTS = [RIGHT, "Step 1: 2*4=9\nAnswer: 9", WRONG, OTHER_RIGHT]
+# Of the two wrong attempts, the second and third, one is corrected to the letter.
+CRITIQUES = [
+    Context(RIGHT, None),
+    Context(OTHER_RIGHT, None),
+    Context(WRONG, "wrong_answer"),
+    Context("Step 1: 2*4=8\nAnswer: 8", None),
+]
+
+
+class FixedCritic(Oracle):
+    """Answers with CRITIQUES."""
+
+    def review(self, attempts: Any, addresses: Any) -> CriticReply:
+        self.asked = attempts, addresses
+        return CriticReply(CRITIQUES, [10, 20, 30, 40], [True] * 4)
+
+
+def asker(engine: ScriptedEngine) -> Asker:
+    model: Any = SimpleNamespace(engine=engine, variables=lambda: {"params": {}})
+    return Asker(model, tiny_roles(), seed=3)
+
+
+def test_critic_numbers_by_hand(tmp_path):
+    engine, critic = ScriptedEngine(ATTEMPTS), FixedCritic()
+    how = small_config(tmp_path).sampling
+    attempts, critiques, found = probe_critic(asker(engine), critic, PROBLEMS, how)
+    assert attempts == list(map(Attempt, PROBLEMS, ATTEMPTS)) == critic.asked[0]
+    assert critiques == CRITIQUES
+    assert found == {
+        "attempts": 4,
+        "wrong_attempts": 2,
+        "exact_on_wrong": 1 / 2,
+        "exact": 2 / 4,
+        "mean_tokens": 25.0,
+        "failed": {"wrong_answer": 1},
+    }
+    requests = engine.calls[0]["requests"]
+    assert [request.address for request in requests] == critic.asked[1]
+    # Equal problems are different samples.
+    places = [(r.address.purpose, r.address.step, r.address.sample) for r in requests]
+    assert places == [(Purpose.SOLVER, 0, 0)] * 2 + [(Purpose.SOLVER, 0, 1)] * 2
+
+
+def test_problems_that_cannot_check_themselves_leave_the_critic_unjudged(tmp_path):
+    words = [Problem("What is 6*7?", "42", None, "jsonl")] * 4
+    how = small_config(tmp_path).sampling
+    engine = ScriptedEngine(ATTEMPTS)
+    _, _, found = probe_critic(asker(engine), FixedCritic(), words, how)
+    assert (found["exact"], found["exact_on_wrong"], found["wrong_attempts"]) == (None, None, 0)
+
+
+def test_teacher_accuracy_by_hand(tmp_path):
+    """Each condition has an accuracy of its own, so that none stands for another."""
+    engine = ScriptedEngine(
+        ["Answer: 71", "Answer: 13", "Answer: 9"],  # stepalign: one critique failed
+        ["Answer: 71", "Answer: 70"],  # refsol: two problems have no reference
+        ["Answer: 1", "Answer: 13", "Answer: 71", "Answer: 13"],  # no_context
+        ["Answer: 1", "Answer: 2", "Answer: 71", "Answer: 4"],  # other_problem
+    )
+    attempts, how = list(map(Attempt, PROBLEMS, ATTEMPTS)), small_config(tmp_path).evaluation
+    with Grader(deadline_secs=5.0, num_workers=1) as grader:
+        found = probe_teacher(asker(engine), grader, attempts, CRITIQUES, how)
+    assert found == pytest.approx(
+        {"stepalign": 2 / 3, "refsol": 1 / 2, "no_context": 3 / 4, "other_problem": 1 / 4}
+    )
+    read = [
+        [tiny_roles().tokenizer.decode(r.prompt) for r in c["requests"]] for c in engine.calls
+    ]
+    assert CRITIQUES[0].text in read[0][0] and CRITIQUES[1].text in read[0][1]
+    assert all(str(SUM.reference) in prompt for prompt in read[1])
+    assert OTHER_RIGHT in read[3][0]  # of another problem
+
+
+def test_a_condition_whose_contexts_all_fail_has_no_accuracy(tmp_path):
+    engine = ScriptedEngine([], [], ["Answer: 13"], [])
+    with Grader(deadline_secs=5.0, num_workers=1) as grader:
+        found = probe_teacher(
+            asker(engine),
+            grader,
+            [Attempt(OTHER, OTHER_RIGHT)],
+            [Context("", "empty")],
+            small_config(tmp_path).evaluation,
+        )
+    assert found == {
+        "stepalign": None,
+        "refsol": None,
+        "no_context": 1.0,
+        "other_problem": None,
+    }
