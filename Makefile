@@ -37,7 +37,7 @@ test-slow: .venv-slow/installed
 
 # Makes the packaged tiny checkpoint again, from nothing.
 pretrain: .venv/installed
-	$(BIN)/python -m stepalign_jax.tiny.pretraining --config configs/tiny.py --to $(TINY)
+	$(BIN)/python -m stepalign_jax.pretrain --config configs/tiny.py --to $(TINY)
 	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py --to $(TINY)/roles-easy.json
 	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py:hard --to $(TINY)/roles-hard.json
 

@@ -65,7 +65,7 @@ def worth_a_turn(candidates: Iterable[str]) -> list[str]:
     """Returns the candidates without those in bfloat16, where the CPU has no product for it.
 
     For training: PyTorch's products on the way back then take over a hundred times as long
-    as in float32, which is no rival; the rates stand in docs/performance.md.
+    as in float32, which is no rival; the rates stand in docs/log.md#machines.
     """
     flags = _first_value(Path("/proc/cpuinfo"), "flags").split()
     if {"avx512_bf16", "amx_bf16"} & set(flags):
