@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_jsonl
-from stepalign_jax.report import plots as report
+from stepalign_jax.report import plots, tables
 from stepalign_jax.runs.directory import RunDirectory
 
 
@@ -64,7 +64,7 @@ def drawn(monkeypatch) -> list[Axes]:
 
 
 def test_summary_table_to_the_letter():
-    assert report.summary_table(make_summary()) == (
+    assert tables.summary_table(make_summary()) == (
         "                   before             after              gain\n"
         "-----------------  -----------------  -----------------  --------------------\n"
         "Avg@12             40.0 [37.0, 43.0]  70.0 [67.0, 73.0]  +30.0 [+27.0, +33.0]\n"
@@ -78,13 +78,13 @@ def test_summary_table_to_the_letter():
 def test_summary_table_shows_what_is_missing():
     summary = make_summary()
     del summary["after"]["maj_at_k"], summary["gain"]["maj_at_k"], summary["seconds"]
-    table = report.summary_table(summary)
+    table = tables.summary_table(summary)
     assert "Maj@12             40.0 [37.0, 43.0]  –                  –\n" in table
     assert "took" not in table
 
 
 def test_comparison_markdown():
-    lines = report.comparison_markdown(make_comparison()).splitlines()
+    lines = tables.comparison_markdown(make_comparison()).splitlines()
     assert lines[0] == "### Equal tokens"
     assert lines[2].startswith("| condition | seeds | Avg@12 before |")
     assert lines[4] == (
@@ -104,7 +104,7 @@ def test_plot_run_draws_what_there_is(tmp_path, drawn):
     run.write_evaluation("validation_00000", {"avg_at_k": [0.0, 0.5]})
     run.write_evaluation("validation_00003", {"avg_at_k": [0.25, 0.75]})
     run.write_summary(make_summary())
-    assert report.plot_run(run) == run.report / "run.png"
+    assert plots.plot_run(run) == run.report / "run.png"
     assert imread(run.report / "run.png").shape[:2] == (480, 1980)
     titles = [a.get_title(loc="left") for a in drawn]
     assert titles[:2] == ["Validation Avg@k (%)", "Loss"] and titles[2].startswith("Before")
@@ -117,7 +117,7 @@ def test_plot_run_draws_what_there_is(tmp_path, drawn):
 def test_plot_run_draws_trailing_means_of_long_runs(tmp_path, drawn):
     run = RunDirectory(tmp_path)
     write_jsonl(run.metrics_file, [{"step": s, "loss": float(s)} for s in range(40)])
-    report.plot_run(run)
+    plots.plot_run(run)
     each, mean = drawn[0].lines
     assert len(np.asarray(each.get_ydata())) == 40
     # Five steps at a time, and fewer at the start.
@@ -125,11 +125,11 @@ def test_plot_run_draws_trailing_means_of_long_runs(tmp_path, drawn):
 
 
 def test_plot_run_of_a_run_without_numbers(tmp_path):
-    assert report.plot_run(RunDirectory(tmp_path)).exists()
+    assert plots.plot_run(RunDirectory(tmp_path)).exists()
 
 
 def test_plot_comparison_draws_means_over_common_steps(tmp_path, drawn):
-    path = report.plot_comparison(make_comparison(), tmp_path / "plots" / "comparison.png")
+    path = plots.plot_comparison(make_comparison(), tmp_path / "plots" / "comparison.png")
     assert path.exists() and len(drawn) == 6
     curves = {line.get_label(): line for line in drawn[0].lines}
     assert set(curves) == {"stepalign", "no_context"}
@@ -142,11 +142,11 @@ def test_plot_comparison_draws_means_over_common_steps(tmp_path, drawn):
 
 def test_critic_exactness_is_averaged_over_windows_and_skips_gaps():
     points = [[1, 0.5], [2, None], [3, 1.0], [4, None], [5, None], [6, 0.25], [7, None]]
-    assert report._windows(points) == {5: 0.75, 7: 0.25}
-    assert report._windows([[1, None]]) == {}
+    assert plots._windows(points) == {5: 0.75, 7: 0.25}
+    assert plots._windows([[1, None]]) == {}
 
 
 def test_image_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*x\.png \(File exists: .*file"):
-        report.plot_comparison(make_comparison(), tmp_path / "file" / "x.png")
+        plots.plot_comparison(make_comparison(), tmp_path / "file" / "x.png")

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from support.runs import TINY, small_config, write_config
 
-from stepalign_jax import compare
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, write_json, write_jsonl
-from stepalign_jax.compare import Job, make_job
-from stepalign_jax.report.plots import comparison_markdown, plot_comparison
+from stepalign_jax.compare import main
+from stepalign_jax.report.plots import plot_comparison
+from stepalign_jax.report.tables import comparison_markdown
+from stepalign_jax.runs import compare
+from stepalign_jax.runs.compare import Job, make_job
 
 INTERVAL = {"mean": 0.5, "low": 0.4, "high": 0.6}
 SCORES = dict.fromkeys(("avg_at_k", "pass_at_k", "maj_at_k", "mean_tokens"), INTERVAL)
@@ -176,7 +178,7 @@ def test_a_comparison_of_two_conditions(tmp_path, capsys):
     )
     assert Path(base).exists()
     argv = ["--config", str(spec), "--conditions", "no_context,refsol", "--seeds", "1"]
-    compare.main([*argv, "--workers", "2"])
+    main([*argv, "--workers", "2"])
     directory = tmp_path / "runs" / "comparison-small-no_context-refsol"
     comparison = read_json(directory / "comparison.json")
     assert comparison["variants"].keys() == {"equal_tokens", "equal_wall_clock"}
@@ -189,5 +191,5 @@ def test_a_comparison_of_two_conditions(tmp_path, capsys):
     assert (directory / "comparison.md").read_text() in capsys.readouterr().out
     assert (directory / "comparison.png").stat().st_size > 10_000
     # Again, all of it is there already; only what depends on speed could differ.
-    compare.main(argv)
+    main(argv)
     assert json.loads((directory / "comparison.json").read_text()) == comparison

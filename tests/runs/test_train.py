@@ -5,24 +5,29 @@
 import dataclasses
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from support.runs import small_config, write_config
+from support.runs import ROOT, small_config, write_config
 
 from stepalign_jax import evaluate, train
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl
 from stepalign_jax.config.schema import Config
-from stepalign_jax.critics.engine_critic import oracle_critique
+from stepalign_jax.critics.oracle import oracle_critique
+from stepalign_jax.feedback.contexts import Attempt
 from stepalign_jax.problems.arithmetic import arithmetic_problems
 from stepalign_jax.runs.checkpoint import finished_steps, restore_latest
 from stepalign_jax.runs.directory import RunDirectory
-from stepalign_jax.runs.setup import assemble, initial_state
-from stepalign_jax.training.step import TrainState
+from stepalign_jax.runs.setup import initial_state, open_solver
+from stepalign_jax.training.state import TrainState
 
 SCORES = {"avg_at_k", "pass_at_k", "maj_at_k", "mean_tokens", "greedy", "truncated", "unparsed"}
 ONE_STEP = {"num_steps": 1, "validate_every_steps": 0}
@@ -111,7 +116,7 @@ def contexts(run: RunDirectory) -> list[dict[str, Any]]:
 def check_contexts(rows: list[dict[str, Any]], condition: str) -> None:
     """Each condition has the teacher read what it is named after."""
     problems = {p.text: p for p in arithmetic_problems("training", 16, 3, 3)}
-    own = [oracle_critique(problems[r["problem"]], r["rollout"]) for r in rows]
+    own = [oracle_critique(Attempt(problems[r["problem"]], r["rollout"])) for r in rows]
     if condition == "refsol":
         references = [problems[row["problem"]].reference for row in rows]
         assert [row["context"] for row in rows] == references
@@ -167,8 +172,7 @@ def test_a_run_with_its_own_critic(unbroken):
 
 def test_starting_again_returns_the_summary_without_work(unbroken, monkeypatch, capsys):
     config = stepalign_config(unbroken.path.parent)
-    monkeypatch.setattr(train, "assemble", None)  # not even the model is loaded
-    monkeypatch.setattr(train, "assemble_with_critic", None)
+    monkeypatch.setattr(train, "open_solver", None)  # not even the model is opened
     assert train.train(config) == read_json(unbroken.summary_file)
     train.main(["--config", write_config(unbroken.path / "again.py", config)])
     printed = capsys.readouterr().out
@@ -198,35 +202,39 @@ def test_evaluating_the_run_gives_what_the_run_found(unbroken, tmp_path, capsys)
     assert {name: read_json(to)["per_problem"][name] for name in SCORES} == before
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing of ours catches it."""
+KILLED_AFTER_A_ROW = """
+import os, signal
+from stepalign_jax.config.schema import *
+from stepalign_jax.runs.metrics import MetricsWriter
+from stepalign_jax.train import train
 
+write = MetricsWriter.write
 
-def kill_after_row(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Ends the run as soon as it has written the metrics of `step`."""
-    write = train.MetricsWriter.write
+def write_and_die(self, step, metrics):
+    write(self, step, metrics)
+    if step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def write_and_die(self: Any, at: int, metrics: Any) -> None:
-        write(self, at, metrics)
-        if at == step:
-            raise Killed
-
-    monkeypatch.setattr(train.MetricsWriter, "write", write_and_die)
+MetricsWriter.write = write_and_die
+train({config!r})
+"""
 
 
 def final_state(run: RunDirectory, config: Config) -> TrainState:
-    restored = restore_latest(run.checkpoints, initial_state(config, assemble(config)))
+    model, _ = open_solver(config)
+    model.load()
+    restored = restore_latest(run.checkpoints, initial_state(config, model))
     assert restored is not None and restored.step == config.train.num_steps
     return restored.state
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path):
     config = stepalign_config(tmp_path)
     run = RunDirectory.of(config)
-    with monkeypatch.context() as patch:
-        kill_after_row(patch, 2)
-        with pytest.raises(Killed):
-            train.train(config)
+    program = KILLED_AFTER_A_ROW.format(config=config)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
     # One step further than its newest checkpoint, with a row cut short by the kill.
     assert finished_steps(run.checkpoints) == [2]
     assert run.rollouts_file(2).exists() and len(read_jsonl(run.metrics_file)) == 3

@@ -11,12 +11,13 @@ import pytest
 from support.runs import refusal
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.generate import main, settings_for
+from stepalign_jax.generate import main, sampling_for
+from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.text_stream import TextStream
-from stepalign_jax.huggingface.weights import load_config, resolve_checkpoint
+from stepalign_jax.huggingface.weights import read_sizes
 
 TINY = resolve_checkpoint("packaged:tiny")
-CONFIG = load_config(TINY)
+POSITIONS = read_sizes(TINY).max_positions
 
 
 class ByteTokenizer:
@@ -59,17 +60,17 @@ def options(**changes: Any) -> argparse.Namespace:
 
 
 def test_options_come_before_the_checkpoint_and_that_before_greedy(tmp_path: Path):
-    assert settings_for(options(), tmp_path, CONFIG, 10).temperature == 0
-    assert settings_for(options(top_p=0.5), tmp_path, CONFIG, 10).temperature == 1
+    assert sampling_for(options(), tmp_path, POSITIONS, 10).temperature == 0
+    assert sampling_for(options(top_p=0.5), tmp_path, POSITIONS, 10).temperature == 1
     stored = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
     (tmp_path / "generation_config.json").write_text(json.dumps(stored))
-    found = settings_for(options(top_k=5), tmp_path, CONFIG, 10)
+    found = sampling_for(options(top_k=5), tmp_path, POSITIONS, 10)
     assert (found.temperature, found.top_k, found.top_p) == (0.6, 5, 0.95)
-    assert settings_for(options(temperature=0.0), tmp_path, CONFIG, 10).temperature == 0
-    room = settings_for(options(max_new_tokens=10**6), tmp_path, CONFIG, 10).max_new_tokens
-    assert room == CONFIG.max_positions - 10
+    assert sampling_for(options(temperature=0.0), tmp_path, POSITIONS, 10).temperature == 0
+    room = sampling_for(options(max_new_tokens=10**6), tmp_path, POSITIONS, 10).max_new_tokens
+    assert room == POSITIONS - 10
     with pytest.raises(UserError, match="positions: shorten it"):
-        settings_for(options(), tmp_path, CONFIG, CONFIG.max_positions)
+        sampling_for(options(), tmp_path, POSITIONS, POSITIONS)
 
 
 @pytest.mark.parametrize(

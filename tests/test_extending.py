@@ -1,0 +1,105 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""docs/extending.md, followed word for word: its files are written out and trained with."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepalign_jax import probe, train
+from stepalign_jax.base.files import read_json, read_jsonl
+from stepalign_jax.config.load import load_config
+from stepalign_jax.feedback import contexts
+from stepalign_jax.objectives import token_weights
+from stepalign_jax.runs.directory import RunDirectory
+
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+FILES = dict(re.findall(r"```python file=(\S+)\n(.*?)```", PAGE.read_text(), re.DOTALL))
+# One step of two rollouts; the shapes are those of other tests' runs.
+SMALL = [
+    "--train.num_steps=1",
+    "--train.problems_per_step=4",
+    "--train.validate_every_steps=0",
+    "--optimizer.warmup_steps=0",
+    "--evaluation.num_samples=2",
+    "--problems.num_train=16",
+    "--problems.num_test=4",
+    "--sampling.batch_size=4",
+    "--sampling.max_new_tokens=40",
+    "--evaluation.batch_size=4",
+    "--evaluation.max_new_tokens=40",
+    "--evaluation.num_resamples=50",
+]
+THREE = ["--problems.min_reasoning_steps=3", "--problems.max_reasoning_steps=3"]
+
+
+@pytest.fixture(autouse=True)
+def own_registries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(contexts, "CONDITIONS", dict(contexts.CONDITIONS))
+    weights = dict(token_weights.TOKEN_WEIGHTS)
+    monkeypatch.setattr(token_weights, "TOKEN_WEIGHTS", weights)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+
+
+def run(
+    tmp_path: Path, name: str, *overrides: str
+) -> tuple[RunDirectory, list[dict[str, Any]]]:
+    """Trains one step with a file of the page; returns the run and its rollouts."""
+    arguments = ["--config", str(tmp_path / name), *SMALL, *overrides]
+    train.main(arguments)
+    directory = RunDirectory.of(load_config(arguments[1], arguments[2:]))
+    return directory, read_jsonl(directory.rollouts_file(0))
+
+
+def test_a_new_thing_takes_one_file_and_two_lines() -> None:
+    uses = {name: text for name, text in FILES.items() if name.startswith("with_")}
+    assert len(uses) == 4
+    for name, text in uses.items():
+        own = name.removeprefix("with_").removesuffix(".py")
+        assert f"import {own}" in text or f"from {own} import" in text, name
+    assert all(len(text.splitlines()) <= 40 for text in FILES.values())
+    assert len(FILES["mine.py"].splitlines()) == 11  # ten lines, and a blank one at their head
+
+
+def test_a_config_of_ones_own(tmp_path: Path) -> None:
+    shipped = load_config("tiny:refsol")
+    config = load_config(f"{tmp_path / 'mine.py'}:refsol", ["--seed=1"])
+    assert config.name == "mine-tiny-refsol" and config.seed == 1
+    assert config.optimizer.learning_rate == shipped.optimizer.learning_rate / 2
+    assert config.problems == shipped.problems
+
+
+def test_a_context(tmp_path: Path) -> None:
+    directory, rows = run(tmp_path, "with_answer_only.py", *THREE)
+    assert [row["context"] for row in rows] == [f"Answer: {row['answer']}" for row in rows]
+    assert read_json(directory.summary_file)["condition"] == "answer_only"
+    config = load_config(str(tmp_path / "with_answer_only.py"), [*SMALL, *THREE])
+    assert set(probe.probe(config, "test")["teacher_accuracy"]) >= {"answer_only", "stepalign"}
+
+
+def test_a_critic(tmp_path: Path) -> None:
+    _, rows = run(tmp_path, "with_hint_critic.py", *THREE, "--critic.opening=Hint: ")
+    assert all(re.fullmatch(r"Hint: so .* gives \d+", row["context"]) for row in rows)
+
+
+def test_a_source_of_problems(tmp_path: Path) -> None:
+    _, rows = run(tmp_path, "with_doubles.py", "--condition=refsol")
+    for row in rows:
+        number = int(row["answer"]) // 2
+        assert number % 3 == 0 and row["context"] == f"so {number}+{number}"
+
+
+def test_a_weight_per_token(tmp_path: Path) -> None:
+    weighted, rows = run(tmp_path, "with_second_half.py", *THREE)
+    plain, same = run(
+        tmp_path, "with_second_half.py", *THREE, "--objective.token_weights=", "--name=plain"
+    )
+    assert [row["tokens"] for row in rows] == [row["tokens"] for row in same]
+    losses = [read_jsonl(d.metrics_file)[0]["loss"] for d in (weighted, plain)]
+    assert 0 < losses[0] < losses[1]
