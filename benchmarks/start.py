@@ -25,12 +25,12 @@ from benchmarks.measure import machine, summary, write_json
 RESULT = Path("docs/data/performance/start.json")
 CONFIG = "configs/tiny.py"
 # Phases of a run, in the order of their first call; what lies between them is "preparation".
-TRAINER_PHASES = {
+PHASES = {
     "evaluate": "evaluation and validation",
     "sample": "sample",
     "critique": "critique",
     "score": "score",
-    "learn": "update",
+    "update": "update",
 }
 
 
@@ -44,13 +44,12 @@ def child(started: float, directory: str) -> None:
     import jax
 
     from stepalign_jax import train
-    from stepalign_jax.base.compilation import use_compilation_cache
+    from stepalign_jax.base.compilation import CompilationCounter, use_compilation_cache
     from stepalign_jax.config.load import load_config
-    from stepalign_jax.generate import Clock
 
     use_compilation_cache()
     seconds: dict[str, float] = {"interpreter and imports": time.monotonic() - started}
-    clock = Clock()  # from here on it counts tracing, lowering, XLA and the cache
+    counter = CompilationCounter()
 
     def timed(name: str, phase: Any) -> Any:
         @functools.wraps(phase)
@@ -59,13 +58,13 @@ def child(started: float, directory: str) -> None:
             result = jax.block_until_ready(phase(*args, **options))
             seconds[name] = seconds.get(name, 0.0) + time.monotonic() - begun
             if name == "update":
-                _report(seconds, clock.compiling, started)
+                _report(seconds, counter.take()["compile_seconds"], started)
             return result
 
         return run
 
-    for method, name in TRAINER_PHASES.items():
-        setattr(train.Trainer, method, timed(name, getattr(train.Trainer, method)))
+    for function, name in PHASES.items():
+        setattr(train, function, timed(name, getattr(train, function)))
     train.train(load_config(CONFIG, (f"--runs_dir={directory}",)))
 
 

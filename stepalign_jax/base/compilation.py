@@ -7,7 +7,9 @@ from pathlib import Path
 
 import jax
 
-_EVENT = "/jax/core/compile/backend_compile_duration"  # a program from the cache counts too
+# Tracing, lowering and XLA, one after another; a program from the cache counts as one too.
+_EVENTS = "/jax/core/compile/"
+_LAST_EVENT = _EVENTS + "backend_compile_duration"
 
 
 def use_compilation_cache() -> None:
@@ -31,18 +33,20 @@ class CompilationCounter:
 
     def __init__(self) -> None:
         """Counts from now on."""
-        self._durations: list[float] = []
+        self._count, self._seconds = 0, 0.0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def take(self) -> dict[str, float]:
         """Returns how many there were since the last call, and the seconds they took."""
-        taken, self._durations = self._durations, []
-        return {"compilations": len(taken), "compile_seconds": sum(taken)}
+        taken = {"compilations": self._count, "compile_seconds": self._seconds}
+        self._count, self._seconds = 0, 0.0
+        return taken
 
     def close(self) -> None:
         """Stops counting."""
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == _EVENT:
-            self._durations.append(duration_secs)
+        if event.startswith(_EVENTS):
+            self._count += event == _LAST_EVENT
+            self._seconds += duration_secs
