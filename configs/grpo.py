@@ -2,17 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's GRPO baseline: no teacher and no critic, only the reward of the answer.
 
-    python -m stepalign_jax.train --config configs/grpo.py
+    python -m stepalign_jax.train --config grpo
 
 What is not named here is configs/stepalign.py, whose words on provenance hold here too.
 """
 
 from dataclasses import replace
 
-import stepalign
-
 from stepalign_jax.config.load import check_variant
-from stepalign_jax.config.schema import Config
+from stepalign_jax.config.schema import Config, PolicyGradient
+from stepalign_jax.configs import stepalign
 
 
 def get_config(variant: str) -> Config:
@@ -27,4 +26,9 @@ def get_config(variant: str) -> Config:
         samples_per_problem=8,  # paper
         micro_batches=64,  # ours: 4 sequences at once, as in stepalign
     )
-    return replace(base, name="grpo", condition="grpo", train=train)
+    objective = PolicyGradient(
+        token_tile=base.objective.token_tile,
+        token_weights=base.objective.token_weights,
+        clip=0.2,  # ours
+    )
+    return replace(base, name="grpo", condition="grpo", objective=objective, train=train)

@@ -2,16 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's RefSol: the teacher sees the reference solution in place of a critique.
 
-    python -m stepalign_jax.train --config configs/refsol.py
+    python -m stepalign_jax.train --config refsol
 
 Everything else is configs/stepalign.py, as reported of the paper: only the context differs.
 """
 
 from dataclasses import replace
 
-import stepalign
-
 from stepalign_jax.config.schema import Config
+from stepalign_jax.configs import stepalign
 
 
 def get_config(variant: str) -> Config:

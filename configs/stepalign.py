@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Step-aligned self-distillation at the paper's scale (arXiv 2606.11173).
 
-    python -m stepalign_jax.train --config configs/stepalign.py
+    python -m stepalign_jax.train --config stepalign
 
 Each key says where its value comes from:
 
@@ -28,18 +28,21 @@ it keeps the trace format. Several rows share a problem: keep one of each.
 
 from stepalign_jax.config.load import check_variant
 from stepalign_jax.config.schema import (
+    CheckpointCritic,
     Config,
-    CriticConfig,
+    Constant,
     EvaluationConfig,
+    ForwardKl,
+    InitialTeacher,
+    InTurns,
+    JsonlProblems,
+    LoraTrainable,
     ModelConfig,
-    ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
-    ProblemsConfig,
     PromptsConfig,
     SamplingConfig,
-    TeacherConfig,
-    TrainableConfig,
+    SelfCritic,
     TrainConfig,
 )
 
@@ -122,33 +125,29 @@ Use the student's form: each step between <step_1> and </step_1>, <step_2> and <
 and so on; after the last one <answer>, \boxed{...} with the final answer alone, </answer>."""
 
 
-SELF_CRITIC = CriticConfig(
-    kind="self",  # ours: the paper's is QwQ-32B, as in the variant checkpoint_critic
-    path="",  # not read for self
-    compute_dtype="bfloat16",  # not read for self
-    placement="shared",  # not read for self
-    num_devices=0,  # not read for self
-    tensor=1,  # not read for self
+SELF_CRITIC = SelfCritic(  # ours: the paper's is QwQ-32B, as in the variant checkpoint_critic
     sees="answer",  # ours: reports disagree on whether it saw more than the question
-    max_new_tokens=3072,  # ours: a corrected trace may outgrow the 2048 of a rollout
     temperature=0.0,  # paper: greedy
+    top_k=0,  # ours: greedy decoding filters nothing
+    top_p=1.0,  # ours, as above
+    max_new_tokens=3072,  # ours: a corrected trace may outgrow the 2048 of a rollout
     batch_size=32,  # ours
 )
 
 # The variant `checkpoint_critic`: a second model as critic. What waits in host memory comes
 # to more than the runtime pins by default: set XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB=128.
-CHECKPOINT_CRITIC = CriticConfig(
-    kind="checkpoint",  # paper
+CHECKPOINT_CRITIC = CheckpointCritic(  # paper
     path="Qwen/QwQ-32B",  # paper
     compute_dtype="bfloat16",  # ours: 66 GB of weights
     # ours: of four devices with 80 GB, each holds a quarter of the critic's weights, 16 GB,
     # or, while it waits in 66 GB of host memory, what training needs
-    placement="in_turns",
-    num_devices=0,  # not read for in_turns
+    placement=InTurns(),
     tensor=4,  # ours: all four devices share one copy
     sees="answer",  # ours, as above
-    max_new_tokens=16384,  # ours: thinking is most of it; a critique cut short is masked
     temperature=0.0,  # paper: greedy
+    top_k=0,  # ours, as above
+    top_p=1.0,  # ours, as above
+    max_new_tokens=16384,  # ours: thinking is most of it; a critique cut short is masked
     batch_size=16,  # ours: keys and values of 16 x 20,000 tokens, 22 GB on each device
 )
 
@@ -167,8 +166,7 @@ def get_config(variant: str) -> Config:
             compute_dtype="bfloat16",  # paper
             remat="full",  # ours: activations are recomputed, long rows would not fit
         ),
-        trainable=TrainableConfig(
-            kind="lora",  # paper
+        trainable=LoraTrainable(  # paper
             rank=64,  # paper
             alpha=128.0,  # paper
             targets=(  # paper: all seven projections
@@ -182,14 +180,11 @@ def get_config(variant: str) -> Config:
             ),
             adapter="",  # paper: a fresh one
         ),
-        problems=ProblemsConfig(
-            source="jsonl",  # ours
+        problems=JsonlProblems(  # ours
             path="data/openmath",  # ours: see the top of this file
             num_train=282,  # paper
             num_validation=30,  # ours: more problems that pass the filter; it had none
             num_test=30,  # paper
-            min_reasoning_steps=0,  # not read for jsonl
-            max_reasoning_steps=0,  # not read for jsonl
             base_avg_below=5 / 16,  # paper: the solver's Avg@16 on a problem it keeps
             base_avg_samples=16,  # paper
         ),
@@ -221,24 +216,18 @@ def get_config(variant: str) -> Config:
             batch_size=32,  # ours
         ),
         critic=CHECKPOINT_CRITIC if second_critic else SELF_CRITIC,
-        objective=ObjectiveConfig(
-            divergence="forward_kl",  # paper; that this is KL(teacher || solver), inherited
-            jsd_beta=0.5,  # not read for forward_kl
+        objective=ForwardKl(  # paper; that this is KL(teacher || solver), inherited
+            token_tile=256,  # ours: 256 x 151936 float32 logits are 156 MB
+            token_weights=(),  # paper is silent: every token counts alike
             loss_temperature=1.1,  # inherited: both sides' logits over the sampling temperature
             element_clip=0.0,  # paper is silent; 0.05 in the code that it builds on
             top_k=0,  # paper is silent; inherited: the whole vocabulary
-            token_tile=256,  # ours: 256 x 151936 float32 logits are 156 MB
-            grpo_clip=0.2,  # ours; read for grpo alone
         ),
-        teacher=TeacherConfig(
-            kind="initial",  # paper: the adapter switched off
-            ema_decay=0.999,  # inherited; not read for initial
-        ),
+        teacher=InitialTeacher(),  # paper: the adapter switched off
         optimizer=OptimizerConfig(  # paper: AdamW
             learning_rate=5e-6,  # paper
-            schedule="constant",  # ours
+            schedule=Constant(),  # ours
             warmup_steps=0,  # ours
-            final_fraction=1.0,  # not read for constant
             b1=0.9,  # ours
             b2=0.999,  # ours
             weight_decay=0.0,  # ours

@@ -1,25 +1,27 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What every command shares: its arguments, its exit status, its progress bar."""
+"""What every command shares: its arguments, its config, its exit status."""
 
 import argparse
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 from stepalign_jax.base.compilation import use_compilation_cache
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.describe import keys_help, resolved
+from stepalign_jax.config.load import CONFIG_FILE, config_from_json, load_config
+from stepalign_jax.config.schema import Config
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
-_OVERRIDES_HELP = """\
-any value of the config may be overridden by its dotted name:
-  --train.num_steps=30 --optimizer.learning_rate=1e-4 --seed=1
-  booleans are true or false, lists are separated by commas
-  (--trainable.targets=q_proj,v_proj); an unknown name or an impossible value is
-  refused before anything is computed."""
+_KEYS_HELP = """\
+keys of the config that this command reads, each with what it takes; any may be
+given as an argument (lists are separated by commas), and what is unknown or
+impossible is refused before anything is computed:"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,9 +55,13 @@ def parse_arguments(
     description: str,
     example: str,
     options: Mapping[str, Mapping[str, Any]] | None = None,
-    config_required: bool = True,
+    sections: Sequence[str] | None = None,
+    config: Literal["required", "optional", "of_run"] = "required",
 ) -> argparse.Namespace:
-    """Parses `--config`, a command's own options, and `--section.key=value` overrides.
+    """Parses a command's own options, and its config and overrides if it reads any.
+
+    `--help` lists the keys of `sections`; `--print_config` prints the config that the
+    arguments give, and exits.
 
     Args:
       argv: the arguments without the program's name.
@@ -63,44 +69,59 @@ def parse_arguments(
       example: one command line to copy, for `--help`.
       options: the command's own options: name (`--run`) to the keyword arguments of
         `argparse.ArgumentParser.add_argument`.
-      config_required: False where a command can do without `--config`.
+      sections: the sections and keys of the config that the command reads; None: it has no
+        config.
+      config: where the config comes from: "required" is `--config`; "of_run" is the
+        directory that the option `--run` names; "optional" is either.
 
     Returns:
-      A namespace with `config` (str, or None), `overrides` (tuple of the arguments for
-      `load_config`), and one attribute per option.
+      A namespace with one attribute per option; if there are `sections`, for `read_config`:
+      `config` (str, or None), `overrides` (tuple of str) and `sections`.
 
     Raises:
       UserError: for a missing or malformed argument.
     """
-    parser = _make_parser(description, f"{_OVERRIDES_HELP}\n\nexample:\n  {example}", options)
+    parser = _make_parser(description, f"example:\n  {example}", options)
+    if sections is None:
+        return parser.parse_args(list(argv))
+    parser.epilog = f"{_KEYS_HELP}\n{keys_help(sections)}\n\n{parser.epilog}"
+    if config != "of_run":
+        parser.add_argument(
+            "--config",
+            required=config == "required",
+            metavar="CONFIG[:VARIANT]",
+            help="a file, or a config of this package by name, and which of its variants "
+            "(mine/first.py, tiny, tiny:refsol)",
+        )
     parser.add_argument(
-        "--config",
-        required=config_required,
-        metavar="FILE[:VARIANT]",
-        help="a config file, and which of its variants (configs/tiny.py:refsol)",
+        "--print_config", action="store_true", help="print the resolved config and exit"
     )
     arguments, rest = parser.parse_known_args(list(argv))
     for argument in rest:
         _check_override_form(argument, parser.prog)
-    arguments.overrides = tuple(rest)
+    arguments.config = getattr(arguments, "config", None)
+    arguments.overrides, arguments.sections = tuple(rest), tuple(sections)
+    if arguments.print_config:
+        print(resolved(read_config(arguments)))
+        sys.exit(0)
     return arguments
 
 
-def parse_options(
-    argv: Sequence[str],
-    *,
-    description: str,
-    example: str,
-    options: Mapping[str, Mapping[str, Any]],
-) -> argparse.Namespace:
-    """Parses the options of a command that has no config.
+def read_config(arguments: argparse.Namespace) -> Config:
+    """Returns the config of `--config`, or else of the run that `--run` names, overridden.
 
-    Args and Raises: as for `parse_arguments`.
+    Args:
+      arguments: what `parse_arguments` returned.
 
-    Returns:
-      A namespace with one attribute per option.
+    Raises:
+      UserError: neither is given, or the config cannot be read or is impossible.
     """
-    return _make_parser(description, f"example:\n  {example}", options).parse_args(list(argv))
+    if arguments.config is not None:
+        return load_config(arguments.config, arguments.overrides)
+    if (run := getattr(arguments, "run", None)) is None:
+        raise UserError("name a config with --config, or a run with --run")
+    sections = {entry.partition(".")[0] for entry in arguments.sections}
+    return config_from_json(Path(run) / CONFIG_FILE, arguments.overrides, tuple(sections))
 
 
 def _make_parser(

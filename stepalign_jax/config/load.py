@@ -1,63 +1,67 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""From a config file and command-line overrides to one checked `Config`.
+"""From a config file, or a run's JSON, and overrides to one checked `Config`.
 
-A config file is Python: it exposes `get_config(variant: str) -> Config`, and may import
-other config files of its own directory by their bare names. It runs as code, so only
-run files that you trust. What is impossible is refused here, before any download or
-compilation.
+A config file is Python: it exposes `get_config(variant: str) -> Config`, and may import other
+files of its own directory by their bare names. It runs as code, so only run files that you
+trust. What is impossible is refused here, before any download or compilation.
 """
 
 import contextlib
-import dataclasses
-import difflib
+import importlib
+import importlib.resources
 import importlib.util
 import json
-import math
 import re
 import sys
 import traceback
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.names import nearest, nearest_key
+from stepalign_jax.config.fields import all_keys
+from stepalign_jax.config.merge import apply_overrides, from_values
+from stepalign_jax.config.rules import check
 from stepalign_jax.config.schema import Config
-from stepalign_jax.config.validate import validate
 
-_TYPE_WORDS = {
-    int: "an integer",
-    float: "a finite number",
-    bool: "true or false",
-    str: "a text",
-    tuple[str, ...]: "a comma-separated list",
-}
+SHIPPED = "stepalign_jax.configs"
+CONFIG_FILE = "config.json"  # of a run's directory
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Config:
-    """Loads, overrides and validates a config.
+    """Loads, overrides and checks a config.
 
     Args:
-      spec: `path/to/file.py` or `path/to/file.py:variant`; without one the variant is "".
+      spec: a file or the name of a config in this package, and a variant if there are any:
+        `path/to/file.py`, `path/to/file.py:variant`, `tiny`, `tiny:refsol`.
       overrides: `--section.key=value` arguments; the last of two for one key counts.
 
     Raises:
       UserError: the file or variant is missing or fails, an override names no key or has
-        the wrong type, or a value is impossible (see `validate`).
+        the wrong type, or a value is impossible (`rules.check`).
     """
-    path, variant = split_spec(spec)
-    config = apply_overrides(_run_config_file(Path(path), variant), overrides)
-    validate(config)
+    name, variant = split_spec(spec)
+    config = apply_overrides(_run_config_file(find_config_file(name), variant), overrides)
+    check(config)
     return config
 
 
-def config_from_json(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Loads the config that a run wrote to its directory, overrides and validates it.
+def config_from_json(
+    path: Path, overrides: Sequence[str] = (), sections: Sequence[str] | None = None
+) -> Config:
+    """Loads the config that a run wrote to its directory, overrides and checks it.
 
     Every key of the schema must be there and no other: what the key of another version of
     this package meant is not guessed.
+
+    Args:
+      path: the file.
+      overrides: as for `load_config`.
+      sections: the sections that the caller reads, or None for all. In the others a `kind`
+        that no imported class has is left as it is in the file.
 
     Raises:
       UserError: the file is missing, is not JSON, lacks a key or holds an unknown one, or a
@@ -70,42 +74,18 @@ def config_from_json(path: Path, overrides: Sequence[str] = ()) -> Config:
             f"{path} cannot be read as a run's config ({error}): name the directory of a run."
         ) from error
     try:
-        config = apply_overrides(_from_json(Config, values, ""), overrides)
-        validate(config)
+        config = apply_overrides(from_values(values, sections), overrides, sections)
+        check(config, sections)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return config
 
 
-def _from_json(schema: type, values: Any, prefix: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"{prefix.rstrip('.') or 'the file'} must be an object of keys")
-    hints = typing.get_type_hints(schema)
-    for key in values:
-        if key not in hints:
-            nearest = _nearest(key, list(hints))
-            raise UserError(
-                f"the config has no key {prefix + key!r}; did you mean {prefix + nearest!r}?"
-            )
-    found: dict[str, Any] = {}
-    for name, annotation in hints.items():
-        if name not in values:
-            raise UserError(
-                f"the key {prefix + name!r} is missing; was it written by another version?"
-            )
-        value = values[name]
-        if dataclasses.is_dataclass(annotation):
-            value = _from_json(typing.cast(type, annotation), value, f"{prefix}{name}.")
-        elif annotation == tuple[str, ...] and isinstance(value, list):
-            value = tuple(value)
-        found[name] = value
-    return schema(**found)
-
-
 def split_spec(spec: str) -> tuple[str, str]:
     """`configs/tiny.py:refsol` -> ("configs/tiny.py", "refsol"); the variant may be ""."""
     head, colon, tail = spec.rpartition(":")
-    return (head, tail) if colon and head.endswith(".py") else (spec, "")
+    is_variant = head.endswith(".py") or (_is_name(head) and "/" not in tail)
+    return (head, tail) if colon and is_variant else (spec, "")
 
 
 def check_variant(variant: str, known: Sequence[str] = ()) -> None:
@@ -120,81 +100,44 @@ def check_variant(variant: str, known: Sequence[str] = ()) -> None:
         raise UserError(f"this config has no variants, so not {variant!r} either")
     raise UserError(
         f"this config has no variant {variant!r}, but {', '.join(known)}; "
-        f"did you mean {_nearest(variant, known)!r}?"
+        f"did you mean {nearest(variant, known)!r}?"
     )
 
 
-def field_types(schema: type = Config, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of the schema with its type: {"train.num_steps": int, ...}."""
-    found: dict[str, Any] = {}
-    for name, annotation in typing.get_type_hints(schema).items():
-        if dataclasses.is_dataclass(annotation):
-            found |= field_types(typing.cast(type, annotation), f"{prefix}{name}.")
-        else:
-            found[prefix + name] = annotation
-    return found
-
-
-def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """Returns `config` with each `--section.key=value` replaced; nothing is validated.
+def find_config_file(name: str) -> Path:
+    """Returns the file that `--config` means: a path, or a name that this package ships.
 
     Raises:
-      UserError: an argument of another form, an unknown key, or a value of another type.
+      UserError: there is no such file, with the nearest one.
     """
-    types = field_types()
-    for override in overrides:
-        match = re.fullmatch(r"--([^=]+)=(.*)", override, re.DOTALL)
-        if match is None:
-            raise UserError(f"override {override!r} must have the form --section.key=value")
-        key, text = match.groups()
-        if key not in types:
-            raise UserError(
-                f"the config has no key {key!r}; did you mean {_nearest_key(key, types)!r}?"
-            )
-        config = _replace_key(config, key, _parse(key, text, types[key]))
-    return config
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if _is_name(name):
+        shipped = {file.stem: file for file in _shipped_files()}
+        if name in shipped:
+            return shipped[name]
+        raise UserError(
+            f"there is no config {name!r}: this package has {', '.join(shipped)}, and your "
+            f"own is named by its path, such as ./{name}.py; "
+            f"did you mean {nearest(name, shipped)!r}?"
+        )
+    others = sorted(other.name for other in path.parent.glob("*.py"))
+    meant = f"; did you mean {path.parent / nearest(path.name, others)}?" if others else ""
+    raise UserError(f"there is no config file {path}{meant}")
 
 
-def _parse(key: str, text: str, kind: Any) -> Any:
-    with contextlib.suppress(ValueError, KeyError):
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind is float:
-            if math.isfinite(number := float(text)):
-                return number
-        elif kind == tuple[str, ...]:
-            return tuple(part.strip() for part in text.split(",") if part.strip())
-        else:
-            return kind(text)
-    raise UserError(f"{key} cannot be {text!r}: it takes {_TYPE_WORDS[kind]}")
+def _is_name(name: str) -> bool:
+    """Whether `name` is a shipped config's, and no path."""
+    return name.isidentifier()
 
 
-def _replace_key(config: Config, key: str, value: Any) -> Config:
-    section, _, name = key.rpartition(".")
-    if not section:
-        return dataclasses.replace(config, **{name: value})
-    changed = dataclasses.replace(getattr(config, section), **{name: value})
-    return dataclasses.replace(config, **{section: changed})
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    return difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
-
-
-def _nearest_key(key: str, keys: typing.Iterable[str]) -> str:
-    """The likeliest key: people forget or mistake the section, so its name counts alone too."""
-
-    def likeness(candidate: str) -> tuple[float, float]:
-        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
-        names = key.rpartition(".")[2], candidate.rpartition(".")[2]
-        return max(whole, difflib.SequenceMatcher(None, *names).ratio()), whole
-
-    return max(keys, key=likeness)
+def _shipped_files() -> list[Path]:
+    directory = Path(str(importlib.resources.files(SHIPPED)))
+    return sorted(file for file in directory.glob("*.py") if file.stem != "__init__")
 
 
 def _run_config_file(path: Path, variant: str) -> Config:
-    if not path.is_file():
-        raise UserError(f"there is no config file {path}{_suggest_file(path)}")
     with _siblings_importable(path.parent):
         try:
             config = _get_config_function(_execute(path))(variant)
@@ -208,11 +151,6 @@ def _run_config_file(path: Path, variant: str) -> Config:
             "of a Config"
         )
     return config
-
-
-def _suggest_file(path: Path) -> str:
-    others = sorted(other.name for other in path.parent.glob("*.py"))
-    return f"; did you mean {path.parent / _nearest(path.name, others)}?" if others else ""
 
 
 def _execute(path: Path) -> ModuleType:
@@ -248,7 +186,8 @@ def _siblings_importable(directory: Path) -> Iterator[None]:
         sys.dont_write_bytecode = wrote_nothing
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file and Path(file).parent == directory.resolve():
+            # A dotted name is a package's own, such as stepalign_jax.configs.tiny: it stays.
+            if "." not in name and file and Path(file).parent == directory.resolve():
                 del sys.modules[name]
 
 
@@ -262,5 +201,5 @@ def _describe_failure(path: Path, error: Exception) -> str:
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unknown is None:
         return f"{where}: {type(error).__name__}: {error}"
-    nearest = _nearest_key(unknown[1], field_types())
-    return f"{where}: the config has no key {unknown[1]!r}; did you mean {nearest!r}?"
+    meant = nearest_key(unknown[1], all_keys(Config))
+    return f"{where}: the config has no key {unknown[1]!r}; did you mean {meant!r}?"

@@ -6,17 +6,18 @@ Every value stands once, in a file under `configs/`, which exposes
 `get_config(variant: str) -> Config`. This file holds no default but the `kind` of each
 alternative.
 
-A rule is part of its field's type: a `Literal` lists names, and an `Annotated` number carries an
-interval in the usual notation, [ and ] including the bound. Rules between keys are in `rules.py`.
+A rule is part of its field's type: a `Literal` lists names, and an `Annotated` number carries
+an interval in the usual notation, [ and ] including the bound. Rules between keys are in
+`rules.py`. The comments beside the fields are what `--help` prints.
 
-A section with a `kind` is one of several classes, each with the keys that it alone needs.
-`--critic=oracle` chooses a class on the command line, `--critic.sees=answer` sets one of its
-keys. A class that derives from the section's base, in any module, is one more alternative
-(docs/extending.md).
+A section that derives from `Choice` is one of several classes, each with the keys that it alone
+needs. `--critic=oracle` chooses a class on the command line, `--critic.sees=answer` sets one of
+its keys. A class that derives from the section's base and has a `kind` of its own is one more
+alternative, in whatever module it stands (docs/extending.md).
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar, dataclass_transform
 
 Count = Annotated[int, "[1, inf)"]
 Natural = Annotated[int, "[0, inf)"]
@@ -28,25 +29,38 @@ Share = Annotated[float, "[0, 1]"]
 PositiveShare = Annotated[float, "(0, 1]"]
 InnerShare = Annotated[float, "(0, 1)"]
 Momentum = Annotated[float, "[0, 1)"]
+Place = Annotated[str, "path"]  # not empty; a leading ~ expands on the command line
+OptionalPlace = Annotated[str, "path or empty"]
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Projection = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
 ]
-section = dataclasses.dataclass(frozen=True, kw_only=True)
+
+Section = TypeVar("Section")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def section(definition: type[Section]) -> type[Section]:
+    """Makes a class a frozen dataclass whose fields are given by name."""
+    return dataclasses.dataclass(frozen=True, kw_only=True)(definition)
+
+
+class Choice:
+    """Marks the base of a section that is one of several classes."""
 
 
 @section
 class ModelConfig:
     """The checkpoint that is trained."""
 
-    path: str  # Hugging Face directory or hub id; "packaged:tiny" is the model in this package
+    path: Place  # a Hugging Face directory, a hub id, or packaged:tiny (in this package)
     compute_dtype: ComputeDtype
     remat: Literal["none", "full", "dots"]  # what is recomputed; dots saves matmul outputs
 
 
 @section
-class TrainableConfig:
+class TrainableConfig(Choice):
     """Which weights the optimizer changes."""
 
 
@@ -58,7 +72,7 @@ class LoraTrainable(TrainableConfig):
     rank: Count
     alpha: Positive  # the update is scaled by alpha / rank
     targets: tuple[Projection, ...]  # which projections carry it
-    adapter: str  # directory in PEFT's layout to start from; "" is a fresh adapter
+    adapter: OptionalPlace  # a directory in PEFT's layout to start from; "" is a fresh adapter
 
 
 @section
@@ -69,8 +83,10 @@ class FullTrainable(TrainableConfig):
 
 
 @section
-class ProblemsConfig:
+class ProblemsConfig(Choice):
     """Where problems come from, how many, and how hard they are for the base."""
+
+    self_checking: ClassVar[bool] = False  # whether they can check their own reasoning steps
 
     num_train: Count
     num_validation: Natural
@@ -83,6 +99,8 @@ class ProblemsConfig:
 class ArithmeticProblems(ProblemsConfig):
     """Generated sums that check their own reasoning steps."""
 
+    self_checking: ClassVar[bool] = True
+
     kind: Literal["arithmetic"] = "arithmetic"
     min_reasoning_steps: Count
     max_reasoning_steps: Count
@@ -93,7 +111,7 @@ class JsonlProblems(ProblemsConfig):
     """Files of one's own."""
 
     kind: Literal["jsonl"] = "jsonl"
-    path: str  # directory with train.jsonl, validation.jsonl, test.jsonl
+    path: Place  # a directory with train.jsonl, validation.jsonl, test.jsonl
 
 
 @section
@@ -124,7 +142,7 @@ class SamplingConfig:
 
 
 @section
-class CriticConfig:
+class CriticConfig(Choice):
     """Who rewrites a rollout."""
 
 
@@ -143,7 +161,7 @@ class SelfCritic(EngineCritic):
 
 
 @section
-class PlacementConfig:
+class PlacementConfig(Choice):
     """Which devices a second model takes."""
 
 
@@ -174,7 +192,7 @@ class CheckpointCritic(EngineCritic):
     """A second model."""
 
     kind: Literal["checkpoint"] = "checkpoint"
-    path: str  # as model.path
+    path: Place  # a Hugging Face directory, a hub id, or packaged:tiny
     compute_dtype: ComputeDtype
     placement: PlacementConfig
     tensor: Count  # devices that share one copy of its weights; more hold more copies
@@ -188,7 +206,7 @@ class OracleCritic(CriticConfig):
 
 
 @section
-class ObjectiveConfig:
+class ObjectiveConfig(Choice):
     """What a step minimises."""
 
     token_tile: Count  # tokens whose logits exist at once
@@ -248,7 +266,7 @@ class PolicyGradient(ObjectiveConfig):
 
 
 @section
-class TeacherConfig:
+class TeacherConfig(Choice):
     """The self-teacher's weights."""
 
 
@@ -275,7 +293,7 @@ class LiveTeacher(TeacherConfig):
 
 
 @section
-class ScheduleConfig:
+class ScheduleConfig(Choice):
     """The learning rate after the warm-up."""
 
 
@@ -346,8 +364,8 @@ class Config:
     """One run."""
 
     name: str  # the run lives in runs_dir/name
-    runs_dir: str
-    seed: Seed
+    runs_dir: Place  # a directory for runs
+    seed: Seed  # of every random draw
     condition: str  # a name from feedback/contexts.py
     model: ModelConfig
     trainable: TrainableConfig
