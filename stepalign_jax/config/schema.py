@@ -1,44 +1,102 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration schema. It holds types and checks, and not one default.
+"""The configuration schema: every key, its type, and the rule that its value keeps.
 
 Every value stands once, in a file under `configs/`, which exposes
-`get_config(variant: str) -> Config`.
+`get_config(variant: str) -> Config`. This file holds no default but the `kind` of each
+alternative.
+
+A rule is part of its field's type: a `Literal` lists names, and an `Annotated` number carries an
+interval in the usual notation, [ and ] including the bound. Rules between keys are in `rules.py`.
+
+A section with a `kind` is one of several classes, each with the keys that it alone needs.
+`--critic=oracle` chooses a class on the command line, `--critic.sees=answer` sets one of its
+keys. A class that derives from the section's base, in any module, is one more alternative
+(docs/extending.md).
 """
 
 import dataclasses
+from typing import Annotated, Literal
+
+Count = Annotated[int, "[1, inf)"]
+Natural = Annotated[int, "[0, inf)"]
+Seed = Annotated[int, "[0, 4294967296)"]
+AxisSize = Annotated[int, "-1 or [1, inf)"]
+Positive = Annotated[float, "(0, inf)"]
+NonNegative = Annotated[float, "[0, inf)"]
+Share = Annotated[float, "[0, 1]"]
+PositiveShare = Annotated[float, "(0, 1]"]
+InnerShare = Annotated[float, "(0, 1)"]
+Momentum = Annotated[float, "[0, 1)"]
+
+ComputeDtype = Literal["float32", "bfloat16", "float16"]
+Projection = Literal[
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+]
+section = dataclasses.dataclass(frozen=True, kw_only=True)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class ModelConfig:
+    """The checkpoint that is trained."""
+
     path: str  # Hugging Face directory or hub id; "packaged:tiny" is the model in this package
-    compute_dtype: str  # float32 | bfloat16 | float16
-    remat: str  # none | full | dots (matmul outputs saved)
+    compute_dtype: ComputeDtype
+    remat: Literal["none", "full", "dots"]  # what is recomputed; dots saves matmul outputs
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class TrainableConfig:
-    kind: str  # lora | full
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]  # of q_proj k_proj v_proj o_proj gate_proj up_proj down_proj
+    """Which weights the optimizer changes."""
+
+
+@section
+class LoraTrainable(TrainableConfig):
+    """A low-rank adapter beside the frozen base."""
+
+    kind: Literal["lora"] = "lora"
+    rank: Count
+    alpha: Positive  # the update is scaled by alpha / rank
+    targets: tuple[Projection, ...]  # which projections carry it
     adapter: str  # directory in PEFT's layout to start from; "" is a fresh adapter
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
+class FullTrainable(TrainableConfig):
+    """All weights; a frozen teacher is then a second copy of them."""
+
+    kind: Literal["full"] = "full"
+
+
+@section
 class ProblemsConfig:
-    source: str  # arithmetic | jsonl
-    path: str  # jsonl: directory with train.jsonl, validation.jsonl, test.jsonl
-    num_train: int
-    num_validation: int
-    num_test: int
-    min_reasoning_steps: int  # arithmetic only
-    max_reasoning_steps: int
-    base_avg_below: float  # keep problems with initial Avg@n below this (paper: 5/16); 0: all
-    base_avg_samples: int  # that n (paper: 16)
+    """Where problems come from, how many, and how hard they are for the base."""
+
+    num_train: Count
+    num_validation: Natural
+    num_test: Natural
+    base_avg_below: Share  # keep problems with initial Avg@n below this (paper: 5/16); 0: all
+    base_avg_samples: Count  # that n (paper: 16)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
+class ArithmeticProblems(ProblemsConfig):
+    """Generated sums that check their own reasoning steps."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    min_reasoning_steps: Count
+    max_reasoning_steps: Count
+
+
+@section
+class JsonlProblems(ProblemsConfig):
+    """Files of one's own."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    path: str  # directory with train.jsonl, validation.jsonl, test.jsonl
+
+
+@section
 class PromptsConfig:
     """User messages of the three roles; {problem} {context} {attempt} {answer} {reference}."""
 
@@ -50,103 +108,247 @@ class PromptsConfig:
     solver_thinking: bool
     teacher_thinking: bool
     critic_thinking: bool
-    max_problem_tokens: int  # budgets per section; what does not fit is refused or masked
-    max_context_tokens: int
+    max_problem_tokens: Count  # budgets per section; what does not fit is refused or masked
+    max_context_tokens: Count
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class SamplingConfig:
-    temperature: float  # 0 is greedy
-    top_k: int  # 0 is off
-    top_p: float  # 1 is off
-    max_new_tokens: int
-    batch_size: int  # sequences decoded together
+    """How completions are drawn."""
+
+    temperature: NonNegative  # 0 is greedy
+    top_k: Natural  # 0 is off
+    top_p: PositiveShare  # 1 is off
+    max_new_tokens: Count
+    batch_size: Count  # sequences decoded together
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class CriticConfig:
-    kind: str  # self (the model trained, its base) | checkpoint (a second model) | oracle
-    path: str  # checkpoint: as model.path; "" for the others, as the next four are at rest
-    compute_dtype: str  # checkpoint: float32 | bfloat16 | float16
-    # checkpoint: own (its own devices) | in_turns (all devices, which idle weights leave for
-    # host memory) | shared (all devices, which hold both models)
-    placement: str
-    num_devices: int  # own: the critic takes so many of the last devices; 0 for the others
-    tensor: int  # checkpoint: devices that share one copy of its weights; more hold more copies
-    sees: str  # question | answer | reference
-    max_new_tokens: int  # thinking included
-    temperature: float
-    batch_size: int
+    """Who rewrites a rollout."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
+class EngineCritic(SamplingConfig, CriticConfig):
+    """A model that this package samples from; max_new_tokens include its thinking."""
+
+    sees: Literal["question", "answer", "reference"]  # each shows the ones before it too
+
+
+@section
+class SelfCritic(EngineCritic):
+    """The frozen base of the model that is trained."""
+
+    kind: Literal["self"] = "self"
+
+
+@section
+class PlacementConfig:
+    """Which devices a second model takes."""
+
+
+@section
+class OwnDevices(PlacementConfig):
+    """The last devices; training has the others."""
+
+    kind: Literal["own"] = "own"
+    num_devices: Count
+
+
+@section
+class InTurns(PlacementConfig):
+    """All devices; the idle model is offloaded to host memory."""
+
+    kind: Literal["in_turns"] = "in_turns"
+
+
+@section
+class SharedDevices(PlacementConfig):
+    """All devices, which hold both models: the least time, where both fit."""
+
+    kind: Literal["shared"] = "shared"
+
+
+@section
+class CheckpointCritic(EngineCritic):
+    """A second model."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    path: str  # as model.path
+    compute_dtype: ComputeDtype
+    placement: PlacementConfig
+    tensor: Count  # devices that share one copy of its weights; more hold more copies
+
+
+@section
+class OracleCritic(CriticConfig):
+    """A program; for problems that check their own reasoning steps."""
+
+    kind: Literal["oracle"] = "oracle"
+
+
+@section
 class ObjectiveConfig:
-    divergence: str  # forward_kl | reverse_kl | jsd | sampled_token
-    jsd_beta: float
-    loss_temperature: float
-    element_clip: float  # largest term of one vocabulary entry; 0 is off
-    top_k: int  # the teacher's k most probable entries and one for the rest; 0 is off
-    token_tile: int  # tokens whose logits exist at once
-    grpo_clip: float
+    """What a step minimises."""
+
+    token_tile: Count  # tokens whose logits exist at once
+    token_weights: tuple[str, ...]  # names from objectives/token_weights.py, multiplied
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
+class DivergenceConfig(ObjectiveConfig):
+    """A divergence between teacher and solver; formulas in objectives/divergence.py."""
+
+    loss_temperature: Positive  # divides both logits
+
+
+@section
+class VocabularyDivergence(DivergenceConfig):
+    """A sum over the vocabulary."""
+
+    element_clip: NonNegative  # largest term of one vocabulary entry; 0 is off
+    top_k: Natural  # the teacher's k most probable entries and one for the rest; 0 is off
+
+
+@section
+class ForwardKl(VocabularyDivergence):
+    """KL(teacher || solver)."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+
+
+@section
+class ReverseKl(VocabularyDivergence):
+    """KL(solver || teacher)."""
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+
+
+@section
+class Jsd(VocabularyDivergence):
+    """The divergence of both from their mixture."""
+
+    kind: Literal["jsd"] = "jsd"
+    beta: InnerShare  # the teacher's share in the mixture
+
+
+@section
+class SampledToken(DivergenceConfig):
+    """The advantage of the sampled token alone."""
+
+    kind: Literal["sampled_token"] = "sampled_token"
+
+
+@section
+class PolicyGradient(ObjectiveConfig):
+    """GRPO's clipped surrogate; no teacher is asked."""
+
+    kind: Literal["policy_gradient"] = "policy_gradient"
+    clip: InnerShare  # epsilon
+
+
+@section
 class TeacherConfig:
-    kind: str  # initial | ema | live
-    ema_decay: float
+    """The self-teacher's weights."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
+class InitialTeacher(TeacherConfig):
+    """Frozen before the first optimizer step."""
+
+    kind: Literal["initial"] = "initial"
+
+
+@section
+class EmaTeacher(TeacherConfig):
+    """An exponential moving average of the solver."""
+
+    kind: Literal["ema"] = "ema"
+    decay: Share
+
+
+@section
+class LiveTeacher(TeacherConfig):
+    """The solver itself."""
+
+    kind: Literal["live"] = "live"
+
+
+@section
+class ScheduleConfig:
+    """The learning rate after the warm-up."""
+
+
+@section
+class Constant(ScheduleConfig):
+    """It stays."""
+
+    kind: Literal["constant"] = "constant"
+
+
+@section
+class Cosine(ScheduleConfig):
+    """It falls along half a cosine."""
+
+    kind: Literal["cosine"] = "cosine"
+    final_fraction: Share  # of learning_rate, at the last step
+
+
+@section
 class OptimizerConfig:
-    learning_rate: float
-    schedule: str  # constant | cosine
-    warmup_steps: int
-    final_fraction: float  # of learning_rate, at the last step of the cosine
-    b1: float
-    b2: float
-    weight_decay: float
-    clip_norm: float  # 0 is off
+    """AdamW."""
+
+    learning_rate: Positive
+    schedule: ScheduleConfig
+    warmup_steps: Natural
+    b1: Momentum
+    b2: Momentum
+    weight_decay: NonNegative
+    clip_norm: NonNegative  # of the gradient; 0 is off
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class TrainConfig:
-    num_steps: int
-    problems_per_step: int
-    samples_per_problem: int  # G
-    micro_batches: int  # gradient accumulation: parts one step's sequences are cut into
-    checkpoint_every_steps: int
-    checkpoints_to_keep: int
-    validate_every_steps: int  # 0 is off
-    sample_texts_every_steps: int  # 0 is off
+    """The loop."""
+
+    num_steps: Count
+    problems_per_step: Count
+    samples_per_problem: Count  # G
+    micro_batches: Count  # gradient accumulation: parts one step's sequences are cut into
+    checkpoint_every_steps: Count
+    checkpoints_to_keep: Count
+    validate_every_steps: Natural  # 0 is off
+    sample_texts_every_steps: Natural  # 0 is off
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    num_samples: int  # k
-    num_validation_samples: int  # k of the validation curve
-    temperature: float
-    top_k: int
-    top_p: float
-    max_new_tokens: int
-    batch_size: int
-    num_resamples: int  # bootstrap
-    confidence: float
-    grading_secs: float  # deadline for judging one answer
+@section
+class EvaluationConfig(SamplingConfig):
+    """Avg@k, Pass@k and Maj@k."""
+
+    num_samples: Count  # k
+    num_validation_samples: Count  # k of the validation curve
+    num_resamples: Count  # bootstrap
+    confidence: InnerShare
+    grading_secs: Positive  # deadline for judging one answer
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class ParallelConfig:
-    data: int  # mesh axis sizes; -1 takes the devices that are left
-    fsdp: int
-    tensor: int
+    """Sizes of the mesh axes; -1 takes the devices that are left."""
+
+    data: AxisSize
+    fsdp: AxisSize
+    tensor: AxisSize
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section
 class Config:
-    name: str
+    """One run."""
+
+    name: str  # the run lives in runs_dir/name
     runs_dir: str
-    seed: int
-    condition: str  # a name from feedback/conditions.py
+    seed: Seed
+    condition: str  # a name from feedback/contexts.py
     model: ModelConfig
     trainable: TrainableConfig
     problems: ProblemsConfig
