@@ -1,27 +1,27 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Divergences between teacher and solver per token, over the whole vocabulary, with slopes.
+"""Divergences between teacher and solver per token, over the whole vocabulary, with gradients.
 
 With s and t the log-probabilities of solver and teacher, p = exp(s), q = exp(t), and y the
 sampled token, a divergence is a sum of one term per vocabulary entry v. Beside it stands the
-term's slope c'_v = d c_v / d s_v, all of which the gradient needs:
+term's derivative c'_v = d c_v / d s_v, from which the gradient follows:
 
-    name           term c_v                                slope c'_v
-    forward_kl     q (t - s)          KL(teacher||solver)  -q
-    reverse_kl     p (s - t)          KL(solver||teacher)  p (s - t + 1)
-    jsd            b q (t - m) + (1 - b) p (s - m)         (1 - b) p (s - m)
-                   m = log((1 - b) p + b q), b = jsd_beta
-    sampled_token  -sg(t - s) s at y, 0 elsewhere          -(t - s) at y, 0 elsewhere
+    class          term c_v                                derivative c'_v
+    ForwardKl      q (t - s)          KL(teacher||solver)  -q
+    ReverseKl      p (s - t)          KL(solver||teacher)  p (s - t + 1)
+    Jsd            b q (t - m) + (1 - b) p (s - m)         (1 - b) p (s - m)
+                   m = log((1 - b) p + b q), b = beta
+    SampledToken   -sg(t - s) s at y, 0 elsewhere          -(t - s) at y, 0 elsewhere
 
-The value of sampled_token means nothing by itself; its gradient is that of a policy gradient
-with the advantage t[y] - s[y], and averaged over y ~ solver it is reverse_kl's.
+The value of SampledToken means nothing by itself; its gradient is that of a policy gradient
+with the advantage t[y] - s[y], and averaged over y ~ solver it is ReverseKl's.
 
-    element_clip > 0   each term becomes min(c_v, element_clip); a clipped term has slope 0.
+    element_clip > 0   each term becomes min(c_v, element_clip); a clipped one has derivative 0.
                        Terms below 0 stay, so a clipped divergence may be below 0.
     top_k > 0          the vocabulary becomes the teacher's k most probable entries (more if
                        they tie with the k-th) and one entry for all others together.
 
-For logits z with s = log_softmax(z / T), the gradient is
+For logits z with s = log_softmax(z / T), T = loss_temperature, the gradient is
 d/dz_v = (c'_v - p_v sum_w c'_w) / T. The teacher's side is a constant.
 
 The self-distillation loss is Eq. (3) of arXiv 2606.11173, minimised per token along the
@@ -30,26 +30,44 @@ solver's own rollout. The paper is reported (by readers of its full text) to tra
 that the paper builds on, as is the clip (0.05 there), on which the paper is silent.
 """
 
-import difflib
-import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.schema import (
+    DivergenceConfig,
+    ForwardKl,
+    Jsd,
+    ReverseKl,
+    SampledToken,
+    VocabularyDivergence,
+)
 from stepalign_jax.objectives.vocabulary import Vocabulary
 
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "sampled_token")
 _NEVER = -1e30  # the log of a probability of 0 that may be subtracted from itself
 
 
-class TokenScores(NamedTuple):
-    """Scores of tokens, each array float32 and of one shape. Constants: nothing learns here.
+class LossScores(NamedTuple):
+    """What an update reports of its tokens, each array float32 of one shape; constants.
 
     Attributes:
-      divergence: the named divergence at the loss temperature.
+      loss: the token's loss before its weight: a divergence, or GRPO's surrogate.
+      advantage: log pi_teacher(y) - log pi_solver(y) at temperature 1; of GRPO the rollout's.
+      solver_logprobs: log pi_solver(y) at temperature 1.
+    """
+
+    loss: jax.Array
+    advantage: jax.Array
+    solver_logprobs: jax.Array
+
+
+class TokenScores(NamedTuple):
+    """What a forward-only pass says of tokens, each array float32 of one shape.
+
+    Attributes:
+      divergence: the divergence at the loss temperature.
       advantage: log pi_teacher(y) - log pi_solver(y) at temperature 1.
       solver_logprobs: log pi_solver(y) at temperature 1.
       teacher_logprobs: log pi_teacher(y) at temperature 1.
@@ -65,100 +83,56 @@ class TokenScores(NamedTuple):
     teacher_entropy: jax.Array
 
 
-@dataclass(frozen=True, kw_only=True)
-class Divergence:
-    """Which divergence; see the module's table.
-
-    Attributes:
-      name: one of DIVERGENCES.
-      jsd_beta: the teacher's share in jsd; the others do not read it.
-      temperature: divides both logits in the divergence, and there alone.
-      element_clip: the largest term; 0 is off.
-      top_k: entries of the teacher that stay apart; 0 is the whole vocabulary.
-    """
-
-    name: str
-    jsd_beta: float
-    temperature: float
-    element_clip: float
-    top_k: int
-
-    def check(self, vocab_size: int) -> None:
-        """Refuses what cannot be computed.
-
-        Raises:
-          UserError: naming the nearest valid divergence, or the valid range.
-        """
-        if self.name not in DIVERGENCES:
-            nearest = difflib.get_close_matches(self.name, DIVERGENCES, n=1, cutoff=0.0)[0]
-            raise UserError(
-                f"objective.divergence is {self.name!r}, which is none of "
-                f"{', '.join(DIVERGENCES)}; did you mean {nearest!r}?"
-            )
-        if self.name == "jsd" and not 0.0 < self.jsd_beta < 1.0:
-            raise UserError(
-                f"objective.jsd_beta is {self.jsd_beta}, but jsd needs 0 < beta < 1; "
-                "name forward_kl or reverse_kl for a one-sided divergence."
-            )
-        check_temperature("objective.loss_temperature", self.temperature)
-        if not 0.0 <= self.element_clip < math.inf:
-            raise UserError(
-                f"objective.element_clip is {self.element_clip}; give a positive number, or 0 "
-                "for no clip."
-            )
-        if not 0 <= self.top_k < vocab_size:
-            raise UserError(
-                f"objective.top_k is {self.top_k}, but it must be below the vocabulary's "
-                f"{vocab_size} entries; 0 takes them all."
-            )
-        if self.name == "sampled_token" and (self.element_clip or self.top_k):
-            raise UserError(
-                "objective.divergence=sampled_token reads one vocabulary entry only; set "
-                "objective.element_clip and objective.top_k to 0."
-            )
-
-
 class Reading(NamedTuple):
     """What a side says about n tokens, before it is known which tokens they are.
 
     Attributes:
       logits: [n, V] float32, or a device's slice of V.
       logsumexp: [n], at temperature 1.
-      entropy: [n], at temperature 1.
       logs: [n, V] log-probabilities at the loss temperature.
       probs: [n, V] their exponentials.
     """
 
     logits: jax.Array
     logsumexp: jax.Array
-    entropy: jax.Array
     logs: jax.Array
     probs: jax.Array
 
 
+def check_top_k(divergence: DivergenceConfig, vocab_size: int) -> None:
+    """Refuses a `top_k` that leaves no entry for the tail; only the model knows V.
+
+    Raises:
+      UserError: with the largest `top_k` of this vocabulary.
+    """
+    if isinstance(divergence, VocabularyDivergence) and divergence.top_k >= vocab_size:
+        raise UserError(
+            f"objective.top_k is {divergence.top_k}, but the vocabulary has {vocab_size} "
+            f"entries: give at most {vocab_size - 1}, or 0 to take them all."
+        )
+
+
 def read_logits(logits: jax.Array, temperature: float, vocabulary: Vocabulary) -> Reading:
-    """The reading of logits [n, V], for the divergence at `temperature`."""
+    """The reading of logits [n, V], for a divergence at `temperature`."""
     largest = vocabulary.max(logits)
     shifted = logits - largest[:, None]
     weights, cooled = jnp.exp(shifted), jnp.exp(shifted / temperature)
     total, cooled_total = vocabulary.sum(weights), vocabulary.sum(cooled)
-    mean = vocabulary.sum(weights * shifted) / total
     return Reading(
         logits=logits,
         logsumexp=largest + jnp.log(total),
-        entropy=jnp.log(total) - mean,
         logs=shifted / temperature - jnp.log(cooled_total)[:, None],
         probs=cooled * (1.0 / cooled_total)[:, None],
     )
 
 
-def score_tokens(
+def loss_and_gradient(
     solver: Reading,
     teacher: Reading,
     tokens: jax.Array,
-    divergence: Divergence,
+    divergence: DivergenceConfig,
     vocabulary: Vocabulary,
-) -> tuple[TokenScores, jax.Array]:
+) -> tuple[LossScores, jax.Array]:
     """Returns the scores of n tokens and the divergence's gradient by the solver's logits.
 
     Where both rows of logits are equal, divergence, advantage and gradient are exactly 0.
@@ -171,7 +145,7 @@ def score_tokens(
       vocabulary: how V is cut.
 
     Returns:
-      TokenScores of [n], and [n, V] float32.
+      LossScores of [n], and [n, V] float32.
     """
     solver_picked = vocabulary.pick(solver.logits, tokens) - solver.logsumexp
     teacher_picked = vocabulary.pick(teacher.logits, tokens) - teacher.logsumexp
@@ -185,15 +159,32 @@ def score_tokens(
     # The compiler may sum the two softmaxes in different orders. Equal logits must give 0
     # on every backend, and a gradient of 0, not the last bit of that difference.
     differs = vocabulary.max((solver.logits != teacher.logits).astype(jnp.float32)) > 0
-    scores = TokenScores(
-        divergence=jnp.where(differs, values, 0.0),
+    scores = LossScores(
+        loss=jnp.where(differs, values, 0.0),
         advantage=jnp.where(differs, teacher_picked - solver_picked, 0.0),
         solver_logprobs=solver_picked,
-        teacher_logprobs=teacher_picked,
-        solver_entropy=solver.entropy,
-        teacher_entropy=teacher.entropy,
     )
-    return scores, jnp.where(differs[:, None], gradient / divergence.temperature, 0.0)
+    return scores, jnp.where(differs[:, None], gradient / divergence.loss_temperature, 0.0)
+
+
+def token_scores(
+    solver: Reading,
+    teacher: Reading,
+    tokens: jax.Array,
+    divergence: DivergenceConfig,
+    vocabulary: Vocabulary,
+) -> TokenScores:
+    """Returns all scores of n tokens; arguments are those of `loss_and_gradient`.
+
+    The entropies cost one more pass over V per side, which an update does not pay.
+    """
+    scores, _ = loss_and_gradient(solver, teacher, tokens, divergence, vocabulary)
+    return TokenScores(
+        *scores,
+        teacher_logprobs=vocabulary.pick(teacher.logits, tokens) - teacher.logsumexp,
+        solver_entropy=_entropy(solver, vocabulary),
+        teacher_entropy=_entropy(teacher, vocabulary),
+    )
 
 
 def log_softmax(logits: jax.Array, vocabulary: Vocabulary) -> jax.Array:
@@ -201,14 +192,9 @@ def log_softmax(logits: jax.Array, vocabulary: Vocabulary) -> jax.Array:
     return logits - vocabulary.logsumexp(logits)[:, None]
 
 
-def check_temperature(name: str, value: float) -> None:
-    """Refuses what cannot divide logits.
-
-    Raises:
-      UserError: `value` is not positive and finite.
-    """
-    if not 0.0 < value < math.inf:
-        raise UserError(f"{name} is {value}, but it divides logits; give a positive number.")
+def _entropy(side: Reading, vocabulary: Vocabulary) -> jax.Array:
+    logs = side.logits - side.logsumexp[:, None]
+    return -vocabulary.sum(jnp.exp(logs) * logs)
 
 
 class _Distribution(NamedTuple):
@@ -222,28 +208,45 @@ def _value_and_gradient(
     solver: _Distribution,
     teacher: _Distribution,
     tokens: jax.Array,
-    divergence: Divergence,
+    divergence: DivergenceConfig,
     vocabulary: Vocabulary,
 ) -> tuple[jax.Array, jax.Array]:
     """[n] values, and [n, V] gradients by the logits that were normalised."""
-    if divergence.name == "sampled_token":
-        picked = vocabulary.pick(solver.logs, tokens)
-        advantage = vocabulary.pick(teacher.logs, tokens) - picked
-        away = solver.probs - vocabulary.holds(tokens, solver.probs)
-        return -advantage * picked, advantage[:, None] * away
-    terms, slopes = _terms(solver, teacher, divergence)
+    match divergence:
+        case SampledToken():
+            picked = vocabulary.pick(solver.logs, tokens)
+            advantage = vocabulary.pick(teacher.logs, tokens) - picked
+            away = solver.probs - vocabulary.holds(tokens, solver.probs)
+            return -advantage * picked, advantage[:, None] * away
+        case VocabularyDivergence():
+            return _sum_terms(solver, teacher, divergence, vocabulary)
+        case _:
+            raise TypeError(f"{type(divergence).__name__} has no formula here")
+
+
+def _sum_terms(
+    solver: _Distribution,
+    teacher: _Distribution,
+    divergence: VocabularyDivergence,
+    vocabulary: Vocabulary,
+) -> tuple[jax.Array, jax.Array]:
+    """`_value_and_gradient` of a divergence that sums over the vocabulary."""
+    terms, derivatives = _terms(solver, teacher, divergence)
     if divergence.top_k == 0:
-        values, slope_sums = vocabulary.sum(terms), vocabulary.sum(slopes)
-        return values, slopes - solver.probs * slope_sums[:, None]
+        values, total = vocabulary.sum(terms), vocabulary.sum(derivatives)
+        return values, derivatives - solver.probs * total[:, None]
+    #   teacher.logs   -0.5  -1.2  -3.0  -4.1      top_k = 2
+    #   kept            1     1     0     0
+    #   entries         own   own   `--tail--'     the tail's log is a logsumexp of the rest
     kept = teacher.logs >= vocabulary.kth_largest(teacher.logs, divergence.top_k)[:, None]
     solver_tail, teacher_tail = (_tail(side, kept, vocabulary) for side in (solver, teacher))
-    tail_term, tail_slope = _terms(solver_tail, teacher_tail, divergence)
+    tail_term, tail_derivative = _terms(solver_tail, teacher_tail, divergence)
     values = vocabulary.sum(jnp.where(kept, terms, 0.0)) + tail_term
-    slope_sums = vocabulary.sum(jnp.where(kept, slopes, 0.0)) + tail_slope
+    total = vocabulary.sum(jnp.where(kept, derivatives, 0.0)) + tail_derivative
     # log of a sum: an entry of the tail moves it by its share
     shares = jnp.exp(solver.logs - solver_tail.logs[:, None])
-    slopes = jnp.where(kept, slopes, tail_slope[:, None] * shares)
-    return values, slopes - solver.probs * slope_sums[:, None]
+    derivatives = jnp.where(kept, derivatives, tail_derivative[:, None] * shares)
+    return values, derivatives - solver.probs * total[:, None]
 
 
 def _tail(side: _Distribution, kept: jax.Array, vocabulary: Vocabulary) -> _Distribution:
@@ -253,24 +256,25 @@ def _tail(side: _Distribution, kept: jax.Array, vocabulary: Vocabulary) -> _Dist
 
 
 def _terms(
-    solver: _Distribution, teacher: _Distribution, divergence: Divergence
+    solver: _Distribution, teacher: _Distribution, divergence: VocabularyDivergence
 ) -> tuple[jax.Array, jax.Array]:
-    """The module's table: terms and slopes, elementwise."""
+    """The module's table: terms and derivatives, elementwise."""
     gap = solver.logs - teacher.logs
-    match divergence.name:
-        case "forward_kl":
-            terms, slopes = teacher.probs * -gap, -teacher.probs
-        case "reverse_kl":
-            terms, slopes = solver.probs * gap, solver.probs * (gap + 1.0)
-        case _:  # jsd: check has let nothing else through
-            beta = divergence.jsd_beta
+    match divergence:
+        case ForwardKl():
+            terms, derivatives = teacher.probs * -gap, -teacher.probs
+        case ReverseKl():
+            terms, derivatives = solver.probs * gap, solver.probs * (gap + 1.0)
+        case Jsd(beta=beta):
             mixture = _log_mixture(solver.logs, teacher.logs, beta)
-            slopes = (1.0 - beta) * solver.probs * (solver.logs - mixture)
-            terms = beta * teacher.probs * (teacher.logs - mixture) + slopes
+            derivatives = (1.0 - beta) * solver.probs * (solver.logs - mixture)
+            terms = beta * teacher.probs * (teacher.logs - mixture) + derivatives
+        case _:
+            raise TypeError(f"{type(divergence).__name__} has no formula here")
     if divergence.element_clip == 0:
-        return terms, slopes
+        return terms, derivatives
     clip = divergence.element_clip
-    return jnp.minimum(terms, clip), jnp.where(terms <= clip, slopes, 0.0)
+    return jnp.minimum(terms, clip), jnp.where(terms <= clip, derivatives, 0.0)
 
 
 def _log_mixture(solver: jax.Array, teacher: jax.Array, beta: float) -> jax.Array:

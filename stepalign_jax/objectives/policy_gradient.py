@@ -10,8 +10,6 @@ takes and what it clips were not found; both are stated below as choices of this
 import jax
 import jax.numpy as jnp
 
-from stepalign_jax.base.errors import UserError
-
 _STD_GUARD = 1e-6
 _MAX_LOG_RATIO = 20.0  # e^20 is past any clip; without a bound exp overflows to a NaN gradient
 
@@ -50,14 +48,7 @@ def grpo_token_loss(
 
     Returns:
       [B, T] float32.
-
-    Raises:
-      UserError: clip is not positive.
     """
-    if not clip > 0.0:
-        raise UserError(
-            f"objective.grpo_clip is {clip}, which stops learning; give it above 0."
-        )
     old_logprobs = jax.lax.stop_gradient(old_logprobs.astype(jnp.float32))
     log_ratio = logprobs.astype(jnp.float32) - old_logprobs
     ratio = jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))

@@ -10,18 +10,21 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from stepalign_jax.config.schema import DivergenceConfig
 from stepalign_jax.objectives.divergence import (
-    Divergence,
+    LossScores,
     Reading,
     TokenScores,
+    check_top_k,
+    loss_and_gradient,
     read_logits,
-    score_tokens,
+    token_scores,
 )
 from stepalign_jax.objectives.tiles import (
-    check_tile,
     head_product,
     hidden_product,
     logits,
+    times_weights,
     walk_tiles,
 )
 from stepalign_jax.objectives.vocabulary import AnyMesh, Vocabulary, on_mesh
@@ -35,19 +38,13 @@ def tiled_divergence(
     tokens: jax.Array,
     *,
     token_weights: jax.Array,
-    divergence: str,
-    jsd_beta: float,
-    loss_temperature: float,
-    element_clip: float,
-    top_k: int,
-    token_tile: int,
+    divergence: DivergenceConfig,
     mesh: AnyMesh | None,
-) -> tuple[jax.Array, TokenScores]:
+) -> tuple[jax.Array, LossScores]:
     """Returns the weighted sum of N tokens' divergences, and their scores.
 
-    The sum is what learns: `sum(token_weights * scores.divergence)` is differentiable with
-    respect to the solver's hidden states and head, through the first result alone. Scores are
-    constants.
+    The sum is the loss: `sum(token_weights * scores.loss)` is differentiable with respect to
+    the solver's hidden states and head, through the first result alone. Scores are constants.
 
     Alignment: row n of both hidden states predicts tokens[n].
 
@@ -59,121 +56,137 @@ def tiled_divergence(
         read once per tile.
       tokens: [N] integers below V.
       token_weights: [N], taken as constants: a mask, or shares.
-      divergence: one of DIVERGENCES.
-      jsd_beta: the teacher's share in jsd; other divergences do not read it.
-      loss_temperature: divides both logits in the divergence, and there alone. The public
-        code that the paper builds on uses the sampling temperature; what the paper does is
-        not known.
-      element_clip: the largest term of one vocabulary entry; 0 is off.
-      top_k: entries of the teacher that stay apart, the others being one; 0 keeps all apart.
-      token_tile: the most tokens per tile (per device).
+      divergence: which one. `loss_temperature` divides both logits in the divergence, and
+        there alone; `token_tile` is the most tokens whose logits exist at once (per device).
       mesh: the mesh that cuts tokens, head and vocabulary, or None for one device.
 
     Returns:
-      A float32 scalar, and TokenScores of [N] float32. Where both rows of logits are equal,
+      A float32 scalar, and LossScores of [N] float32. Where both rows of logits are equal,
       divergence and advantage are exactly 0 and so is the gradient.
 
     Raises:
-      UserError: an unknown divergence, or a number outside its range.
+      UserError: `top_k` is not below V.
     """
-    named = Divergence(
-        name=divergence,
-        jsd_beta=jsd_beta,
-        temperature=loss_temperature,
-        element_clip=element_clip,
-        top_k=top_k,
-    )
-    named.check(solver_head.shape[0])
-    check_tile(token_tile)
+    check_top_k(divergence, solver_head.shape[0])
     rows = (solver_hidden, teacher_hidden, tokens, token_weights.astype(jnp.float32))
     heads = (solver_head, None if teacher_head is solver_head else teacher_head)
-    static: _Static = (named, token_tile, mesh)
+    static: _Static = (divergence, mesh)
     total, scores = _divergence(static, rows, heads)  # pyright: ignore[reportGeneralTypeIssues]
     return total, jax.lax.stop_gradient(scores)
 
 
-_Static = tuple[Divergence, int, AnyMesh | None]  # what to compute, tokens per tile, mesh
+def tiled_scores(
+    solver_hidden: jax.Array,
+    teacher_hidden: jax.Array,
+    solver_head: jax.Array,
+    teacher_head: jax.Array | None,
+    tokens: jax.Array,
+    *,
+    divergence: DivergenceConfig,
+    mesh: AnyMesh | None,
+) -> TokenScores:
+    """Returns all scores [N] of the tokens; forward only, for analysis.
+
+    Arguments are those of `tiled_divergence`, and so is what it raises.
+    """
+    check_top_k(divergence, solver_head.shape[0])
+
+    def local(rows: Any, heads: Any, vocabulary: Vocabulary) -> Any:
+        def score(tile: Any, _fresh: jax.Array, _sums: None) -> Any:
+            solver, teacher, tokens = tile
+            sides = _read_both(divergence, vocabulary, solver, teacher, *heads)
+            return token_scores(*sides, tokens, divergence, vocabulary), None
+
+        return walk_tiles(score, rows, None, divergence.token_tile)
+
+    rows = (solver_hidden, teacher_hidden, tokens)
+    heads = (solver_head, None if teacher_head is solver_head else teacher_head)
+    return on_mesh(mesh, local, rows, _cast_heads(rows, heads))[0]
+
+
+_Static = tuple[DivergenceConfig, AnyMesh | None]  # what to compute, and where
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _divergence(static: _Static, rows: Any, heads: Any) -> tuple[jax.Array, TokenScores]:
-    (scores, _), _ = _score_rows(static, rows, heads, hidden_learns=False, head_learns=False)
+def _divergence(static: _Static, rows: Any, heads: Any) -> tuple[jax.Array, LossScores]:
+    (scores, _), _ = _walk(static, rows, heads, hidden_trains=False, head_trains=False)
     return _weigh(rows, scores), scores
 
 
 def _divergence_forward(static: _Static, rows: Any, heads: Any) -> Any:
-    head_learns = heads[0].perturbed
+    head_trains = heads[0].perturbed
     rows, heads = jax.tree.map(lambda primal: primal.value, (rows, heads), is_leaf=_is_primal)
-    (scores, hidden_slopes), head_slopes = _score_rows(
-        static, rows, heads, hidden_learns=True, head_learns=head_learns
+    (scores, hidden_gradient), head_gradient = _walk(
+        static, rows, heads, hidden_trains=True, head_trains=head_trains
     )
     # An empty array carries the head's dtype into the backward pass.
-    kept = (hidden_slopes, head_slopes, jnp.zeros(0, heads[0].dtype))
+    kept = (hidden_gradient, head_gradient, jnp.zeros(0, heads[0].dtype))
     return (_weigh(rows, scores), scores), kept
 
 
 def _divergence_backward(_static: _Static, kept: Any, cotangents: Any) -> Any:
-    hidden_slopes, head_slopes, like_head = kept
+    hidden_gradient, head_gradient, like_head = kept
     scale = cotangents[0]
     if isinstance(scale, SymbolicZero):
         return (None, None, None, None), (None, None)
-    hidden = (scale * hidden_slopes.astype(jnp.float32)).astype(hidden_slopes.dtype)
-    head = None if head_slopes is None else (scale * head_slopes).astype(like_head.dtype)
+    # The sum's cotangent is one number, so the gradients formed on the way forward only scale.
+    hidden = (scale * hidden_gradient.astype(jnp.float32)).astype(hidden_gradient.dtype)
+    head = None if head_gradient is None else (scale * head_gradient).astype(like_head.dtype)
     return (hidden, None, None, None), (head, None)
 
 
 _divergence.defvjp(_divergence_forward, _divergence_backward, symbolic_zeros=True)
 
 
-def _weigh(rows: Any, scores: TokenScores) -> jax.Array:
-    return jnp.sum(_times_weights(scores.divergence, rows[3]))
+def _weigh(rows: Any, scores: LossScores) -> jax.Array:
+    return jnp.sum(times_weights(scores.loss, rows[3]))
 
 
-def _times_weights(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """The product, which is 0 where the weight is, whatever the value."""
-    return jnp.where(weights == 0.0, 0.0, values * weights)
-
-
-def _score_rows(
-    static: _Static, rows: Any, heads: Any, *, hidden_learns: bool, head_learns: bool
+def _walk(
+    static: _Static, rows: Any, heads: Any, *, hidden_trains: bool, head_trains: bool
 ) -> Any:
-    """Returns ((TokenScores [N], slopes [N, D] or None), head slopes [V, D] float32 or None).
+    """Returns ((LossScores [N], gradient [N, D] or None), head gradient [V, D] or None).
 
-    Slopes are those of the weighted sum.
+    Gradients are those of the weighted sum; the head's is float32.
     """
-    divergence, token_tile, mesh = static
+    divergence, mesh = static
 
     def local(rows: Any, heads: Any, vocabulary: Vocabulary) -> Any:
-        def score(tile: Any, fresh: jax.Array, head_slopes: Any) -> Any:
+        def score(tile: Any, fresh: jax.Array, head_gradient: Any) -> Any:
             solver, teacher, tokens, weights = tile
-            read = functools.partial(
-                read_logits, temperature=divergence.temperature, vocabulary=vocabulary
-            )
-            sides = _read_both(read, solver, teacher, *heads)
-            scores, slopes = score_tokens(*sides, tokens, divergence, vocabulary)
-            if not hidden_learns:
+            sides = _read_both(divergence, vocabulary, solver, teacher, *heads)
+            scores, gradient = loss_and_gradient(*sides, tokens, divergence, vocabulary)
+            if not hidden_trains:
                 return (scores, None), None
-            slopes = _times_weights(slopes, weights[:, None]).astype(solver.dtype)
-            if head_learns:
-                head_slopes = head_slopes + head_product(slopes, solver, fresh)
-            return (scores, hidden_product(slopes, heads[0], vocabulary)), head_slopes
+            gradient = times_weights(gradient, weights[:, None]).astype(solver.dtype)
+            if head_trains:
+                head_gradient = head_gradient + head_product(gradient, solver, fresh)
+            return (scores, hidden_product(gradient, heads[0], vocabulary)), head_gradient
 
-        return walk_tiles(score, rows, heads[0] if head_learns else None, token_tile)
+        return walk_tiles(score, rows, heads[0] if head_trains else None, divergence.token_tile)
 
-    solver_head, teacher_head = heads
-    if teacher_head is not None:
-        teacher_head = teacher_head.astype(rows[1].dtype)
-    return on_mesh(mesh, local, rows, (solver_head.astype(rows[0].dtype), teacher_head))
+    return on_mesh(mesh, local, rows, _cast_heads(rows, heads))
+
+
+def _cast_heads(rows: Any, heads: Any) -> tuple[jax.Array, jax.Array | None]:
+    """Each head in the dtype of its side's hidden states."""
+    solver, teacher = heads
+    cast = None if teacher is None else teacher.astype(rows[1].dtype)
+    return solver.astype(rows[0].dtype), cast
 
 
 def _read_both(
-    read: Callable[[jax.Array], Reading],
+    divergence: DivergenceConfig,
+    vocabulary: Vocabulary,
     solver: jax.Array,
     teacher: jax.Array,
     solver_head: jax.Array,
     teacher_head: jax.Array | None,
 ) -> tuple[Reading, Reading]:
     """Solver's and teacher's readings, in one product if they share the head."""
+    read: Callable[[jax.Array], Reading] = functools.partial(
+        read_logits, temperature=divergence.loss_temperature, vocabulary=vocabulary
+    )
     if teacher_head is not None:
         return read(logits(solver, solver_head)), read(logits(teacher, teacher_head))
     rows = jnp.concatenate([solver, teacher.astype(solver.dtype)])

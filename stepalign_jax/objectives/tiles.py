@@ -28,7 +28,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from stepalign_jax.base.errors import UserError
 from stepalign_jax.objectives.vocabulary import Vocabulary
 
 
@@ -79,22 +78,20 @@ def logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
     return jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32)
 
 
-def hidden_product(slopes: jax.Array, head: jax.Array, vocabulary: Vocabulary) -> jax.Array:
-    """[n, D] in the dtype of `slopes`, summed over the whole vocabulary in float32."""
-    product = jnp.einsum("nv,vd->nd", slopes, head, preferred_element_type=jnp.float32)
+def hidden_product(gradient: jax.Array, head: jax.Array, vocabulary: Vocabulary) -> jax.Array:
+    """[n, D] in the dtype of `gradient`, summed over the whole vocabulary in float32."""
+    product = jnp.einsum("nv,vd->nd", gradient, head, preferred_element_type=jnp.float32)
     if vocabulary.axis is not None:
         product = jax.lax.psum(product, vocabulary.axis)
-    return product.astype(slopes.dtype)
+    return product.astype(gradient.dtype)
 
 
-def head_product(slopes: jax.Array, hidden: jax.Array, fresh: jax.Array) -> jax.Array:
+def head_product(gradient: jax.Array, hidden: jax.Array, fresh: jax.Array) -> jax.Array:
     """[V, D] float32, summed over the rows that are fresh."""
     hidden = jnp.where(fresh[:, None], hidden, 0.0)
-    return jnp.einsum("nv,nd->vd", slopes, hidden, preferred_element_type=jnp.float32)
+    return jnp.einsum("nv,nd->vd", gradient, hidden, preferred_element_type=jnp.float32)
 
 
-def check_tile(token_tile: int) -> None:
-    if token_tile < 1:
-        raise UserError(
-            f"objective.token_tile is {token_tile}; give at least 1 token per tile."
-        )
+def times_weights(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """The product, which is 0 where the weight is, whatever the value (NaN too)."""
+    return jnp.where(weights == 0.0, 0.0, values * weights)

@@ -18,7 +18,7 @@ from flax.linen.spmd import logical_to_mesh, logical_to_mesh_axes
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.schema import CriticConfig, ParallelConfig
+from stepalign_jax.config.schema import ParallelConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -45,67 +45,66 @@ def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> M
     """The (data, fsdp, tensor) mesh over `devices`, by default all of them.
 
     Raises:
-      UserError: a size is neither positive nor -1, more than one is -1, or their product
-        is not the number of devices.
+      UserError: the product of the sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
-    asked = f"parallel asks for data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}"
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"{asked}: sizes are positive, and at most one is -1 (what is left).")
     known = math.prod(size for size in sizes if size != -1)
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         raise UserError(
-            f"{asked}, which does not fit {len(devices)} device(s): make the product equal to "
-            "the number of devices, or set one of them to -1."
+            f"parallel asks for data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}, "
+            f"which does not fit {len(devices)} device(s): make the product equal to the number "
+            "of devices, or set one of them to -1."
         )
     # Auto axes: the compiler spreads the few constraints named in the model.
     grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def split_devices(config: CriticConfig, devices: Sequence[Any]) -> tuple[Any, Any]:
+def split_devices(devices: Sequence[Any], num_own: int | None) -> tuple[Any, Any]:
     """The devices of the model that is trained, and those of a second model as critic.
 
-    All of them for both, unless the critic has its own: then it has the last ones.
+    Args:
+      devices: all of them.
+      num_own: how many of the last devices are the critic's own; None: both use all.
 
     Raises:
       UserError: the critic's own devices leave none to train on.
     """
-    if config.placement != "own":
+    if num_own is None:
         return devices, devices
-    if config.num_devices >= len(devices):
+    if num_own >= len(devices):
         raise UserError(
-            f"critic.num_devices is {config.num_devices}, but of {len(devices)} device(s) at "
+            f"critic.placement.num_devices is {num_own}, but of {len(devices)} device(s) at "
             "least one must be left to train on: lower it, or let the models share all devices "
             "with critic.placement=in_turns (or shared)."
         )
-    return devices[: -config.num_devices], devices[-config.num_devices :]
+    return devices[:-num_own], devices[-num_own:]
 
 
-def make_critic_mesh(config: CriticConfig, devices: Sequence[Any]) -> Mesh:
+def make_critic_mesh(devices: Sequence[Any], *, tensor: int, batch_size: int) -> Mesh:
     """The mesh of a second model as critic: weights cut by tensor alone, the rest are copies.
 
     Decoding reads every weight for every token, so it does not pay to gather them (fsdp).
 
     Raises:
-      UserError: `critic.tensor` does not divide the number of devices, or the copies do not
-        divide the batch.
+      UserError: `tensor` does not divide the number of devices, or the copies do not divide
+        the batch.
     """
-    if len(devices) % config.tensor:
+    if len(devices) % tensor:
         raise UserError(
-            f"critic.tensor is {config.tensor}, which does not divide the critic's "
+            f"critic.tensor is {tensor}, which does not divide the critic's "
             f"{len(devices)} device(s): choose a size that divides their number."
         )
-    copies = len(devices) // config.tensor
-    if config.batch_size % copies:
+    copies = len(devices) // tensor
+    if batch_size % copies:
         raise UserError(
-            f"critic.batch_size is {config.batch_size}, but the critic's {copies} copies "
-            f"(of {len(devices)} devices by critic.tensor={config.tensor}) share a batch: make "
+            f"critic.batch_size is {batch_size}, but the critic's {copies} copies "
+            f"(of {len(devices)} devices by critic.tensor={tensor}) share a batch: make "
             "it a multiple of their number."
         )
-    return make_mesh(ParallelConfig(data=copies, fsdp=1, tensor=config.tensor), devices)
+    return make_mesh(ParallelConfig(data=copies, fsdp=1, tensor=tensor), devices)
 
 
 @contextlib.contextmanager
@@ -125,8 +124,13 @@ def active_mesh() -> AbstractMesh | None:
     return mesh if not mesh.empty and mesh.size > 1 else None
 
 
-def param_shardings(mesh: Mesh, abstract: Any) -> Any:
+def param_shardings(mesh: Mesh, abstract: Any, *, section: str = "parallel") -> Any:
     """One NamedSharding per leaf of a boxed abstract tree (`abstract_params`, `abstract_lora`).
+
+    Args:
+      mesh: where the tree lies.
+      abstract: its shapes, boxed with the logical names of their axes.
+      section: of the config, which has the sizes of the mesh; a refusal names it.
 
     Raises:
       UserError: a mesh axis does not divide the axis of a weight that it cuts.
@@ -137,24 +141,17 @@ def param_shardings(mesh: Mesh, abstract: Any) -> Any:
     shapes = jax.tree.map(lambda box: box.value.shape, abstract, is_leaf=is_box)
 
     def sharding(path: Any, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
-        _check_divisible(
-            mesh, jax.tree_util.keystr(path, simple=True, separator="."), spec, shape
-        )
+        for size, axis in zip(shape, spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise UserError(
+                    f"{section}.{axis} = {mesh.shape[axis]} does not divide {size}, an axis "
+                    f"of {name} {list(shape)}: choose a size that divides it."
+                )
         return NamedSharding(mesh, spec)
 
     is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
     return jax.tree_util.tree_map_with_path(sharding, specs, shapes, is_leaf=is_spec)
-
-
-def _check_divisible(
-    mesh: Mesh, name: str, spec: PartitionSpec, shape: tuple[int, ...]
-) -> None:
-    for size, axis in zip(shape, spec, strict=False):
-        if axis is not None and size % mesh.shape[axis]:
-            raise UserError(
-                f"parallel.{axis} = {mesh.shape[axis]} does not divide {size}, an axis of "
-                f"{name} {list(shape)}: choose a size that divides it."
-            )
 
 
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:

@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that wait in host memory while another model has the devices.
+"""Trees that are kept in host memory while another model has the devices.
 
     waiting = offload(state)     the devices' memory is free; `state` may not be used any more
     state = restore(waiting)     the same bits, cut over the same devices
@@ -61,31 +61,42 @@ def delete(tree: Any) -> None:
         leaf.delete()
 
 
-class FrozenWeights:
-    """Weights that no step changes, on their devices or waiting.
+class Resident:
+    """One tree that lives on devices, or in host memory while another model has them.
 
-    Once they have waited, a copy stays in host memory: nothing has to be moved to leave the
-    devices again.
+        weights = Resident(tree)    weights.to_host()    weights.to_device()
+
+    What has not been replaced since it was last in host memory still has its copy there, so
+    frozen weights are moved off the devices once, and afterwards only deleted from them.
     """
 
     def __init__(self, tree: Any):
-        """Args: `tree` of jax.Array on devices; this object deletes them when they leave."""
+        """Args: `tree` of jax.Array on devices; `to_host` deletes them there."""
         self._tree = tree
-        self._waiting: HostTree | None = None
+        self._host_copy: HostTree | None = None
+        self._on_host = False
 
     @property
     def tree(self) -> Any:
-        """The weights, on their devices; without data while they wait."""
+        """The tree on its devices; its arrays are deleted while it is in host memory."""
         return self._tree
 
-    def leave(self) -> None:
-        """Frees the devices of these weights."""
-        if self._waiting is None:
-            self._waiting = offload(self._tree)
+    def replace(self, tree: Any) -> None:
+        """Holds another tree from now on, on the devices; a host copy of the old one goes."""
+        self._tree, self._host_copy, self._on_host = tree, None, False
+
+    def to_host(self) -> None:
+        """Frees the devices of this tree; nothing happens if it is in host memory."""
+        if self._on_host:
+            return
+        if self._host_copy is None:
+            self._host_copy = offload(self._tree)
         else:
             delete(self._tree)
+        self._on_host = True
 
-    def come(self) -> None:
-        """Puts the weights back where they were before they left."""
-        if self._waiting is not None:
-            self._tree = restore(self._waiting)
+    def to_device(self) -> None:
+        """Puts the tree back where it was; nothing happens if it is there."""
+        if self._on_host and self._host_copy is not None:
+            self._tree = restore(self._host_copy)
+            self._on_host = False

@@ -1,52 +1,126 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Cuts a step's rollouts into parts of few shapes, and puts their scores back into rows.
+"""Cuts a step's rollouts into micro-batches of few shapes, and puts scores back into rows.
 
-A part pays for its own longest row. Rows are sorted by length first, so rollouts of 300 tokens
-share a part and do not pay for one of 2,048. Widths and numbers of packed tokens are rounded
-up, so that shapes are few; a shape compiles once, when it is first met.
+A micro-batch pays for its own longest row. Rows are sorted by length first, so rollouts of 300
+tokens share one and do not pay for one of 2,048. Widths and numbers of packed tokens are
+rounded up, so that shapes are few; a shape compiles once, when it is first met.
+
+The layout of a micro-batch is made once, from lengths. Any list of prompts, one per rollout, is
+then packed on it: the solver's, the teacher's, or those of several contexts. All of them end in
+the same completion tokens, in the same order:
+
+    rollout 0: y0 y1 y2, rollout 1: z0 z1      layout, one shard
+                                               row        0  0  0  1  1  0
+                                               column     0  1  2  0  1  0
+                                               counts     1  1  1  1  1  0   (fills N up)
+    solver prompts p p p and p                 rows       p p p y0 y1 y2 .
+                                                          p z0 z1 . . . .
+                                               places     2  3  4  7  8  0
+    teacher prompts q q and q q q              rows       q q y0 y1 y2 .
+                                                          q q q z0 z1 .
+                                               places     1  2  3  8  9  0
+
+A place counts along the rows laid end to end, and names the state that predicts the token: the
+state over the last p, place 2, predicts y0.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import flax.struct
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
-from stepalign_jax.objectives.divergence import TokenScores
+from stepalign_jax.objectives.divergence import LossScores, TokenScores
 from stepalign_jax.parallel.mesh import batch_sharding
-from stepalign_jax.training.scoring import Part
 
 _SMALLEST = 16
 _FINER_ABOVE = 512
 
+Scores = TypeVar("Scores", LossScores, TokenScores)
+
 
 @dataclass(frozen=True)
-class Packed:
-    """One part on the devices, and where its tokens came from.
+class Layout:
+    """Which rollouts a micro-batch of R rows has, and where each of their tokens is packed.
+
+    With S shards of the batch (S = 1 on one device) shard s has line s of each array; it owns
+    rows s R/S to (s + 1) R/S of the micro-batch, and places count within these, so that packing
+    moves nothing between devices.
 
     Attributes:
-      part: see `Part`.
-      rows: [n] the rollout of each token that counts.
-      columns: [n] its place in the completion.
-      places: [n] its index among the part's N.
-      solver_tokens: tokens that the solver's rows hold without their padding.
-      teacher_tokens: the same of the teacher's.
+      rollouts: [S, R / S] the rollout in each row.
+      rows: [S, N / S] the row, counted within its shard, of each packed token.
+      columns: [S, N / S] its place in the completion.
+      counts: [S, N / S] bool, True where a token counts in the loss; the others fill N up.
     """
 
-    part: Part
+    rollouts: np.ndarray
     rows: np.ndarray
     columns: np.ndarray
-    places: np.ndarray
-    solver_tokens: int
-    teacher_tokens: int
+    counts: np.ndarray
+
+    @property
+    def index(self) -> tuple[np.ndarray, np.ndarray]:
+        """[n] rollouts and [n] columns of the tokens that count: an index into [B, T]."""
+        rollouts = np.take_along_axis(self.rollouts, self.rows, axis=1)
+        return rollouts[self.counts], self.columns[self.counts]
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """Packs [B, T] values as [S, N / S]; 0 where a token does not count."""
+        packed = np.zeros(self.counts.shape, values.dtype)
+        packed[self.counts] = values[self.index]
+        return packed
+
+
+@flax.struct.dataclass
+class Sequences:
+    """The rows of a micro-batch as one role reads them, on the devices.
+
+    Attributes:
+      tokens: [R, W] int32, prompt then completion, right-padded.
+      places: [S, N / S] int32, of the states that predict the packed tokens.
+    """
+
+    tokens: jax.Array
+    places: jax.Array
+
+
+@flax.struct.dataclass
+class Targets:
+    """What the loss knows of each packed token, on the devices; 0 where none counts.
+
+    Attributes:
+      tokens: [S, N / S] int32, the completions' tokens.
+      counts: [S, N / S] bool, True where a token counts.
+      weights: [S, N / S] float32, of its loss (`objectives/token_weights.py`).
+      logprobs: [S, N / S] float32 under the solver that sampled, at temperature 1.
+      advantages: [S, N / S] float32 of policy gradients: the rollout's, on each token.
+    """
+
+    tokens: jax.Array
+    counts: jax.Array
+    weights: jax.Array
+    logprobs: jax.Array
+    advantages: jax.Array
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One part of a step: its layout on the host, and the solver's side on the devices."""
+
+    layout: Layout
+    solver: Sequences
+    targets: Targets
 
 
 def padded(length: int, per_doubling: int = 4) -> int:
-    """The size that stands for `length`: 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, ...
+    """`length` rounded up to a bucket: 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, ...
 
     With `per_doubling` sizes from one power of two to the next, less than a
     (per_doubling + 1)-th of a size is padding.
@@ -87,118 +161,130 @@ def check_parts(num_rows: int, num_parts: int, mesh: Mesh) -> None:
         )
 
 
-def pack(
-    solver_prompts: Sequence[list[int]],
-    teacher_prompts: Sequence[list[int]],
+def make_layouts(
+    prompts: Sequence[list[int]],
     rollouts: Rollouts,
     usable: np.ndarray,
+    *,
+    num_parts: int,
+    mesh: Mesh,
+) -> list[Layout]:
+    """Returns the layouts of a step's micro-batches, longest rows first.
+
+    Args:
+      prompts: the solver's, B lists of token ids; they count in a row's length.
+      rollouts: B rows.
+      usable: [B] bool; no token of the others counts, or reaches the output head.
+      num_parts: micro-batches, of B / num_parts rows each; see `check_parts`.
+      mesh: where the batch lies.
+    """
+    lengths = np.asarray(rollouts.lengths)
+    row_lengths = np.array([len(prompt) for prompt in prompts]) + lengths
+    order = np.argsort(-row_lengths, kind="stable")
+    counting = np.where(usable, lengths, 0)
+    layouts = []
+    for chosen in np.split(order, num_parts):
+        # Dealt out in turn, so that shards have about equally many tokens; [S, R / S].
+        rollouts = chosen.reshape(-1, num_shards(mesh)).T
+        layouts.append(_make_layout(rollouts, counting[rollouts]))
+    return layouts
+
+
+def _make_layout(rollouts: np.ndarray, lengths: np.ndarray) -> Layout:
+    """The layout of `rollouts` [S, R / S], of which the first `lengths` tokens count."""
+    num_tokens = padded(int(lengths.sum(axis=1).max()))
+    shape = (len(rollouts), num_tokens)
+    rows, columns = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    counts = np.zeros(shape, bool)
+    for shard, shard_lengths in enumerate(lengths):
+        n = int(shard_lengths.sum())
+        #   lengths 3 2    rows 0 0 0 1 1    starts 0 0 0 3 3    columns 0 1 2 0 1
+        starts = np.repeat(np.cumsum(shard_lengths) - shard_lengths, shard_lengths)
+        rows[shard, :n] = np.repeat(np.arange(len(shard_lengths)), shard_lengths)
+        columns[shard, :n] = np.arange(n) - starts
+        counts[shard, :n] = True
+    return Layout(rollouts, rows, columns, counts)
+
+
+def pack(
+    prompts: Sequence[list[int]],
+    rollouts: Rollouts,
+    usable: np.ndarray,
+    token_weights: np.ndarray,
     advantages: np.ndarray,
     *,
     num_parts: int,
     mesh: Mesh,
-) -> list[Packed]:
-    """Returns the parts of a step, longest rows first, laid out over `mesh`.
+) -> list[MicroBatch]:
+    """Returns the micro-batches of a step, longest rows first, laid out over `mesh`.
 
     Args:
-      solver_prompts: B lists of token ids.
-      teacher_prompts: B lists.
+      prompts: the solver's, B lists of token ids.
       rollouts: B rows.
       usable: [B] bool; no token of the others counts, or reaches the output head.
+      token_weights: [B, T] float32.
       advantages: [B] of policy gradients.
       num_parts: parts, of B / num_parts rows each; see `check_parts`.
       mesh: where the batch lies.
     """
-    lengths = np.asarray(rollouts.lengths)
-    order = np.argsort(
-        [-len(p) - n for p, n in zip(solver_prompts, lengths, strict=True)], kind="stable"
-    )
-    shards = num_shards(mesh)
-    packed = []
-    for chosen in np.split(order, num_parts):
-        # Dealt out in turn, so that shards have about equally many tokens; [S, R / S].
-        rows = chosen.reshape(-1, shards).T
-        packed.append(
-            _pack_part(
-                rows, solver_prompts, teacher_prompts, rollouts, usable, advantages, mesh
-            )
-        )
-    return packed
-
-
-def _pack_part(
-    rows: np.ndarray,
-    solver_prompts: Sequence[list[int]],
-    teacher_prompts: Sequence[list[int]],
-    rollouts: Rollouts,
-    usable: np.ndarray,
-    advantages: np.ndarray,
-    mesh: Mesh,
-) -> Packed:
-    solver_tokens, solver_first = _join(rows.reshape(-1), solver_prompts, rollouts)
-    teacher_tokens, teacher_first = _join(rows.reshape(-1), teacher_prompts, rollouts)
-    counting = np.where(usable, rollouts.lengths, 0)[rows]  # [S, R / S]
-    num_tokens = padded(int(counting.sum(axis=1).max()))
-    shape = (len(rows), num_tokens)
-    row_of, column_of = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    slot_of, counts = np.zeros(shape, np.int64), np.zeros(shape, bool)
-    for shard, shard_counts in enumerate(counting):
-        n = int(shard_counts.sum())
-        slots = np.repeat(np.arange(len(shard_counts)), shard_counts)
-        starts = np.repeat(np.cumsum(shard_counts) - shard_counts, shard_counts)
-        row_of[shard, :n] = rows[shard][slots]
-        column_of[shard, :n] = np.arange(n) - starts
-        slot_of[shard, :n] = slots
-        counts[shard, :n] = True
-
-    def at(first: np.ndarray, width: int) -> np.ndarray:
-        """Places in the rows of a shard laid end to end; `first` is of column 0, [R]."""
-        own = np.take_along_axis(first.reshape(rows.shape), slot_of, axis=1)
-        return np.where(counts, slot_of * width + own + column_of, 0).astype(np.int32)
-
-    arrays = {
-        "solver_tokens": solver_tokens,
-        "teacher_tokens": teacher_tokens,
-        "solver_at": at(solver_first, solver_tokens.shape[1]),
-        "teacher_at": at(teacher_first, teacher_tokens.shape[1]),
-        "tokens": np.where(counts, rollouts.tokens[row_of, column_of], 0).astype(np.int32),
-        "counts": counts,
-        "logprobs": np.where(counts, rollouts.logprobs[row_of, column_of], 0.0),
-        "advantages": np.where(counts, advantages[row_of], 0.0).astype(np.float32),
+    layouts = make_layouts(prompts, rollouts, usable, num_parts=num_parts, mesh=mesh)
+    by_token = {
+        "tokens": np.asarray(rollouts.tokens, np.int32),
+        "weights": token_weights,
+        "logprobs": np.asarray(rollouts.logprobs),
+        "advantages": np.broadcast_to(
+            advantages.astype(np.float32)[:, None], rollouts.tokens.shape
+        ),
     }
-    part = Part(**jax.device_put(arrays, batch_sharding(mesh, 2)))
-    completions = int(rollouts.lengths[rows].sum())
-    return Packed(
-        part,
-        rows=row_of[counts],
-        columns=column_of[counts],
-        places=np.flatnonzero(counts),
-        solver_tokens=int((solver_first + 1).sum()) + completions,
-        teacher_tokens=int((teacher_first + 1).sum()) + completions,
-    )
+
+    def targets(layout: Layout) -> Targets:
+        arrays = {name: layout.gather(values) for name, values in by_token.items()}
+        arrays["counts"] = layout.counts
+        return Targets(**jax.device_put(arrays, batch_sharding(mesh, 2)))
+
+    return [
+        MicroBatch(layout, pack_prompts(layout, prompts, rollouts, mesh=mesh), targets(layout))
+        for layout in layouts
+    ]
 
 
-def _join(
-    rows: np.ndarray, prompts: Sequence[list[int]], rollouts: Rollouts
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns tokens [R, W], prompt then completion then padding, and [R] the column of the
-    state that predicts the completion's first token."""
-    ends = [len(prompts[row]) + int(rollouts.lengths[row]) for row in rows]
-    tokens = np.zeros((len(rows), padded_width(max(ends))), np.int32)
-    for line, row, end in zip(tokens, rows, ends, strict=True):
-        line[:end] = [*prompts[row], *rollouts.tokens[row, : rollouts.lengths[row]]]
-    return tokens, np.array([len(prompts[row]) - 1 for row in rows])
+def pack_prompts(
+    layout: Layout, prompts: Sequence[list[int]], rollouts: Rollouts, *, mesh: Mesh
+) -> Sequences:
+    """Returns the rows of a micro-batch with these prompts before the completions.
+
+    Args:
+      layout: of the micro-batch.
+      prompts: B lists of token ids, of the whole step; the layout chooses.
+      rollouts: B rows.
+      mesh: where the batch lies.
+    """
+    chosen = layout.rollouts.reshape(-1)
+    lengths = np.asarray(rollouts.lengths)
+    ends = [len(prompts[row]) + int(lengths[row]) for row in chosen]
+    width = padded_width(max(ends))
+    tokens = np.zeros((len(chosen), width), np.int32)
+    for line, row, end in zip(tokens, chosen, ends, strict=True):
+        line[:end] = [*prompts[row], *rollouts.tokens[row, : lengths[row]]]
+    # The state over the last token of the prompt predicts column 0.
+    first = np.array([len(prompts[row]) - 1 for row in chosen]).reshape(layout.rollouts.shape)
+    places = layout.rows * width + layout.columns
+    places = places + np.take_along_axis(first, layout.rows, axis=1)
+    arrays = (tokens, np.where(layout.counts, places, 0).astype(np.int32))
+    return Sequences(*jax.device_put(arrays, batch_sharding(mesh, 2)))
 
 
 def unpack(
-    packed: Sequence[Packed], scores: Sequence[TokenScores], shape: tuple[int, ...]
-) -> TokenScores:
-    """Returns the scores as NumPy arrays [B, T]; 0 where a token does not count."""
+    layouts: Sequence[Layout], scores: Sequence[Scores], shape: tuple[int, ...]
+) -> Scores:
+    """Returns packed scores [N] of each layout as NumPy arrays [B, T]; 0 elsewhere."""
     fetched = jax.device_get(list(scores))
 
     def rows_of(name: str) -> np.ndarray:
         values = np.zeros(shape, np.float32)
-        for part, found in zip(packed, fetched, strict=True):
-            values[part.rows, part.columns] = getattr(found, name)[part.places]
+        for layout, found in zip(layouts, fetched, strict=True):
+            values[layout.index] = getattr(found, name)[layout.counts.reshape(-1)]
         return values
 
-    return TokenScores(*map(rows_of, TokenScores._fields))  # pyright: ignore[reportArgumentType]
+    kind = type(scores[0])
+    return kind(*map(rows_of, kind._fields))  # pyright: ignore[reportArgumentType]

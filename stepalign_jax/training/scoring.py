@@ -1,144 +1,137 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of completion tokens under solver and teacher; padding ends where the head begins.
+"""Forward-only scores of rollouts, under any number of contexts; no gradient is taken.
 
 The transformer reads whole rows, prompt and completion and padding. The output head, whose
 logits are the widest arrays of a step, reads the states that predict a completion token, and
-nothing else: they are packed into one array first.
-
-Solver, teacher and critic are one module on different weights:
-
-    critic    {"params": base}
-    teacher   {"params": base} plus the teacher's own tree (none, an adapter, or an average)
-    solver    {"params": base} plus the trainable tree
+nothing else: they are packed into one array first (`hidden_states`).
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
-from stepalign_jax.config.schema import ObjectiveConfig
+from stepalign_jax.base.types import Rollouts
+from stepalign_jax.config.schema import DivergenceConfig
 from stepalign_jax.model.qwen3 import Qwen3, output_head
 from stepalign_jax.objectives.divergence import TokenScores
-from stepalign_jax.objectives.policy_gradient import grpo_token_loss
-from stepalign_jax.objectives.tiled_divergence import tiled_divergence
-from stepalign_jax.objectives.tiled_logprobs import tiled_logprobs
-from stepalign_jax.parallel.mesh import active_mesh
-
-Variables = dict[str, Any]
-
-
-@flax.struct.dataclass
-class Part:
-    """Some of a step's rollouts, in shapes of few kinds: R rows and their N packed tokens.
-
-        solver_tokens    p p p y y y .     row 0; the state over its last p predicts its first y
-                         p y y . . . .     row 1
-        solver_at        2 3 4 7 8 0       the states' places in the rows laid end to end
-        tokens           y y y y y 0
-        counts           1 1 1 1 1 0       the last one fills N up
-
-    With S shards of the batch (S = 1 on one device) shard s owns rows s R/S to (s + 1) R/S and
-    line s of the packed arrays; places count within the shard, so that packing moves nothing
-    between devices.
-
-    Attributes:
-      solver_tokens: [R, Ws] int32, right-padded.
-      teacher_tokens: [R, Wt] int32; the solver's again where no teacher is asked. None once
-        the teacher's states are there.
-      solver_at: [S, N / S] int32.
-      teacher_at: [S, N / S] int32, or None with `teacher_tokens`.
-      tokens: [S, N / S] int32, the completions' tokens.
-      counts: [S, N / S] bool, True where a token counts in the loss.
-      logprobs: [S, N / S] float32 under the solver that sampled, at temperature 1.
-      advantages: [S, N / S] float32 of policy gradients: the rollout's, on each token.
-    """
-
-    solver_tokens: jax.Array
-    teacher_tokens: Any
-    solver_at: jax.Array
-    teacher_at: Any
-    tokens: jax.Array
-    counts: jax.Array
-    logprobs: jax.Array
-    advantages: jax.Array
-
-    def without_teacher(self) -> "Part":
-        """The part as the update takes it: the teacher's width must not compile it again."""
-        return self.replace(teacher_tokens=None, teacher_at=None)  # pyright: ignore[reportAttributeAccessIssue]
+from stepalign_jax.objectives.tiled_divergence import tiled_scores
+from stepalign_jax.parallel.mesh import active_mesh, batch_sharding
+from stepalign_jax.training.packing import (
+    Sequences,
+    make_layouts,
+    num_shards,
+    pack_prompts,
+    unpack,
+)
+from stepalign_jax.training.state import Variables
 
 
-def packed_hidden(
-    model: Qwen3, variables: Variables, tokens: jax.Array, at: jax.Array
-) -> jax.Array:
-    """Returns [N, D]: of the rows' hidden states, those at the places `at` [S, N / S]."""
-    hidden, _ = model.apply(variables, tokens)  # pyright: ignore[reportAssignmentType]
-    lines = hidden.reshape(at.shape[0], -1, hidden.shape[-1])
-    packed = jnp.take_along_axis(lines, at[..., None], axis=1)
+def hidden_states(model: Qwen3, variables: Variables, sequences: Sequences) -> jax.Array:
+    """Returns [N, D]: of the rows' hidden states, those that predict the packed tokens."""
+    hidden, _ = model.apply(variables, sequences.tokens)  # pyright: ignore[reportAssignmentType]
+    places = sequences.places
+    # Rows of a shard end to end, [S, R / S * W, D]: a place never leaves its shard.
+    lines = hidden.reshape(places.shape[0], -1, hidden.shape[-1])
+    packed = jnp.take_along_axis(lines, places[..., None], axis=1)
     return packed.reshape(-1, hidden.shape[-1])
 
 
-def distillation_scores(
-    model: Qwen3,
-    solver: Variables,
-    teacher_hidden: jax.Array,
-    teacher_head: jax.Array,
-    part: Part,
-    config: ObjectiveConfig,
-) -> tuple[jax.Array, TokenScores]:
-    """Returns the sum of the divergences that count, and [N] scores of every token.
+class ScoringPrograms(NamedTuple):
+    """The jitted functions of forward-only scoring; each compiles once per shape.
 
-    Both roles score the same tokens. The sum is differentiable with respect to `solver`
-    alone; nothing divides it, so that gradients per token are of order 1 inside the model.
+    Attributes:
+      hidden: (variables, sequences) -> [N, D].
+      score: (solver hidden [N, D], teacher hidden [N, D], solver head [V, D], teacher head or
+        None if it is the solver's, tokens [S, N / S]) -> TokenScores of [N].
+    """
+
+    hidden: Callable[[Variables, Sequences], jax.Array]
+    score: Callable[..., TokenScores]
+
+
+def make_scoring_programs(model: Qwen3, divergence: DivergenceConfig) -> ScoringPrograms:
+    """Returns the programs of `score_contexts`; `divergence` is what they report."""
+
+    def hidden(variables: Variables, sequences: Sequences) -> jax.Array:
+        return hidden_states(model, variables, sequences)
+
+    def score(
+        solver_hidden: jax.Array,
+        teacher_hidden: jax.Array,
+        solver_head: jax.Array,
+        teacher_head: jax.Array | None,
+        tokens: jax.Array,
+    ) -> TokenScores:
+        return tiled_scores(
+            solver_hidden,
+            teacher_hidden,
+            solver_head,
+            teacher_head,
+            tokens.reshape(-1),
+            divergence=divergence,
+            mesh=active_mesh(),
+        )
+
+    return ScoringPrograms(jax.jit(hidden), jax.jit(score))
+
+
+def score_contexts(
+    programs: ScoringPrograms,
+    solver: Variables,
+    teacher: Variables,
+    prompts: Sequence[list[int]],
+    contexts: Mapping[str, Sequence[list[int]]],
+    rollouts: Rollouts,
+    *,
+    num_parts: int,
+    mesh: Mesh,
+) -> dict[str, TokenScores]:
+    """Returns the scores [B, T] of the same tokens under each context; 0 at padding.
+
+    The solver reads each rollout once, the teacher once per context.
 
     Args:
-      model: the module, layers scanned.
-      solver: the solver's variables.
-      teacher_hidden: [N, D], `packed_hidden` of the teacher.
-      teacher_head: [V, D].
-      part: the rollouts.
-      config: which divergence.
+      programs: see `make_scoring_programs`.
+      solver: its variables.
+      teacher: the teacher's.
+      prompts: the solver's, B lists of token ids; B may be any number.
+      contexts: by name, the teacher's prompts: B lists each.
+      rollouts: B rows.
+      num_parts: how many parts the rows are cut into; more parts take less memory.
+      mesh: where the batch lies; call it within `use_mesh(mesh)`.
     """
-    return tiled_divergence(
-        packed_hidden(model, solver, part.solver_tokens, part.solver_at),
-        teacher_hidden,
-        output_head(solver["params"]),
-        teacher_head,
-        part.tokens.reshape(-1),
-        token_weights=part.counts.reshape(-1),
-        divergence=config.divergence,
-        jsd_beta=config.jsd_beta,
-        loss_temperature=config.loss_temperature,
-        element_clip=config.element_clip,
-        top_k=config.top_k,
-        token_tile=config.token_tile,
-        mesh=active_mesh(),
+    num_rows = len(prompts)
+    # A row that fills the shards up repeats the last one, and none of its tokens counts.
+    whole = num_rows + -num_rows % (num_parts * num_shards(mesh))
+    rows = np.minimum(np.arange(whole), num_rows - 1)
+    rollouts = jax.tree.map(lambda values: np.asarray(values)[rows], rollouts)
+    repeat = lambda prompts: [prompts[row] for row in rows]  # noqa: E731
+    layouts = make_layouts(
+        repeat(prompts), rollouts, np.arange(whole) < num_rows, num_parts=num_parts, mesh=mesh
     )
+    heads = _heads(solver, teacher)
+    parts: dict[str, list[TokenScores]] = {name: [] for name in contexts}
+    for layout in layouts:
+        tokens = layout.gather(np.asarray(rollouts.tokens))
+        tokens = jax.device_put(tokens, batch_sharding(mesh, 2))
+        read = lambda variables, prompts, layout=layout: programs.hidden(  # noqa: E731
+            variables, pack_prompts(layout, repeat(prompts), rollouts, mesh=mesh)
+        )
+        solver_hidden = read(solver, prompts)
+        for name, teacher_prompts in contexts.items():
+            hidden = read(teacher, teacher_prompts)
+            parts[name].append(programs.score(solver_hidden, hidden, *heads, tokens))
+    shape = rollouts.tokens.shape
+    found = {name: unpack(layouts, scores, shape) for name, scores in parts.items()}
+    return jax.tree.map(lambda values: values[:num_rows], found)
 
 
-def policy_gradient_scores(
-    model: Qwen3, solver: Variables, part: Part, config: ObjectiveConfig
-) -> tuple[jax.Array, TokenScores]:
-    """Returns what `distillation_scores` does, the clipped surrogate being the divergence.
-
-    Ratios are taken at temperature 1, whatever the rollouts were drawn at. `advantage` is
-    the rollout's, on each of its tokens; teacher log-probabilities and entropies are 0.
-    """
-    logprobs = tiled_logprobs(
-        packed_hidden(model, solver, part.solver_tokens, part.solver_at),
-        output_head(solver["params"]),
-        part.tokens.reshape(-1),
-        temperature=1.0,
-        token_tile=config.token_tile,
-        mesh=active_mesh(),
-    )
-    advantages = part.advantages.reshape(-1)
-    # One advantage per token: each token is a group of its own to the loss.
-    loss = grpo_token_loss(
-        logprobs[:, None], part.logprobs.reshape(-1, 1), advantages, config.grpo_clip
-    )[:, 0]
-    total = jnp.sum(jnp.where(part.counts.reshape(-1), loss, 0.0))
-    zeros = jnp.zeros_like(logprobs)
-    return total, TokenScores(loss, advantages, logprobs, zeros, zeros, zeros)
+def _heads(solver: Variables, teacher: Variables) -> tuple[jax.Array, jax.Array | None]:
+    """Both output heads; None for a teacher's that is the solver's own array."""
+    own, other = output_head(solver["params"]), output_head(teacher["params"])
+    return own, None if other is own else other
