@@ -31,7 +31,7 @@ from stepalign_jax.config.schema import (
     SelfCritic,
     TrainConfig,
 )
-from stepalign_jax.feedback.conditions import CONDITIONS
+from stepalign_jax.feedback.contexts import CONDITIONS
 
 FORWARD_KL = ForwardKl(
     token_tile=1024,

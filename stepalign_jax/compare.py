@@ -11,7 +11,7 @@
 from collections.abc import Sequence
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.cli import parse_arguments, run_command
+from stepalign_jax.config.cli import ALL_SECTIONS, parse_arguments, run_command
 from stepalign_jax.feedback.contexts import get_condition
 from stepalign_jax.report.plots import plot_comparison
 from stepalign_jax.report.tables import comparison_markdown
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
                 "help": "runs at a time (default: one per core; give 1 on an accelerator)",
             },
         },
+        sections=ALL_SECTIONS,
     )
     conditions = [get_condition(name).name for name in arguments.conditions.split(",")]
     if arguments.seeds < 1 or arguments.workers < 1:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_json
-from stepalign_jax.config.cli import parse_arguments, run_command
-from stepalign_jax.config.load import load_config
+from stepalign_jax.config.cli import parse_arguments, read_config, run_command
 from stepalign_jax.evaluation.evaluate import evaluate
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.sources import SPLITS
@@ -45,8 +44,12 @@ def main(argv: list[str]) -> None:
                 "help": "write intervals and per-problem values (JSON)",
             },
         },
+        sections=(
+            *("seed", "runs_dir", "model", "trainable", "problems", "prompts", "critic"),
+            *("evaluation", "parallel"),
+        ),
     )
-    config = load_config(arguments.config, arguments.overrides)
+    config = read_config(arguments)
     model, roles = open_solver(config)
     (candidates,) = load_checked_problems(config, roles, [arguments.split]).values()
     model.load()

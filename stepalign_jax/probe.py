@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign_jax.base.files import write_json
-from stepalign_jax.config.cli import parse_arguments, run_command
-from stepalign_jax.config.load import load_config
+from stepalign_jax.config.cli import parse_arguments, read_config, run_command
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import evaluate
 from stepalign_jax.evaluation.probe import Asker, probe_critic, probe_teacher
@@ -74,8 +73,12 @@ def main(argv: list[str]) -> None:
             "--split": {"default": "test", "choices": SPLITS, "help": "default: test"},
             "--to": {"metavar": "FILE", "help": "also write everything to this JSON file"},
         },
+        sections=(
+            *("seed", "runs_dir", "model", "trainable", "problems", "prompts", "sampling"),
+            *("critic", "evaluation", "parallel"),
+        ),
     )
-    config = load_config(arguments.config, arguments.overrides)
+    config = read_config(arguments)
     found = probe(config, arguments.split)
     print(f"{found['problems']} of {found['candidates']} {found['split']} problems")
     for name in ("avg_at_k", "pass_at_k", "maj_at_k", "greedy", "unparsed"):

@@ -20,8 +20,7 @@ import jax
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.base.progress import progress
-from stepalign_jax.config.cli import parse_arguments, run_command
-from stepalign_jax.config.load import load_config
+from stepalign_jax.config.cli import ALL_SECTIONS, parse_arguments, read_config, run_command
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
 from stepalign_jax.parallel.mesh import use_mesh
@@ -182,9 +181,10 @@ def main(argv: list[str]) -> None:
     arguments = parse_arguments(
         argv,
         description="Distils critiques of its own rollouts into a model.",
-        example="python -m stepalign_jax.train --config configs/tiny.py --train.num_steps=30",
+        example="python -m stepalign_jax.train --config tiny --train.num_steps=30",
+        sections=ALL_SECTIONS,
     )
-    config = load_config(arguments.config, arguments.overrides)
+    config = read_config(arguments)
     summary = train(config)
     print(summary_table(summary))
     print(f"files: {RunDirectory.of(config).path}")

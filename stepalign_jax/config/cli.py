@@ -12,11 +12,14 @@ from typing import Any, Literal, NoReturn
 from stepalign_jax.base.compilation import use_compilation_cache
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.describe import keys_help, resolved
+from stepalign_jax.config.fields import annotations
 from stepalign_jax.config.load import CONFIG_FILE, config_from_json, load_config
 from stepalign_jax.config.schema import Config
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+ALL_SECTIONS = tuple(annotations(Config))  # for a command that reads the whole config
 
 _KEYS_HELP = """\
 keys of the config that this command reads, each with what it takes; any may be

@@ -14,25 +14,23 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.schema import (
     CheckpointCritic,
-    CriticConfig,
     EngineCritic,
     InTurns,
-    OwnDevices,
     SelfCritic,
 )
+from stepalign_jax.critics.devices import make_critic_mesh, split_devices
 from stepalign_jax.critics.protocol import CriticReply, Surroundings, open_critic
 from stepalign_jax.feedback.contexts import Attempt, Context
 from stepalign_jax.feedback.critique import Grade, require_answers, validate_critique
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
-from stepalign_jax.parallel.mesh import copies_mesh, use_mesh
+from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.request import Address, Purpose, SamplingParams, make_requests
@@ -147,7 +145,7 @@ def _(config: SelfCritic, surroundings: Surroundings) -> ModelCritic:
 @open_critic.register
 def _(config: CheckpointCritic, surroundings: Surroundings) -> ModelCritic:
     devices = split_devices(config, jax.devices())[1]
-    mesh = copies_mesh(devices, config.tensor, config.batch_size, section="critic")
+    mesh = make_critic_mesh(config, devices)
     model = open_language_model(
         config.path,
         dtype=config.compute_dtype,
@@ -191,23 +189,3 @@ def check_room(
             f"{max_positions} positions its longest prompt takes {longest} (template, "
             "prompts.max_problem_tokens, sampling.max_new_tokens): lower one of them."
         )
-
-
-def split_devices(config: CriticConfig, devices: Sequence[Any]) -> tuple[Any, Any]:
-    """The devices of the model that is trained, and those of the critic.
-
-    All of them for both, unless the critic has its own: then it has the last ones.
-
-    Raises:
-      UserError: the critic's own devices leave none to train on.
-    """
-    placement = getattr(config, "placement", None)
-    if not isinstance(placement, OwnDevices):
-        return devices, devices
-    if placement.num_devices >= len(devices):
-        raise UserError(
-            f"critic.placement.num_devices is {placement.num_devices}, but of {len(devices)} "
-            "device(s) at least one must be left to train on: lower it, or let the models "
-            "share all devices with critic.placement=in_turns (or shared)."
-        )
-    return devices[: -placement.num_devices], devices[-placement.num_devices :]

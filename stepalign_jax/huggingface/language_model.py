@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.peft_adapters import load_adapter
 from stepalign_jax.huggingface.tokenizer import load_tokenizer, stop_ids
-from stepalign_jax.huggingface.weights import load_params, read_sizes
+from stepalign_jax.huggingface.weights import load_config as read_sizes
+from stepalign_jax.huggingface.weights import load_params
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3, abstract_params
@@ -59,7 +60,7 @@ class LanguageModel:
         Raises:
           UserError: the files lack something, hold more, or cannot be read.
         """
-        if self.weights.is_empty:
+        if self.weights.tree is None:
             params = load_params(
                 self.directory, self.sizes, dtype=self.dtype, shardings=self.shardings
             )
@@ -123,7 +124,7 @@ def open_language_model(
       UserError: the checkpoint cannot be had, its files cannot be used, or its sizes do not fit
         the mesh.
     """
-    directory = resolve_checkpoint(path, key=path_key)
+    directory = resolve_checkpoint(path)
     sizes, tokenizer = read_sizes(directory), load_tokenizer(directory)
     return LanguageModel(
         directory=directory,

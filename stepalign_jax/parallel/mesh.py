@@ -62,51 +62,6 @@ def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> M
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def split_devices(devices: Sequence[Any], num_own: int | None) -> tuple[Any, Any]:
-    """The devices of the model that is trained, and those of a second model as critic.
-
-    Args:
-      devices: all of them.
-      num_own: how many of the last devices are the critic's own; None: both use all.
-
-    Raises:
-      UserError: the critic's own devices leave none to train on.
-    """
-    if num_own is None:
-        return devices, devices
-    if num_own >= len(devices):
-        raise UserError(
-            f"critic.placement.num_devices is {num_own}, but of {len(devices)} device(s) at "
-            "least one must be left to train on: lower it, or let the models share all devices "
-            "with critic.placement=in_turns (or shared)."
-        )
-    return devices[:-num_own], devices[-num_own:]
-
-
-def make_critic_mesh(devices: Sequence[Any], *, tensor: int, batch_size: int) -> Mesh:
-    """The mesh of a second model as critic: weights cut by tensor alone, the rest are copies.
-
-    Decoding reads every weight for every token, so it does not pay to gather them (fsdp).
-
-    Raises:
-      UserError: `tensor` does not divide the number of devices, or the copies do not divide
-        the batch.
-    """
-    if len(devices) % tensor:
-        raise UserError(
-            f"critic.tensor is {tensor}, which does not divide the critic's "
-            f"{len(devices)} device(s): choose a size that divides their number."
-        )
-    copies = len(devices) // tensor
-    if batch_size % copies:
-        raise UserError(
-            f"critic.batch_size is {batch_size}, but the critic's {copies} copies "
-            f"(of {len(devices)} devices by critic.tensor={tensor}) share a batch: make "
-            "it a multiple of their number."
-        )
-    return make_mesh(ParallelConfig(data=copies, fsdp=1, tensor=tensor), devices)
-
-
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[None]:
     """Within it, logical axis constraints in the model mean axes of `mesh`.

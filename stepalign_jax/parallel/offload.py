@@ -70,8 +70,8 @@ class Resident:
     frozen weights are moved off the devices once, and afterwards only deleted from them.
     """
 
-    def __init__(self, tree: Any):
-        """Args: `tree` of jax.Array on devices; `to_host` deletes them there."""
+    def __init__(self, tree: Any = None):
+        """Args: `tree` of jax.Array on devices, which `to_host` deletes there; None: later."""
         self._tree = tree
         self._host_copy: HostTree | None = None
         self._on_host = False

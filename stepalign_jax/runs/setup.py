@@ -17,7 +17,7 @@ from stepalign_jax.config.schema import (
     PolicyGradient,
     TrainableConfig,
 )
-from stepalign_jax.critics.engine_critic import split_devices
+from stepalign_jax.critics.devices import split_devices
 from stepalign_jax.critics.protocol import Critic, Surroundings, open_critic
 from stepalign_jax.evaluation import difficulty
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate

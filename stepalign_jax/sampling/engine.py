@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serves a list of requests from a fixed number of slots: continuous batching."""
 
-import enum
 import functools
 import itertools
 import os
@@ -21,6 +20,7 @@ from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.products import block_large
 from stepalign_jax.model.qwen3 import Qwen3, unstack_layers
 from stepalign_jax.sampling.draw import ADDRESS_FIELDS, Filter
+from stepalign_jax.sampling.request import Purpose, Request
 from stepalign_jax.sampling.scheduler import deal, prompt_bucket
 from stepalign_jax.sampling.session import TURNS, Served, Session
 
@@ -28,14 +28,6 @@ __all__ = ["Engine", "Prepared", "Purpose", "SamplingSettings", "prompt_bucket"]
 
 
 _MOST_LANES = 4  # the host's work for each is serial
-
-
-class Purpose(enum.IntEnum):
-    """What a completion is for; keeps noise apart where addresses are equal."""
-
-    SOLVER = 0
-    CRITIC = 1
-    EVALUATION = 2
 
 
 class SamplingSettings(Protocol):
@@ -98,6 +90,33 @@ class Engine:
         )
 
     def sample(
+        self,
+        variables: dict[str, Any] | Prepared,
+        requests: Sequence[Request],
+        *,
+        batch_size: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> Rollouts:
+        if not requests:
+            return _empty(0, 0, 0)
+        p = requests[0].params
+
+        class S:
+            temperature, top_k, top_p = p.temperature, p.top_k, p.top_p
+            max_new_tokens = p.max_new_tokens
+
+        S.batch_size = batch_size
+        return self.sample_old(
+            variables,
+            [list(r.prompt) for r in requests],
+            np.array([r.address[2:] for r in requests], np.uint32),
+            seed=requests[0].address.seed,
+            purpose=requests[0].address.purpose,
+            settings=S,
+            progress=progress,
+        )
+
+    def sample_old(
         self,
         variables: dict[str, Any] | Prepared,
         prompts: Sequence[Sequence[int]],

@@ -30,7 +30,8 @@ from stepalign_jax.config.schema import (
     PlacementConfig,
     SharedDevices,
 )
-from stepalign_jax.critics.engine_critic import ModelCritic, split_devices
+from stepalign_jax.critics.devices import make_critic_mesh, split_devices
+from stepalign_jax.critics.engine_critic import ModelCritic
 from stepalign_jax.feedback.contexts import Attempt
 from stepalign_jax.huggingface import language_model
 from stepalign_jax.huggingface.hub import resolve_checkpoint
@@ -38,7 +39,6 @@ from stepalign_jax.huggingface.language_model import LanguageModel
 from stepalign_jax.huggingface.tokenizer import load_tokenizer
 from stepalign_jax.huggingface.weights import read_sizes, write_model
 from stepalign_jax.model.qwen3 import init_params
-from stepalign_jax.parallel.mesh import copies_mesh
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.planning.fits import (
     bytes_per_device,
@@ -296,15 +296,14 @@ def test_devices_are_split_at_the_end():
 
 
 def test_copies_of_a_second_model_share_its_devices():
-    assert dict(copies_mesh(ONE * 8, 2, 4, section="critic").shape) == {
-        "data": 4,
-        "fsdp": 1,
-        "tensor": 2,
-    }
+    critic = checkpoint("anywhere", SharedDevices(), tensor=2)
+    sizes = {"data": 4, "fsdp": 1, "tensor": 2}
+    assert dict(make_critic_mesh(critic, ONE * 8).shape) == sizes
     with pytest.raises(UserError, match=r"critic\.tensor is 2, which does not divide"):
-        copies_mesh(ONE * 3, 2, 4, section="critic")
+        make_critic_mesh(critic, ONE * 3)
+    whole = dataclasses.replace(critic, tensor=1)
     with pytest.raises(UserError, match=r"critic\.batch_size is 4, but the critic's 8 copies"):
-        copies_mesh(ONE * 8, 1, 4, section="critic")
+        make_critic_mesh(whole, ONE * 8)
 
 
 def run_on(num_devices: int, config: Config) -> Any:
