@@ -28,6 +28,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl, write_json
 from stepalign_jax.base.progress import progress
 from stepalign_jax.config.cli import parse_arguments, run_command
+from stepalign_jax.config.fields import annotations
 from stepalign_jax.config.load import load_config, split_spec
 from stepalign_jax.config.schema import Config
 from stepalign_jax.feedback.conditions import get_condition
@@ -233,6 +234,7 @@ def main(argv: list[str]) -> None:
         description="Compares conditions over seeds, at equal tokens and at equal time.",
         example="python -m stepalign_jax.compare --config configs/tiny.py "
         "--conditions grpo,refsol,stepalign --seeds 3",
+        sections=tuple(annotations(Config)),
         options={
             "--conditions": {"required": True, "metavar": "A,B,...", "help": "what to compare"},
             "--seeds": {"type": int, "required": True, "metavar": "N", "help": "seeds 0..N-1"},

@@ -34,6 +34,10 @@ def main(argv: list[str]) -> None:
         description="Evaluates what training starts from, or a run's newest checkpoint.",
         example="python -m stepalign_jax.evaluate --config configs/tiny.py "
         "--run runs/tiny-stepalign --split validation",
+        sections=(
+            *("runs_dir", "seed", "model", "trainable", "problems", "prompts", "critic"),
+            *("teacher", "optimizer", "train", "evaluation", "parallel"),
+        ),
         options={
             "--run": {"metavar": "DIR", "help": "evaluate this run's newest checkpoint"},
             "--split": {"default": "test", "choices": SPLITS, "help": "default: test"},
@@ -48,7 +52,8 @@ def main(argv: list[str]) -> None:
     bench = assemble(config)
     bench.roles.check_problems(candidates)
     variables = bench.initial_solver()
-    source = " with ".join(filter(None, [config.model.path, config.trainable.adapter]))
+    adapter = getattr(config.trainable, "adapter", "")
+    source = " with ".join(filter(None, [config.model.path, adapter]))
     if arguments.run:
         run = RunDirectory(Path(arguments.run))
         start = jax.device_put(initial_state(config, bench), state_shardings(config, bench))

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.cli import parse_options, run_command
+from stepalign_jax.config.cli import parse_arguments, run_command
 from stepalign_jax.config.schema import ParallelConfig
 from stepalign_jax.huggingface.peft_adapters import load_adapter
 from stepalign_jax.huggingface.text_stream import TextStream
@@ -222,7 +222,7 @@ def _say(line: str) -> None:
 
 def main(argv: list[str]) -> None:
     """Prints the answer as it comes."""
-    options = parse_options(
+    options = parse_arguments(
         argv,
         description="Streams a model's answer to one message.",
         example='python -m stepalign_jax.generate --model packaged:tiny --prompt "47+3*8-12"',

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_json
 from stepalign_jax.config.cli import parse_arguments, run_command
 from stepalign_jax.config.load import load_config
-from stepalign_jax.config.schema import Config
+from stepalign_jax.config.schema import Config, EngineCritic
 from stepalign_jax.critics.engine_critic import ask_model, exact_share, oracle_critique
 from stepalign_jax.evaluation.difficulty import select_problems
 from stepalign_jax.evaluation.evaluate import evaluate_visibly
@@ -49,6 +50,8 @@ def probe_critic(
 
     Wrong attempts are those with a wrong reasoning step; None where problems cannot tell.
     """
+    if not isinstance(config.critic, EngineCritic):
+        raise UserError("critic.kind=oracle has no model to probe; use --critic=self")
     at = addresses(problems, 1, 0)
     rollouts = bench.engine.sample(
         bench.initial_solver(),
@@ -146,8 +149,8 @@ def probe(config: Config, split: str) -> dict[str, Any]:
         "candidates": len(candidates),
         "problems": len(problems),
         "reasoning_steps": [
-            config.problems.min_reasoning_steps,
-            config.problems.max_reasoning_steps,
+            getattr(config.problems, "min_reasoning_steps", None),
+            getattr(config.problems, "max_reasoning_steps", None),
         ],
         "sampling": dataclasses.asdict(config.evaluation),
         "solver": solver.intervals(config.evaluation, config.seed),
@@ -162,6 +165,10 @@ def main(argv: list[str]) -> None:
         argv,
         description="Measures the base model in each of its roles, before any training.",
         example="python -m stepalign_jax.probe --config configs/tiny.py",
+        sections=(
+            *("runs_dir", "seed", "model", "trainable", "problems", "prompts", "sampling"),
+            *("critic", "evaluation", "parallel"),
+        ),
         options={
             "--split": {"default": "test", "choices": SPLITS, "help": "default: test"},
             "--to": {"metavar": "FILE", "help": "also write everything to this JSON file"},

@@ -21,8 +21,9 @@ from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.files import read_json, read_jsonl
 from stepalign_jax.base.progress import progress
 from stepalign_jax.config.cli import parse_arguments, run_command
+from stepalign_jax.config.fields import annotations
 from stepalign_jax.config.load import load_config
-from stepalign_jax.config.schema import Config
+from stepalign_jax.config.schema import Config, EngineCritic, LiveTeacher, PolicyGradient
 from stepalign_jax.evaluation.evaluate import Evaluation, gains
 from stepalign_jax.feedback.conditions import get_condition
 from stepalign_jax.objectives.divergence import TokenScores
@@ -65,9 +66,8 @@ def train(config: Config) -> dict[str, Any]:
 
 
 def _warn(config: Config) -> None:
-    if (
-        config.teacher.kind == "live"
-        and get_condition(config.condition).objective == "divergence"
+    if isinstance(config.teacher, LiveTeacher) and not isinstance(
+        config.objective, PolicyGradient
     ):
         print(
             "warning: teacher.kind=live chases its own changes; it collapsed in every trial on "
@@ -231,7 +231,8 @@ def _prompt_examples(trainer: Trainer, problem: Problem) -> dict[str, str]:
         "teacher": roles.teacher(problem, "(the context)"),
     }
     shown = {role: roles.tokenizer.decode(ids) for role, ids in rendered.items()}
-    asked = critic.critic(problem, "(the rollout)", config.critic.sees) or []
+    sees = config.critic.sees if isinstance(config.critic, EngineCritic) else "answer"
+    asked = critic.critic(problem, "(the rollout)", sees) or []
     return {**shown, "critic": critic.tokenizer.decode(asked)}
 
 
@@ -251,6 +252,7 @@ def main(argv: list[str]) -> None:
         argv,
         description="Distils critiques of its own rollouts into a model.",
         example="python -m stepalign_jax.train --config configs/tiny.py --train.num_steps=30",
+        sections=tuple(annotations(Config)),
     )
     config = load_config(arguments.config, arguments.overrides)
     summary = train(config)

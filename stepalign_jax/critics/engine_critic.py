@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.schema import CriticConfig, SamplingConfig
+from stepalign_jax.config.schema import EngineCritic
 from stepalign_jax.feedback.critique import Critique, Grade, require_answers, validate_critique
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.parallel.mesh import use_mesh
@@ -74,25 +74,14 @@ def ask_oracle(problems: Sequence[Problem], attempts: Sequence[str]) -> list[Cri
     if None in texts:
         raise UserError(
             "critic.kind=oracle needs problems that check their own reasoning steps "
-            "(problems.source=arithmetic); use --critic.kind=self for others."
+            "(problems.kind=arithmetic); use --critic=self for others."
         )
     return [Critique(text or "", None) for text in texts]
 
 
-def critic_sampling(config: CriticConfig) -> SamplingConfig:
-    """How critiques are drawn; nothing filters them."""
-    return SamplingConfig(
-        temperature=config.temperature,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-    )
-
-
 def ask_model(
     critic: Critic,
-    config: CriticConfig,
+    config: EngineCritic,
     problems: Sequence[Problem],
     attempts: Sequence[str],
     *,
@@ -125,7 +114,7 @@ def ask_model(
             addresses[asked],
             seed=seed,
             purpose=Purpose.CRITIC,
-            settings=critic_sampling(config),
+            settings=config,
         )
     patterns = critic.roles.prompts
     thinking_open = critic.roles.critic_opens_thinking()

@@ -15,7 +15,7 @@ from pathlib import Path
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.base.hashing import stable_hash32
-from stepalign_jax.config.schema import Config
+from stepalign_jax.config.schema import Config, LoraTrainable
 from stepalign_jax.evaluation.evaluate import evaluate_visibly
 from stepalign_jax.grading.grader import Grader
 from stepalign_jax.problems.problem import Problem
@@ -66,7 +66,7 @@ def select_problems(
 def _fingerprint(config: Config, directory: Path, problems: list[Problem]) -> int:
     """A hash of all that decides the selection; weights count by file size and time."""
     files = sorted(directory.glob("*.safetensors"))
-    if config.trainable.adapter:
+    if isinstance(config.trainable, LoraTrainable) and config.trainable.adapter:
         files += sorted(Path(config.trainable.adapter).glob("adapter_*"))
     weights = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     parts = [

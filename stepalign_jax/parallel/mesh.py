@@ -18,7 +18,12 @@ from flax.linen.spmd import logical_to_mesh, logical_to_mesh_axes
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.schema import CriticConfig, ParallelConfig
+from stepalign_jax.config.schema import (
+    CheckpointCritic,
+    CriticConfig,
+    OwnDevices,
+    ParallelConfig,
+)
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -73,18 +78,19 @@ def split_devices(config: CriticConfig, devices: Sequence[Any]) -> tuple[Any, An
     Raises:
       UserError: the critic's own devices leave none to train on.
     """
-    if config.placement != "own":
+    placement = config.placement if isinstance(config, CheckpointCritic) else None
+    if not isinstance(placement, OwnDevices):
         return devices, devices
-    if config.num_devices >= len(devices):
+    if placement.num_devices >= len(devices):
         raise UserError(
-            f"critic.num_devices is {config.num_devices}, but of {len(devices)} device(s) at "
-            "least one must be left to train on: lower it, or let the models share all devices "
-            "with critic.placement=in_turns (or shared)."
+            f"critic.placement.num_devices is {placement.num_devices}, but of "
+            f"{len(devices)} device(s) at least one must be left to train on: lower it, or let "
+            "the models share all devices with critic.placement=in_turns (or shared)."
         )
-    return devices[: -config.num_devices], devices[-config.num_devices :]
+    return devices[: -placement.num_devices], devices[-placement.num_devices :]
 
 
-def make_critic_mesh(config: CriticConfig, devices: Sequence[Any]) -> Mesh:
+def make_critic_mesh(config: CheckpointCritic, devices: Sequence[Any]) -> Mesh:
     """The mesh of a second model as critic: weights cut by tensor alone, the rest are copies.
 
     Decoding reads every weight for every token, so it does not pay to gather them (fsdp).

@@ -13,7 +13,7 @@ import numpy as np
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
-from stepalign_jax.config.schema import Config
+from stepalign_jax.config.schema import Config, EngineCritic, PolicyGradient
 from stepalign_jax.critics.engine_critic import Asked, ask_model, ask_oracle, exact_share
 from stepalign_jax.evaluation.difficulty import select_problems
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate_visibly
@@ -76,13 +76,14 @@ class Trainer:
         for problems in candidates.values():
             bench.roles.check_problems(problems)
         self.condition: Condition = get_condition(config.condition)
+        self.distils = not isinstance(config.objective, PolicyGradient)
         self.shardings = state_shardings(config, bench)
         self.update = make_update(
             bench.model,
             make_optimizer(config.optimizer, config.train.num_steps),
             config.objective,
             config.teacher,
-            distils=self.condition.objective == "divergence",
+            distils=self.distils,
             shardings=self.shardings,
         )
 
@@ -141,7 +142,7 @@ class Trainer:
     def _ask_critic(
         self, samples: Samples, state: TrainState
     ) -> tuple[list[Critique], TrainState]:
-        if self.config.critic.kind == "oracle":
+        if not isinstance(self.config.critic, EngineCritic):
             return ask_oracle(samples.problems, samples.texts), state
         ask = partial(
             ask_model,
@@ -160,7 +161,7 @@ class Trainer:
         """Puts rollouts behind the prompts of both roles; failed critiques do not count."""
         roles = self.bench.roles
         teacher_prompts = samples.prompts
-        if self.condition.objective == "divergence":
+        if self.distils:
             teacher_prompts = [
                 roles.teacher(problem, context.text)
                 for problem, context in zip(samples.problems, samples.contexts, strict=True)
@@ -244,15 +245,14 @@ class Trainer:
         self, samples: Samples, packed: list[Packed], seconds: dict[str, float]
     ) -> dict[str, float]:
         """Tokens per second of each phase, and what share of the arrays was padding."""
-        distils = self.condition.objective == "divergence"
         num_tokens = {
             "sample": int(samples.rollouts.lengths.sum()),
             "critique": 0 if samples.asked is None else int(samples.asked.lengths.sum()),
-            "score": sum(p.teacher_tokens for p in packed) if distils else 0,
+            "score": sum(p.teacher_tokens for p in packed) if self.distils else 0,
             "update": sum(p.solver_tokens for p in packed),
         }
         rates = token_rates(seconds, num_tokens, self.bench.mesh.size)
-        return {**rates, **padding(packed, distils=distils)}
+        return {**rates, **padding(packed, distils=self.distils)}
 
     def evaluate(self, state: TrainState, problems: list[Problem], *, label: str) -> Evaluation:
         """Evaluates the solver; validation draws its own, smaller number of samples."""

@@ -18,7 +18,7 @@ from typing import TypeVar
 import jax
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.schema import Config
+from stepalign_jax.config.schema import CheckpointCritic, Config, EngineCritic, InTurns
 from stepalign_jax.critics.engine_critic import Critic
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.parallel.mesh import make_critic_mesh, split_devices
@@ -37,6 +37,7 @@ def outline_critic(config: Config) -> Outline:
       UserError: it cannot be had, or does not fit its devices.
     """
     critic = config.critic
+    assert isinstance(critic, CheckpointCritic)
     mesh = make_critic_mesh(critic, split_devices(critic, jax.devices())[1])
     try:
         return outline(critic.path, critic.compute_dtype, mesh, config.prompts)
@@ -52,7 +53,8 @@ def load_critic(config: Config, known: Outline) -> Critic:
       UserError: the weights cannot be read.
     """
     weights = FrozenWeights(load_weights(known))
-    takes_turns = config.critic.placement == "in_turns"
+    critic = config.critic
+    takes_turns = isinstance(critic, CheckpointCritic) and isinstance(critic.placement, InTurns)
     if takes_turns:
         weights.leave()
     return Critic(
@@ -75,12 +77,14 @@ def check_room(config: Config, roles: Roles, max_positions: int) -> None:
     Raises:
       UserError: naming the budget and the room for it.
     """
+    critic = config.critic
+    assert isinstance(critic, EngineCritic)
     nothing = Problem("", "", "", "")
-    template = len(roles.critic(nothing, "", config.critic.sees) or [])
+    template = len(roles.critic(nothing, "", critic.sees) or [])
     longest = template + config.prompts.max_problem_tokens + config.sampling.max_new_tokens
-    if longest + config.critic.max_new_tokens > max_positions:
+    if longest + critic.max_new_tokens > max_positions:
         raise UserError(
-            f"critic.max_new_tokens is {config.critic.max_new_tokens}, but of the critic's "
+            f"critic.max_new_tokens is {critic.max_new_tokens}, but of the critic's "
             f"{max_positions} positions its longest prompt takes {longest} (template, "
             "prompts.max_problem_tokens, sampling.max_new_tokens): lower one of them."
         )

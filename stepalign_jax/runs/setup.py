@@ -10,7 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.schema import Config, ProblemsConfig, TrainableConfig
+from stepalign_jax.config.schema import (
+    ArithmeticProblems,
+    CheckpointCritic,
+    Config,
+    EmaTeacher,
+    EngineCritic,
+    InitialTeacher,
+    JsonlProblems,
+    LoraTrainable,
+    ProblemsConfig,
+    TrainableConfig,
+)
 from stepalign_jax.critics.engine_critic import Critic
 from stepalign_jax.feedback.prompts import check_templates
 from stepalign_jax.feedback.roles import Roles
@@ -96,8 +107,8 @@ def assemble_with_critic(config: Config) -> Workbench:
     """
     known = _outline(config)
     adapter = make_lora(config.trainable, known.model_config)
-    if config.critic.kind != "checkpoint":
-        if config.critic.kind == "self":
+    if not isinstance(config.critic, CheckpointCritic):
+        if isinstance(config.critic, EngineCritic):
             check_room(config, known.roles, known.model_config.max_positions)
         return _load(config, known, *adapter)
     second = outline_critic(config)
@@ -108,7 +119,10 @@ def assemble_with_critic(config: Config) -> Workbench:
 
 
 def _outline(config: Config) -> Outline:
-    check_templates(config.prompts, sees=config.critic.sees)
+    critic = config.critic
+    check_templates(
+        config.prompts, sees=critic.sees if isinstance(critic, EngineCritic) else "answer"
+    )
     mesh = make_mesh(config.parallel, split_devices(config.critic, jax.devices())[0])
     return outline(config.model.path, config.model.compute_dtype, mesh, config.prompts)
 
@@ -141,7 +155,7 @@ def make_lora(
     Raises:
       UserError: the adapter of the file cannot be read, or is another than the config's.
     """
-    if config.kind != "lora":
+    if not isinstance(config, LoraTrainable):
         return None, None
     spec = LoraSpec(config.rank, config.alpha, config.targets)
     if config.adapter == "":
@@ -179,8 +193,9 @@ def make_state(config: Config, trainable: dict[str, Any]) -> TrainState:
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     # The frozen teacher is the base, with the adapter frozen where the run starts from one;
     # an average needs weights of its own. Either costs a second copy of `trainable`.
-    frozen = config.teacher.kind == "initial" and config.trainable.adapter != ""
-    own = frozen or config.teacher.kind == "ema"
+    adapted = isinstance(config.trainable, LoraTrainable) and config.trainable.adapter != ""
+    frozen = isinstance(config.teacher, InitialTeacher) and adapted
+    own = frozen or isinstance(config.teacher, EmaTeacher)
     teacher = jax.tree.map(jnp.copy, trainable) if own else {}
     return TrainState(jnp.int32(0), trainable, teacher, optimizer.init(trainable))  # pyright: ignore[reportCallIssue]
 
@@ -206,9 +221,10 @@ def problem_set(config: ProblemsConfig, split: str) -> list[Problem]:
         "validation": config.num_validation,
         "test": config.num_test,
     }[split]
-    if config.source == "jsonl":
+    if isinstance(config, JsonlProblems):
         problems = load_problems(Path(config.path) / f"{split}.jsonl")[:wanted]
     else:
+        assert isinstance(config, ArithmeticProblems)
         problems = arithmetic_problems(
             "training" if split == "train" else split,
             wanted,

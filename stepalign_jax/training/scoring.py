@@ -19,7 +19,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from stepalign_jax.config.schema import ObjectiveConfig
+from stepalign_jax.config.schema import (
+    ForwardKl,
+    Jsd,
+    PolicyGradient,
+    ReverseKl,
+    SampledToken,
+    VocabularyDivergence,
+)
 from stepalign_jax.model.qwen3 import Qwen3, output_head
 from stepalign_jax.objectives.divergence import TokenScores
 from stepalign_jax.objectives.policy_gradient import grpo_token_loss
@@ -86,7 +93,7 @@ def distillation_scores(
     teacher_hidden: jax.Array,
     teacher_head: jax.Array,
     part: Part,
-    config: ObjectiveConfig,
+    config: ForwardKl | ReverseKl | Jsd | SampledToken,
 ) -> tuple[jax.Array, TokenScores]:
     """Returns the sum of the divergences that count, and [N] scores of every token.
 
@@ -101,6 +108,7 @@ def distillation_scores(
       part: the rollouts.
       config: which divergence.
     """
+    over_vocabulary = isinstance(config, VocabularyDivergence)
     return tiled_divergence(
         packed_hidden(model, solver, part.solver_tokens, part.solver_at),
         teacher_hidden,
@@ -108,18 +116,18 @@ def distillation_scores(
         teacher_head,
         part.tokens.reshape(-1),
         token_weights=part.counts.reshape(-1),
-        divergence=config.divergence,
-        jsd_beta=config.jsd_beta,
+        divergence=config.kind,
+        jsd_beta=config.beta if isinstance(config, Jsd) else 0.5,
         loss_temperature=config.loss_temperature,
-        element_clip=config.element_clip,
-        top_k=config.top_k,
+        element_clip=config.element_clip if over_vocabulary else 0.0,
+        top_k=config.top_k if over_vocabulary else 0,
         token_tile=config.token_tile,
         mesh=active_mesh(),
     )
 
 
 def policy_gradient_scores(
-    model: Qwen3, solver: Variables, part: Part, config: ObjectiveConfig
+    model: Qwen3, solver: Variables, part: Part, config: PolicyGradient
 ) -> tuple[jax.Array, TokenScores]:
     """Returns what `distillation_scores` does, the clipped surrogate being the divergence.
 
@@ -137,7 +145,7 @@ def policy_gradient_scores(
     advantages = part.advantages.reshape(-1)
     # One advantage per token: each token is a group of its own to the loss.
     loss = grpo_token_loss(
-        logprobs[:, None], part.logprobs.reshape(-1, 1), advantages, config.grpo_clip
+        logprobs[:, None], part.logprobs.reshape(-1, 1), advantages, config.clip
     )[:, 0]
     total = jnp.sum(jnp.where(part.counts.reshape(-1), loss, 0.0))
     zeros = jnp.zeros_like(logprobs)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from stepalign_jax.config.schema import ObjectiveConfig, TeacherConfig
+from stepalign_jax.config.schema import EmaTeacher, LiveTeacher, ObjectiveConfig, TeacherConfig
 from stepalign_jax.model.qwen3 import Qwen3, output_head
 from stepalign_jax.objectives.divergence import TokenScores
 from stepalign_jax.training.scoring import (
@@ -142,9 +142,9 @@ def make_update(
         def loss(trainable: Variables) -> tuple[jax.Array, TokenScores]:
             solver = {"params": base} | trainable
             if hidden is None:
-                return policy_gradient_scores(model, solver, part, objective)
+                return policy_gradient_scores(model, solver, part, objective)  # pyright: ignore[reportArgumentType]
             head = output_head(teacher_tree(state, teacher, base)["params"])
-            return distillation_scores(model, solver, hidden, head, part, objective)
+            return distillation_scores(model, solver, hidden, head, part, objective)  # pyright: ignore[reportArgumentType]
 
         (total, scores), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)
         return Sums(gradient, _value_sums(total, scores, part), _num_tokens(part)), scores
@@ -211,13 +211,13 @@ def _num_tokens(part: Part) -> jax.Array:
 
 def teacher_tree(state: TrainState, config: TeacherConfig, base: Variables) -> Variables:
     """Returns the teacher's variables; those of a live teacher are the solver's."""
-    own = state.trainable if config.kind == "live" else state.teacher
+    own = state.trainable if isinstance(config, LiveTeacher) else state.teacher
     return {"params": base} | own
 
 
 def follow(teacher: Variables, trainable: Any, config: TeacherConfig) -> Variables:
     """Returns the teacher's tree after a step: an average for `ema`, else unchanged."""
-    if config.kind != "ema":
+    if not isinstance(config, EmaTeacher):
         return teacher
-    decay = config.ema_decay
+    decay = config.decay
     return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, teacher, trainable)

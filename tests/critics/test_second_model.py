@@ -21,7 +21,7 @@ from support.runs import small_config
 from stepalign_jax import probe, train
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl
-from stepalign_jax.config.schema import Config
+from stepalign_jax.config.schema import Config, OwnDevices
 from stepalign_jax.critics.engine_critic import ask_model
 from stepalign_jax.feedback.roles import addresses
 from stepalign_jax.huggingface.tokenizer import load_tokenizer
@@ -72,8 +72,15 @@ def two_steps(runs_dir: Path, critic: dict[str, Any], **sections: Any) -> Config
     )
 
 
-def checkpoint(path: str, placement: str, **keys: Any) -> dict[str, Any]:
-    return {"kind": "checkpoint", "path": path, "placement": placement, **keys}
+def checkpoint(path: str, placement: str | dict[str, Any], **keys: Any) -> dict[str, Any]:
+    return {
+        "kind": "checkpoint",
+        "path": path,
+        "compute_dtype": "float32",
+        "placement": placement,
+        "tensor": 1,
+        **keys,
+    }
 
 
 def findings(config: Config) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -237,7 +244,10 @@ def test_readable_bytes(number, text):
     ("critic", "sentence"),
     [
         ({"path": "nowhere/at all"}, "critic.path 'nowhere/at all' is not a directory"),
-        ({"placement": "own", "num_devices": 1}, "of 1 device(s) at least one must be left"),
+        (
+            {"placement": {"kind": "own", "num_devices": 1}},
+            "of 1 device(s) at least one must be left",
+        ),
         ({"tensor": 3}, "critic.tensor is 3, which does not divide the critic's 1 device(s)"),
         ({"max_new_tokens": 450}, "of the critic's 512 positions its longest prompt takes"),
     ],
@@ -259,10 +269,11 @@ def test_a_budget_that_the_model_itself_has_no_room_for_is_refused(tmp_path, mon
 
 
 def test_devices_are_split_at_the_end(tmp_path):
-    critic = small_config(tmp_path).critic
-    own = dataclasses.replace(critic, placement="own", num_devices=3)
+    critic = small_config(tmp_path, critic=checkpoint("packaged:tiny", "shared")).critic
+    own = dataclasses.replace(critic, placement=OwnDevices(num_devices=3))
     assert split_devices(own, list("abcdefgh")) == (list("abcde"), list("fgh"))
-    assert split_devices(critic, list("ab")) == (list("ab"), list("ab"))
+    for not_own in (critic, small_config(tmp_path).critic):
+        assert split_devices(not_own, list("ab")) == (list("ab"), list("ab"))
     with pytest.raises(UserError, match="of 3 device"):
         split_devices(own, list("abc"))
     cut = dataclasses.replace(critic, tensor=2)
@@ -306,7 +317,7 @@ def test_every_placement_on_eight_devices_gives_the_run_of_self(same_model, tmp_
     def config(name: str, critic: dict[str, Any], sizes: dict[str, Any]) -> Config:
         return two_steps(tmp_path / name, critic, **sizes)
 
-    own = checkpoint(same_model, "own", num_devices=4, tensor=1)
+    own = checkpoint(same_model, {"kind": "own", "num_devices": 4})
     found = run_on(8, config("own", own, half))
     assert found == run_on(4, config("self-4", {}, half))
     expected = run_on(8, config("self-8", {}, full))
