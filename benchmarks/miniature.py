@@ -24,7 +24,6 @@ import numpy as np
 from benchmarks.measure import interleaved, machine, ratios, summary, write_json
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.load import load_config
-from stepalign_jax.critics.engine_critic import critic_sampling
 from stepalign_jax.feedback.roles import addresses
 from stepalign_jax.runs.setup import assemble, problem_set
 from stepalign_jax.sampling.engine import Purpose
@@ -49,8 +48,9 @@ def make_jobs() -> dict[str, Callable[[], Rollouts]]:
     prompts = [bench.roles.solver(problem) for problem in problems]
     rollouts = job(prompts, at, Purpose.SOLVER, config.sampling)
     attempts = bench.roles.texts(rollouts())
+    sees = config.critic.sees  # pyright: ignore[reportAttributeAccessIssue]
     asked = [
-        bench.roles.critic(problem, attempt, config.critic.sees)
+        bench.roles.critic(problem, attempt, sees)
         for problem, attempt in zip(problems, attempts, strict=True)
     ]
     test, k = problem_set(config.problems, "test"), config.evaluation.num_samples
@@ -61,7 +61,7 @@ def make_jobs() -> dict[str, Callable[[], Rollouts]]:
             asked,
             at,
             Purpose.CRITIC,
-            critic_sampling(config.critic),
+            config.critic,
         ),
         f"{len(samples)} samples on {config.evaluation.batch_size} slots": job(
             samples, addresses(test, k, 0), Purpose.EVALUATION, config.evaluation

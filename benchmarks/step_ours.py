@@ -16,10 +16,11 @@ from benchmarks.measure import peak_memory_bytes, reset_peak_memory, write_json
 from stepalign_jax.base.compilation import use_compilation_cache
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import (
-    ObjectiveConfig,
+    Constant,
+    ForwardKl,
+    InitialTeacher,
     OptimizerConfig,
     ParallelConfig,
-    TeacherConfig,
 )
 from stepalign_jax.huggingface.weights import load_config, load_params
 from stepalign_jax.model.lora import LoraSpec, init_lora
@@ -30,20 +31,17 @@ from stepalign_jax.training.packing import Packed, pack
 from stepalign_jax.training.step import TrainState, Update, make_update
 
 MESH = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1))
-OBJECTIVE = ObjectiveConfig(
-    divergence="forward_kl",
-    jsd_beta=0.5,
+OBJECTIVE = ForwardKl(
+    token_tile=128,
+    token_weights=(),
     loss_temperature=1.0,
     element_clip=0.0,
     top_k=0,
-    token_tile=128,
-    grpo_clip=0.2,
 )
 OPTIMIZER = OptimizerConfig(
     learning_rate=work.LEARNING_RATE,
-    schedule="constant",
+    schedule=Constant(),
     warmup_steps=0,
-    final_fraction=1.0,
     b1=work.B1,
     b2=work.B2,
     weight_decay=0.0,
@@ -63,7 +61,7 @@ def load(directory: Path, trainable: str, remat: str) -> tuple[Any, TrainState, 
     else:
         learning = {"lora": _adapter(init_lora(config, spec, jax.random.key(0)))}
     optimizer = make_optimizer(OPTIMIZER, 1000)
-    teacher = TeacherConfig(kind="initial", ema_decay=0.0)
+    teacher = InitialTeacher()
     update = make_update(model, optimizer, OBJECTIVE, teacher, distils=True, shardings=None)
     state = TrainState(
         step=jnp.int32(0), trainable=learning, teacher={}, opt_state=optimizer.init(learning)

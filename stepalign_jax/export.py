@@ -23,7 +23,13 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import atomic_directory, read_json, write_json
 from stepalign_jax.config.cli import parse_arguments, run_command
 from stepalign_jax.exporting.merge import measure, merge
-from stepalign_jax.exporting.trained import Trained, find_trained, load_trained, probe_texts
+from stepalign_jax.exporting.trained import (
+    SECTIONS,
+    Trained,
+    find_trained,
+    load_trained,
+    probe_texts,
+)
 from stepalign_jax.huggingface.peft_adapters import save_adapter
 from stepalign_jax.huggingface.tokenizer import load_tokenizer, stop_ids
 from stepalign_jax.huggingface.weights import load_params, write_model
@@ -172,8 +178,6 @@ def check_options(arguments: argparse.Namespace) -> None:
     Raises:
       UserError: names them.
     """
-    if arguments.config is not None:
-        raise UserError("--config is not read here: a run has its own config.json.")
     if arguments.step is not None and arguments.best is not None:
         raise UserError("--step and --best each name a checkpoint: give one of them.")
     if arguments.max_shard_gb <= 0:
@@ -208,7 +212,8 @@ def main(argv: list[str]) -> None:
         description="Writes what a run trained as a Hugging Face checkpoint or PEFT adapter.",
         example="python -m stepalign_jax.export --run runs/tiny-stepalign --to exports/tiny",
         options=_OPTIONS,
-        config_required=False,
+        sections=SECTIONS,
+        config="of_run",
     )
     check_options(arguments)
     run, target = RunDirectory(Path(arguments.run)), Path(arguments.to)

@@ -21,6 +21,7 @@ def main(argv: list[str]) -> None:
         argv,
         description="Pre-trains the packaged tiny model from nothing.",
         example="python -m stepalign_jax.pretrain --config configs/tiny.py --to /tmp/tiny",
+        sections=("seed", "problems", "prompts"),
         options={
             "--to": {"required": True, "metavar": "DIR", "help": "where the checkpoint goes"},
             "--log-every-steps": {"type": int, "default": 50, "metavar": "N"},

@@ -20,6 +20,7 @@ LAYERS = [
     "problems",
     "grading",
     "feedback",
+    "configs",
     "critics",
     "evaluation",
     "tiny",

@@ -150,6 +150,8 @@ def _program_name() -> str:
 def _check_override_form(argument: str, program: str) -> None:
     if not argument.startswith("--"):
         raise UserError(f"unexpected argument {argument!r}; see {program} --help")
+    if argument.partition("=")[0] == "--config":
+        raise UserError("--config is not read here: a run has its own config.json")
     if "=" not in argument:
         raise UserError(
             f"unknown option {argument}; a config value is overridden with "

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_jsonl
 from stepalign_jax.config.load import config_from_json
-from stepalign_jax.config.schema import Config
+from stepalign_jax.config.schema import Config, LoraTrainable
 from stepalign_jax.exporting.merge import ProbeText
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.huggingface.weights import load_config, resolve_checkpoint
@@ -25,6 +25,8 @@ from stepalign_jax.parallel.mesh import param_shardings
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.checkpoint import finished_steps, restore_part
 from stepalign_jax.runs.directory import RunDirectory
+
+SECTIONS = ("model", "trainable", "prompts", "parallel")  # of the run's config
 
 # Of each rollout: the cost of rounding does not depend on where a long text ends.
 _COMPLETION_TOKENS = 256
@@ -66,10 +68,10 @@ def find_trained(
     """
     if not run.config_file.is_file():
         raise UserError(f"{run.path} is not a run: it has no {run.config_file.name}.")
-    config = config_from_json(run.config_file, overrides)
+    config = config_from_json(run.config_file, overrides, SECTIONS)
     chosen = choose_step(run, step, metric)
     trainable, spec = config.trainable, None
-    if trainable.kind == "lora":
+    if isinstance(trainable, LoraTrainable):
         spec = LoraSpec(trainable.rank, trainable.alpha, trainable.targets)
     base = resolve_checkpoint(config.model.path)
     return Trained(run, config, base, load_config(base), spec, chosen)

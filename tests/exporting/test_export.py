@@ -36,8 +36,9 @@ from stepalign_jax.runs.setup import assemble, initial_state, make_state
 from stepalign_jax.tiny.tokenizer import encode
 
 TINY_BASE = resolve_checkpoint("packaged:tiny")
-LORA = {"kind": "lora", "rank": 2, "alpha": 4.0, "targets": ("q_proj", "down_proj")}
-SPEC = LoraSpec(2, 4.0, ("q_proj", "down_proj"))
+TARGETS = ("q_proj", "down_proj")
+LORA = {"kind": "lora", "rank": 2, "alpha": 4.0, "targets": TARGETS, "adapter": ""}
+SPEC = LoraSpec(2, 4.0, TARGETS)
 
 
 def make_run(config: Config, trees: list[Any]) -> RunDirectory:

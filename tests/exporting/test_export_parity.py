@@ -53,7 +53,7 @@ def case(request, tmp_path_factory) -> Case:
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(TINY_BASE / name, base)
     adapter = random_adapter(load_config(base), SPEC)
-    lora = {"kind": "lora", "rank": 3, "alpha": 6.0, "targets": SPEC.targets}
+    lora = {"kind": "lora", "rank": 3, "alpha": 6.0, "targets": SPEC.targets, "adapter": ""}
     config = small_config(directory / "runs", trainable=lora, model={"path": str(base)})
     return Case(base, make_run(config, [{"lora": adapter}]), adapter)
 

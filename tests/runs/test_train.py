@@ -54,7 +54,7 @@ SHORT = {
 
 def stepalign_config(runs_dir: Path) -> Config:
     """Four steps, two checkpoints, and every tree of the state in use."""
-    return small_config(runs_dir, "stepalign", teacher={"kind": "ema"})
+    return small_config(runs_dir, "stepalign", teacher={"kind": "ema", "decay": 0.95})
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.cli import EXIT_USER_ERROR, run_command
 from stepalign_jax.config.load import load_config
+from stepalign_jax.config.merge import apply_overrides
 from stepalign_jax.config.schema import Config
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.huggingface.tokenizer import load_tokenizer
@@ -33,7 +34,9 @@ def small_config(runs_dir: Path, condition: str = "stepalign", **sections: Any) 
     Args:
       runs_dir: where the run goes.
       condition: a variant of configs/tiny.py.
-      sections: changes by section (`train={"num_steps": 2}`), or new values by name.
+      sections: changes by section (`train={"num_steps": 2}`), or new values by name; a
+        `kind` chooses a section's class, which keeps the keys that it shares. A section may
+        also be given whole, as its class.
     """
     config = load_config(f"{TINY}:{condition}")
     decode = {"max_new_tokens": 40, "batch_size": 4}  # three reasoning steps and an answer
@@ -64,14 +67,21 @@ def small_config(runs_dir: Path, condition: str = "stepalign", **sections: Any) 
             "num_resamples": 50,
         },
     }
-    for name, value in sections.items():
-        both = isinstance(value, dict) and name in changes
-        changes[name] = {**changes[name], **value} if both else value
+    whole = {name: v for name, v in sections.items() if dataclasses.is_dataclass(v)}
+    parts = {name: value for name, value in sections.items() if name not in whole}
+    config = apply_overrides(config, list(_overrides(changes)))
+    config = apply_overrides(config, list(_overrides(parts)))
+    return dataclasses.replace(config, runs_dir=str(runs_dir), **whole)
+
+
+def _overrides(changes: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """{"critic": {"kind": "self", "top_k": 3}} -> --critic.kind=self --critic.top_k=3"""
     for name, value in changes.items():
         if isinstance(value, dict):
-            value = dataclasses.replace(getattr(config, name), **value)
-        config = dataclasses.replace(config, **{name: value})
-    return dataclasses.replace(config, runs_dir=str(runs_dir))
+            yield from _overrides(value, f"{prefix}{name}.")
+        else:
+            text = ",".join(value) if isinstance(value, tuple) else value
+            yield f"--{prefix}{name}={text}"
 
 
 def write_config(path: Path, config: Config) -> str:
@@ -134,11 +144,10 @@ class ScriptedEngine:
         self._scripts = list(scripts)
         self.calls: list[dict[str, Any]] = []
 
-    def sample(self, variables: Any, prompts: Any, addresses: Any, **options: Any) -> Rollouts:
-        call = {"variables": variables, "prompts": prompts, "addresses": addresses}
-        self.calls.append({**call, **options})
+    def sample(self, variables: Any, requests: Any, **options: Any) -> Rollouts:
+        self.calls.append({"variables": variables, "requests": requests, **options})
         texts = self._scripts.pop(0)
-        assert len(texts) == len(prompts) == len(addresses)
+        assert len(texts) == len(requests)
         finished = np.array([not text.endswith("...") for text in texts], bool)
         rows = [encode(text.removesuffix("...")) for text in texts]
         rows = [

@@ -14,7 +14,13 @@ import optax
 from support.runs import TINY
 
 from stepalign_jax.config.load import load_config
-from stepalign_jax.config.schema import TeacherConfig
+from stepalign_jax.config.schema import (
+    EmaTeacher,
+    InitialTeacher,
+    LiveTeacher,
+    PolicyGradient,
+    TeacherConfig,
+)
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3, init_params, output_head
@@ -41,6 +47,7 @@ CONFIG = Qwen3Config(
 SPEC = LoraSpec(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
 MODEL = Qwen3(CONFIG, jnp.float32, lora=SPEC)
 OBJECTIVE = dataclasses.replace(load_config(TINY).objective, token_tile=8)
+POLICY_GRADIENT = PolicyGradient(token_tile=8, token_weights=(), clip=0.2)
 
 
 def draw_params(seed: int) -> dict[str, Any]:
@@ -124,7 +131,11 @@ def spread(values: jax.Array, counts: np.ndarray = ALL) -> np.ndarray:
 
 
 def teacher_config(kind: str) -> TeacherConfig:
-    return TeacherConfig(kind=kind, ema_decay=0.75)
+    return {
+        "initial": InitialTeacher(),
+        "ema": EmaTeacher(decay=0.75),
+        "live": LiveTeacher(),
+    }[kind]
 
 
 def recording_sgd() -> optax.GradientTransformation:
@@ -144,8 +155,9 @@ OPTIMIZER = recording_sgd()
 @functools.cache
 def updater(*, teacher: str = "initial", distils: bool = True, dtype: Any = None) -> Update:
     model = MODEL if dtype is None else Qwen3(CONFIG, dtype, lora=SPEC)
+    objective = OBJECTIVE if distils else POLICY_GRADIENT
     return make_update(
-        model, OPTIMIZER, OBJECTIVE, teacher_config(teacher), distils=distils, shardings=None
+        model, OPTIMIZER, objective, teacher_config(teacher), distils=distils, shardings=None
     )
 
 
