@@ -133,15 +133,6 @@ def open_run(config: Config) -> RunDirectory:
     Raises:
       UserError: the directory cannot be written, or holds a run of another config.
     """
-    if (
-        not config.name
-        or config.name in (".", "..")
-        or pathlib.Path(config.name).name != config.name
-    ):
-        raise UserError(
-            f"name={config.name!r} cannot be the name of a run: it names a directory inside "
-            "runs_dir, so give a plain word such as --name=first"
-        )
     run = RunDirectory.of(config)
     # Through JSON, so that tuples compare with the lists that they become in the file.
     resolved = json.loads(json.dumps(dataclasses.asdict(config)))

@@ -15,7 +15,7 @@ from support.runs import refusal, small_config
 
 from stepalign_jax import export, train
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import read_json, read_jsonl
+from stepalign_jax.base.files import read_json, read_jsonl, write_jsonl
 from stepalign_jax.config.schema import Config
 from stepalign_jax.exporting.merge import (
     ProbeText,
@@ -51,7 +51,7 @@ def make_run(config: Config, trees: list[Any]) -> RunDirectory:
     checkpoints.close()
     text = "Step 1: 1+2=3\nAnswer: 3"
     row = {"problem": "1+2", "answer": "3", "tokens": encode(text)}
-    run.write_rollouts(0, [row, row | {"tokens": []}])
+    write_jsonl(run.rollouts_file(0), [row, row | {"tokens": []}])
     return run
 
 
@@ -136,8 +136,8 @@ def test_best_and_newest(run, tmp_path, capsys):
     copy = RunDirectory(tmp_path / "run")
     shutil.copytree(run.path, copy.path)
     for step, score in ((0, 0.5), (1, 0.75), (2, 0.25)):
-        copy.write_evaluation(
-            f"validation_{step:05d}",
+        write_json(
+            copy.evaluation_file(f"validation_{step:05d}"),
             {"avg_at_k": [score, score], "greedy": [0.0, score == 0.25]},
         )
     assert choose_step(copy, None, None) == 2

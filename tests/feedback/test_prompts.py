@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.names import nearest
 from stepalign_jax.config.schema import PromptsConfig
 from stepalign_jax.feedback.prompts import (
     check_problem_budget,
     check_templates,
     critic_prompt,
-    nearest_name,
     render,
     solver_prompt,
     teacher_prompt,
@@ -69,8 +69,8 @@ def test_render_refuses_a_missing_section():
 
 
 def test_nearest_name_finds_something_for_any_word():
-    assert nearest_name("refsoll", ["grpo", "refsol"]) == "refsol"
-    assert nearest_name("zzz", ["grpo"]) == "grpo"
+    assert nearest("refsoll", ["grpo", "refsol"]) == "refsol"
+    assert nearest("zzz", ["grpo"]) == "grpo"
 
 
 def test_solver_and_teacher_see_their_sections_only():

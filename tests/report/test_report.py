@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import write_jsonl
+from stepalign_jax.base.files import write_json, write_jsonl
 from stepalign_jax.report import plots, tables
 from stepalign_jax.runs.directory import RunDirectory
 
@@ -101,9 +101,9 @@ def test_plot_run_draws_what_there_is(tmp_path, drawn):
     run = RunDirectory(tmp_path)
     rows = [{"step": s, "loss": 1.0 / (s + 1), "reward": None} for s in range(4)]
     write_jsonl(run.metrics_file, rows)
-    run.write_evaluation("validation_00000", {"avg_at_k": [0.0, 0.5]})
-    run.write_evaluation("validation_00003", {"avg_at_k": [0.25, 0.75]})
-    run.write_summary(make_summary())
+    write_json(run.evaluation_file("validation_00000"), {"avg_at_k": [0.0, 0.5]})
+    write_json(run.evaluation_file("validation_00003"), {"avg_at_k": [0.25, 0.75]})
+    write_json(run.summary_file, make_summary())
     assert plots.plot_run(run) == run.report / "run.png"
     assert imread(run.report / "run.png").shape[:2] == (480, 1980)
     titles = [a.get_title(loc="left") for a in drawn]

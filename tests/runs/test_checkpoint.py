@@ -43,7 +43,7 @@ def save_steps(directory: pathlib.Path, *steps: int, num_to_keep: int = 5) -> No
     checkpoints = checkpoint.Checkpoints(directory, num_to_keep=num_to_keep)
     for step in steps:
         data_state = {"num_problems_seen": 8 * step}
-        checkpoints.save(step, make_state(step), data_state=data_state, extra={"tokens": step})
+        checkpoints.save(step, make_state(step), data_state=data_state)
     checkpoints.close()
 
 
@@ -69,7 +69,6 @@ def test_round_trip_keeps_bits_structure_and_json(tmp_path, as_shapes):
     assert_same_bits(restored.state, make_state(4))
     assert restored[0] == 4
     assert restored.data_state == {"num_problems_seen": 32}
-    assert restored.extra == {"tokens": 4}
 
 
 def test_nothing_to_restore(tmp_path):
@@ -174,7 +173,7 @@ def test_failed_save_is_one_sentence(tmp_path):
     os.rmdir(tmp_path / "run")
     (tmp_path / "run").write_text("")  # as root, a mode would not stop the write
     with pytest.raises(UserError, match=r"cannot write checkpoint .*before it are whole"):
-        checkpoints.save(1, make_state(), data_state={}, extra={})
+        checkpoints.save(1, make_state(), data_state={})
     checkpoints.close()
 
 

@@ -42,7 +42,9 @@ def finish(done: Job, *, step_seconds: list[float], validation: dict[int, float]
         {"step": step, "total": seconds} for step, seconds in enumerate(step_seconds)
     ]
     for step, value in validation.items():
-        done.run.write_evaluation(f"validation_{step:05d}", {"avg_at_k": [value, value]})
+        write_json(
+            done.run.evaluation_file(f"validation_{step:05d}"), {"avg_at_k": [value, value]}
+        )
         timings[step] |= {"validate": 9.0, "total": timings[step]["total"] + 9.0}
     write_jsonl(done.run.metrics_file, rows)
     write_jsonl(done.run.timings_file, timings)

@@ -2,27 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import json
-import typing
-from typing import Any
 
 import pytest
 
 from stepalign_jax.base import files
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import write_json, write_jsonl
+from stepalign_jax.config.load import load_config
 from stepalign_jax.config.schema import Config
 from stepalign_jax.runs import directory
 
 
 def make_config(**changes) -> Config:
-    """Returns a config of the right types, with no thought to its values."""
-    return dataclasses.replace(_filled(Config), **{"name": "first", **changes})
-
-
-def _filled(kind: type) -> Any:
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: _filled(hint) for name, hint in hints.items()})
-    return {int: 2, float: 0.5, str: "text", bool: True}.get(kind, ("q_proj", "v_proj"))
+    """Returns the miniature's config, changed."""
+    return dataclasses.replace(load_config("tiny"), **{"name": "first", **changes})
 
 
 def open_measured(config):
@@ -37,7 +30,7 @@ def test_new_run_then_the_same_run_again(tmp_path):
     run = open_measured(config)
     assert run.path == tmp_path / "runs" / "first"
     saved = json.loads(run.config_file.read_text())
-    assert saved["trainable"]["targets"] == ["q_proj", "v_proj"]
+    assert saved["trainable"] == {"kind": "full"}
     before = run.config_file.stat().st_mtime_ns
     assert directory.open_run(config) == run
     assert run.config_file.stat().st_mtime_ns == before
@@ -53,8 +46,8 @@ def test_another_config_is_refused_with_the_first_key_and_both_values(tmp_path):
     with pytest.raises(UserError) as refusal:
         directory.open_run(other)
     assert str(refusal.value) == (
-        f"{tmp_path / 'first'} holds a run with optimizer.learning_rate=0.5, and this one has "
-        "optimizer.learning_rate=0.0001: choose another name with --name=..., or delete "
+        f"{tmp_path / 'first'} holds a run with optimizer.learning_rate=0.0003, and this one "
+        "has optimizer.learning_rate=0.0001: choose another name with --name=..., or delete "
         f"{tmp_path / 'first'}"
     )
 
@@ -72,9 +65,9 @@ def test_keys_of_another_schema_are_differences(tmp_path):
     saved = json.loads(run.config_file.read_text())
     del saved["train"]["num_steps"]
     run.config_file.write_text(json.dumps(saved))
-    with pytest.raises(UserError, match=r"train\.num_steps=\(absent\).*train\.num_steps=2"):
+    with pytest.raises(UserError, match=r"train\.num_steps=\(absent\).*train\.num_steps=60"):
         directory.open_run(config)
-    saved["train"]["num_steps"] = 2
+    saved["train"]["num_steps"] = 60
     saved["old"] = {"key": 1}
     run.config_file.write_text(json.dumps(saved))
     with pytest.raises(UserError, match=r'old=\{"key": 1\}.*old=\(absent\)'):
@@ -94,31 +87,24 @@ def test_damaged_config_file(tmp_path):
         directory.open_run(config)
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "../a", "/a"])
-def test_name_that_leaves_the_runs_directory(tmp_path, name):
-    with pytest.raises(UserError, match="cannot be the name of a run"):
-        directory.open_run(make_config(name=name, runs_dir=str(tmp_path / "runs")))
-    assert not list(tmp_path.iterdir())
-
-
 def test_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot make the run directory .*--runs_dir="):
         directory.open_run(make_config(runs_dir=str(tmp_path / "file")))
     run = directory.RunDirectory(tmp_path / "file")
     with pytest.raises(UserError, match=r"cannot write .*summary\.json \(.*: .*file"):
-        run.write_summary({})
+        write_json(run.summary_file, {})
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
     run = directory.RunDirectory(tmp_path)
-    run.write_summary({"b": 1, "a": "é"})
+    write_json(run.summary_file, {"b": 1, "a": "é"})
     assert run.summary_file.read_text(encoding="utf-8") == '{\n  "a": "é",\n  "b": 1\n}\n'
     with pytest.raises(ValueError):
-        run.write_summary({"a": float("nan")})
+        write_json(run.summary_file, {"a": float("nan")})
     assert directory.read_json(run.summary_file) == {"a": "é", "b": 1}
-    run.write_evaluation("before", {"avg_at_k": 0.5})
-    run.write_prompts({"solver": "x"})
+    write_json(run.evaluation_file("before"), {"avg_at_k": 0.5})
+    write_json(run.prompts_file, {"solver": "x"})
     names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
     assert names == {"summary.json", "prompts.json", "evaluations/before.json"}
 
@@ -129,7 +115,7 @@ def test_truncation_keeps_completed_steps_only(tmp_path):
     for path in (run.metrics_file, run.timings_file):
         directory.write_jsonl(path, rows)
     for step in (0, 2, 3, 100_000):
-        run.write_rollouts(step, [{"text": "a\nb"}])
+        write_jsonl(run.rollouts_file(step), [{"text": "a\nb"}])
     run.tensorboard.mkdir()
     kept = run.metrics_file.read_bytes().splitlines(keepends=True)[:3]
     run.truncate_after(3)
