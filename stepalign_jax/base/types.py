@@ -19,14 +19,11 @@ class Rollouts:
       tokens: [B, T] int32 completion ids; positions from `lengths` on are padding.
       logprobs: [B, T] float32 log-probabilities of `tokens` under the model itself
         (temperature 1, whole vocabulary).
-      sampling_logprobs: [B, T] float32 log-probabilities under the distribution the
-        tokens were drawn from (after temperature, top-k and top-p).
       lengths: [B] int32 number of valid tokens.
       finished: [B] bool, False where the token budget ended the completion.
     """
 
     tokens: jax.Array | np.ndarray
     logprobs: jax.Array | np.ndarray
-    sampling_logprobs: jax.Array | np.ndarray
     lengths: jax.Array | np.ndarray
     finished: jax.Array | np.ndarray

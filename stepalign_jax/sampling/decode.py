@@ -4,41 +4,50 @@
 
 A slot holds one request. The prefill computes keys and values of all but the last prompt
 token, which is the first that decoding feeds; so a request of n completion tokens takes n
-turns, and the prefill needs no logits. Prompts are right-padded, so cache slot == position:
+decode steps, and the prefill needs no logits. Prompts are right-padded, so cache slot ==
+position:
 
-    cache slot      0   1   2   3   4   5      a prompt of three tokens, prefill width 4
-    prefill         a   b   -   -
-    turn 0 feeds            c                  position 2; draws d
-    turn 1 feeds                d              position 3; draws $, the stop token
+    cache slot       0   1   2   3   4   5      a prompt of three tokens, prefill width 4
+    prefill          a   b   -   -
+    step 0 feeds             c                  position 2; draws d
+    step 1 feeds                 d              position 3; draws $, the stop token
 
 A decoded token overwrites the padding that the prefill left in its cache slot before any
 query can see it, for a query at position p attends to cache slots <= p only. What an
-earlier request left behind is out of sight for the same reason.
+earlier request left behind is out of sight for the same reason: if the row above is given
+to the prompt "x y", a step feeds y at position 1 and sees slots 0 and 1 alone.
+
+    cache slot       0   1   2   3   4   5
+    copy_rows        x   -   -   -              prefill width 4 again
+    step 0 feeds         y                      position 1
 
 Between programs the cache stays on the device, where it is updated in place; the rest of
-a slot's state is a few numbers, which the host keeps.
+a slot's state is a few numbers, which the host keeps. Nothing of a request is compiled in.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.spmd import with_logical_constraint
 from jax import lax
 
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.qwen3 import Cache, LayerCache, Qwen3, init_cache
-from stepalign_jax.sampling.draw import Filter, make_row_keys, sample_token
+from stepalign_jax.sampling.draw import make_row_keys, sample_token
+from stepalign_jax.sampling.request import Request
 
-_CACHE_AXES = ("batch", "kv_heads", None, None)
+CACHE_AXES = ("batch", "kv_heads", None, None)
 
 
 class Slots(NamedTuple):
     """Where decoding stands, one row per slot.
 
     Attributes:
-      tokens: [B] int32, what the next turn feeds.
+      tokens: [B] int32, what the next step feeds.
       positions: [B] int32, where it stands.
       emitted: [B] int32 completion tokens drawn so far.
       done: [B] bool; a slot without a request is done. Its row is computed like the
@@ -51,22 +60,43 @@ class Slots(NamedTuple):
     done: Any
 
 
-class Chunk(NamedTuple):
-    """What some turns of decoding drew.
+class SlotRequests(NamedTuple):
+    """What the request in each slot asks for; see `Address` and `SamplingParams`.
 
     Attributes:
-      tokens: [C, B] int32. A slot draws in consecutive turns from turn 0 on, until it is
-        done; how many they were, `slots.emitted` tells. What stands behind them means
-        nothing.
-      logprobs: [C, B] float32, see `Rollouts`.
-      sampling_logprobs: [C, B] float32, see `Rollouts`.
-      slots: where decoding stands now.
+      addresses: [B, 6] uint32.
+      temperature: [B] float32; 0 in a slot without a request, which then costs no noise.
+      top_k: [B] int32.
+      top_p: [B] float32.
+      max_new_tokens: [B] int32.
+      stop_ids: [B, K] int32, the model's own among them; -1, which is no token, pads them.
     """
 
-    tokens: Any
-    logprobs: Any
-    sampling_logprobs: Any
-    slots: Slots
+    addresses: Any
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    max_new_tokens: Any
+    stop_ids: Any
+
+
+def slot_requests(
+    requests: Sequence[Request], stop_ids: tuple[int, ...], num_stops: int
+) -> SlotRequests:
+    """NumPy rows of `requests`; with `stop_ids` each has at most K = `num_stops` of them."""
+    stops = np.full((len(requests), num_stops), -1, np.int32)
+    for row, request in zip(stops, requests, strict=True):
+        own = (*stop_ids, *request.params.stop_ids)
+        row[: len(own)] = own
+    params = [request.params for request in requests]
+    return SlotRequests(
+        addresses=np.array([r.address for r in requests], np.uint32).reshape(-1, 6),
+        temperature=np.array([p.temperature for p in params], np.float32),
+        top_k=np.array([p.top_k for p in params], np.int32),
+        top_p=np.array([p.top_p for p in params], np.float32),
+        max_new_tokens=np.array([p.max_new_tokens for p in params], np.int32),
+        stop_ids=stops,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_slots", "width", "dtype"))
@@ -77,13 +107,13 @@ def empty_cache(config: Qwen3Config, num_slots: int, width: int, dtype: Any) -> 
 
 @functools.partial(jax.jit, static_argnames=("model", "dtype"))
 def prefill(
-    model: Qwen3, variables: Any, tokens: jax.Array, prefix: Cache | None, *, dtype: Any
+    model: Qwen3, variables: Any, tokens: jax.Array, prefix: Cache | None, dtype: Any
 ) -> Cache:
     """Keys and values of prompts, padding included, behind a prefix that they share.
 
     Args:
       model: unrolled (`scan_layers=False`).
-      variables: the model's collections in the unrolled layout.
+      variables: the model's collections in the decode layout.
       tokens: [R, P] int32 prompts without what stands in the prefix, right-padded.
       prefix: cache of one row and W cache slots, or None (W = 0).
       dtype: of keys and values.
@@ -131,7 +161,7 @@ def _copied(cache: Cache, rows: Cache, first_row: jax.Array | int) -> Cache:
 
 
 @functools.partial(jax.jit, static_argnames="width")
-def resize(cache: Cache, *, width: int) -> Cache:
+def resize(cache: Cache, width: int) -> Cache:
     """A copy of `cache` with `width` cache slots: padded at the end, or cut there."""
 
     def change(leaf: jax.Array, axis: int) -> jax.Array:
@@ -144,70 +174,66 @@ def resize(cache: Cache, *, width: int) -> Cache:
     return _pinned(tuple(LayerCache(change(c.k, 3), change(c.v, 2)) for c in cache))
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "num_turns", "max_new_tokens", "chosen_by", "stop_ids"),
-    donate_argnames="cache",
-)
+@functools.partial(jax.jit, static_argnames=("model", "num_rows"), donate_argnames="cache")
 def decode_chunk(
     model: Qwen3,
     variables: Any,
     cache: Cache,
     slots: Slots,
-    addresses: jax.Array,
-    seed: jax.Array,
-    purpose: jax.Array,
-    turns: jax.Array,
+    requests: SlotRequests,
+    num_steps: jax.Array,
     idle_limit: jax.Array,
-    *,
-    num_turns: int,
-    max_new_tokens: int,
-    chosen_by: Filter,
-    stop_ids: tuple[int, ...],
-) -> tuple[Cache, Chunk]:
-    """Draws one token per live slot and turn.
+    num_rows: int,
+) -> tuple[Cache, Slots, jax.Array, jax.Array]:
+    """Draws one token per live slot and decode step.
 
-    It returns after `turns` turns, or as soon as `idle_limit` slots are done: enough to be
-    worth a refill, or all.
+    It returns after `num_steps` steps, or as soon as `idle_limit` slots are done: enough to
+    be worth a refill, or all.
+
+        step        0   1   2   3        num_steps 4, idle_limit 2
+        slot 0      d   e   $            done after step 2
+        slot 1      k   l   m            goes on in the next call
+        slot 2      $   .   .            done after step 0; "." means nothing
+                                         two slots are done: step 3 is not taken
 
     Args:
       model: unrolled (`scan_layers=False`).
-      variables: its collections in the unrolled layout; with `lora` the adapter is on.
+      variables: its collections in the decode layout; with `lora` the adapter is on.
       cache: B rows of S cache slots; updated in place.
       slots: where decoding stands.
-      addresses: [B, 4] uint32 of the requests, see `make_row_keys`.
-      seed: see there.
-      purpose: see there.
-      turns: int32 scalar, at most `num_turns`. No position may reach S meanwhile.
+      requests: what is drawn, and until when.
+      num_steps: int32 scalar, at most `num_rows`. No position may reach S meanwhile.
       idle_limit: int32 scalar, in [1, B].
-      num_turns: C, the rows of the result.
-      max_new_tokens: a request is done when it has drawn so many tokens.
-      chosen_by: how tokens are drawn.
-      stop_ids: a request is done once it has drawn one of these; that token counts.
+      num_rows: C, the rows of the result.
+
+    Returns:
+      The cache; where decoding stands now; tokens [C, B] int32 and log-probabilities [C, B]
+      float32, see `Rollouts`. A slot draws in consecutive steps from step 0 on, until it is
+      done; how many they were, `Slots.emitted` tells. What stands behind them means nothing.
     """
-    row_keys = make_row_keys(seed, purpose, addresses)
-    blank = jnp.zeros((num_turns, addresses.shape[0]), jnp.float32)
-    drawn = (blank.astype(jnp.int32), blank, blank)
+    row_keys = make_row_keys(requests.addresses)
+    blank = jnp.zeros((num_rows, slots.tokens.shape[0]), jnp.float32)
 
     def unfinished(carry: Any) -> jax.Array:
         index, _, slots, _ = carry
-        return (index < turns) & (jnp.sum(slots.done) < idle_limit)
+        return (index < num_steps) & (jnp.sum(slots.done) < idle_limit)
 
-    def turn(carry: Any) -> Any:
+    def step(carry: Any) -> Any:
         index, cache, slots, drawn = carry
         logits, cache = _forward(model, variables, cache, slots)
+        # The key of a token depends on its place in the completion, not on the slot or step.
         keys = jax.vmap(jax.random.fold_in)(row_keys, slots.emitted)
-        new = sample_token(logits, keys, chosen_by)
+        new = sample_token(logits, keys, requests.temperature, requests.top_k, requests.top_p)
         drawn = tuple(
             lax.dynamic_update_index_in_dim(rows, row, index, axis=0)
             for rows, row in zip(drawn, new, strict=True)
         )
-        return index + 1, cache, _advance(slots, new[0], max_new_tokens, stop_ids), drawn
+        return index + 1, cache, _advance(slots, new[0], requests), drawn
 
-    start = (jnp.int32(0), cache, slots, drawn)
-    _, cache, slots, drawn = lax.while_loop(unfinished, turn, start)
-    chunk = Chunk(drawn[0], drawn[1], drawn[2], slots)
-    return _pinned(cache), jax.tree.map(_replicated, chunk)
+    start = (jnp.int32(0), cache, slots, (blank.astype(jnp.int32), blank))
+    _, cache, slots, drawn = lax.while_loop(unfinished, step, start)
+    slots, (tokens, logprobs) = jax.tree.map(_replicated, (slots, drawn))
+    return _pinned(cache), slots, tokens, logprobs
 
 
 def _forward(
@@ -221,18 +247,16 @@ def _forward(
     return model.apply(variables, hidden[:, 0], method=model.logits), cache  # pyright: ignore[reportReturnType]
 
 
-def _advance(
-    slots: Slots, token: jax.Array, max_new_tokens: int, stop_ids: tuple[int, ...]
-) -> Slots:
+def _advance(slots: Slots, token: jax.Array, requests: SlotRequests) -> Slots:
     """Where decoding stands after each live slot drew its element of `token` [B]."""
     live = ~slots.done
     emitted = slots.emitted + live
-    stopped = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
+    stopped = jnp.any(token[:, None] == requests.stop_ids, axis=1)
     return Slots(
         tokens=jnp.where(live, token, slots.tokens),
         positions=slots.positions + live,
         emitted=emitted,
-        done=slots.done | stopped | (emitted >= max_new_tokens),
+        done=slots.done | stopped | (emitted >= requests.max_new_tokens),
     )
 
 
@@ -241,7 +265,7 @@ def _pinned(cache: Cache) -> Cache:
 
     Left to the compiler, its layout could differ between programs and cost compilations.
     """
-    return jax.tree.map(lambda leaf: with_logical_constraint(leaf, _CACHE_AXES), cache)
+    return jax.tree.map(lambda leaf: with_logical_constraint(leaf, CACHE_AXES), cache)
 
 
 def _replicated(leaf: jax.Array) -> jax.Array:

@@ -1,139 +1,168 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Draws one token per row from logits, with noise that belongs to an address.
+"""Draws one token per row from logits, each row with parameters and noise of its own.
 
-The noise of one token depends on (run seed, purpose, optimizer step, problem hash, sample
-index, retry, position in the completion) and nothing else. So a request draws the same
-tokens in whatever slot, batch or padding it is decoded, up to the rounding of the logits,
-which may differ in the last bits between compiled shapes.
+Parameters are arrays, so one program serves every mixture of them. What they ask for decides
+at run time what is computed: no noise where every row is greedy, nothing sorted where no row
+filters.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-ADDRESS_FIELDS = ("optimizer_step", "problem_hash", "sample_index", "retry")
-
-# Top-p looks among this many tokens before it sorts the vocabulary.
-NUM_CANDIDATES = 512
-
-
-class Filter(NamedTuple):
-    """What tokens are drawn from: temperature, then top-k, then top-p.
-
-    Top-p keeps the fewest most probable tokens whose mass reaches `top_p`, where mass is
-    counted among what top-k left. Of equally probable tokens the lower id comes first.
-
-    Attributes:
-      temperature: 0 takes the most probable token, and then the others mean nothing.
-      top_k: tokens to keep, 0 for all.
-      top_p: in (0, 1], 1 for all.
-    """
-
-    temperature: float
-    top_k: int
-    top_p: float
+# A filter looks among so many of the most probable tokens: first among the fewest, then among
+# more, and in the end it sorts the vocabulary.
+NUM_CANDIDATES = (64, 512)
 
 
-@jax.jit
-def make_row_keys(seed: jax.Array, purpose: jax.Array, addresses: jax.Array) -> jax.Array:
-    """Random keys [B] of the requests at `addresses`.
+def make_row_keys(addresses: jax.Array) -> jax.Array:
+    """Random keys [B] of the requests at `addresses`, [B, 6] uint32 in the order of `Address`.
 
-    Args:
-      seed: uint32 scalar, the run's seed.
-      purpose: uint32 scalar that keeps the uses of one address apart.
-      addresses: [B, 4] uint32, columns as in `ADDRESS_FIELDS`.
+    The seed makes a key, and every further field is folded into it.
     """
     # The generator is named, because its bits are part of what a run repeats.
-    root = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), purpose)
-    keys = jnp.broadcast_to(root, addresses.shape[:1])
+    make_key = lambda seed: jax.random.key(seed, impl="threefry2x32")  # noqa: E731
     return lax.fori_loop(
-        0,
-        len(ADDRESS_FIELDS),
+        1,
+        addresses.shape[1],
         lambda field, keys: jax.vmap(jax.random.fold_in)(keys, addresses[:, field]),
-        keys,
+        jax.vmap(make_key)(addresses[:, 0]),
     )
 
 
 def sample_token(
-    logits: jax.Array, keys: jax.Array, chosen_by: Filter
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    logits: jax.Array,
+    keys: jax.Array,
+    temperature: jax.Array,
+    top_k: jax.Array,
+    top_p: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """Draws one token per row as argmax of log-probability + Gumbel noise.
 
     The noise belongs to (key, token id), so it survives a change of rank between nearly
     equal tokens, and a token that wins without a filter wins under each filter keeping it.
-    Nothing is sorted without a filter. Top-k selects k tokens; top-p alone selects
-    NUM_CANDIDATES, and sorts the vocabulary only in a turn where their mass falls short
-    of `top_p` in some row. The result is that of the full sort either way.
+
+    Rows are of three kinds. Each kind is computed for all rows if any row is of it, and
+    skipped otherwise; what it computes for rows of another kind means nothing.
+
+        temperature        0         1.1        1.1       0.6
+        top_k, top_p       -        0, 1.0    20, 1.0   0, 0.95
+        kind            greedy   unfiltered       filtered
 
     Args:
       logits: [B, V]; turned into float32 first.
-      keys: [B] keys, one per row; ignored at temperature 0.
-      chosen_by: how.
+      keys: [B] keys; a greedy row ignores its own.
+      temperature: [B] float32, see `SamplingParams`.
+      top_k: [B] int32.
+      top_p: [B] float32.
 
     Returns:
-      Tokens [B] int32, their log-probabilities [B] under softmax(logits), and [B] under
-      the distribution they were drawn from (0 at temperature 0).
+      Tokens [B] int32 and their log-probabilities [B] under softmax(logits).
     """
     logits = logits.astype(jnp.float32)
-    if chosen_by.temperature == 0:
-        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        sampling_logprobs = jnp.zeros(tokens.shape)
-    else:
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
-        tokens, sampling_logprobs = _choose(logits / chosen_by.temperature, noise, chosen_by)
-    return tokens, _logprob(logits, tokens), sampling_logprobs
+    is_greedy = temperature == 0
+    is_filtered = ~is_greedy & ((top_k > 0) | (top_p < 1))
+    # Written as XLA compiles a division by a constant: a product with the reciprocal. The same
+    # address must draw the same tokens as when the temperature was a constant.
+    factors = (1 / jnp.where(is_greedy, 1.0, temperature))[:, None]
+
+    def unfiltered() -> jax.Array:
+        return _argmax(logits * factors + _noise(keys, logits.shape[1]))
+
+    def filtered() -> jax.Array:
+        noise = _noise(keys, logits.shape[1])
+        return _draw_filtered(logits * factors, noise, top_k, top_p, is_filtered)
+
+    tokens = jnp.where(
+        is_greedy,
+        _if_any(is_greedy, lambda: _argmax(logits)),
+        jnp.where(
+            is_filtered,
+            _if_any(is_filtered, filtered),
+            _if_any(~is_greedy & ~is_filtered, unfiltered),
+        ),
+    )
+    return tokens, _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _choose(
-    scaled: jax.Array, noise: jax.Array, chosen_by: Filter
-) -> tuple[jax.Array, jax.Array]:
-    """Tokens [B] and their log-probabilities [B] under the filtered distribution."""
-    vocab_size, top_p = scaled.shape[-1], chosen_by.top_p
-    if chosen_by.top_k:
-        values, ids = lax.top_k(scaled, min(chosen_by.top_k, vocab_size))
-        return _from_sorted(values, ids, noise, jax.nn.logsumexp(values, axis=-1), top_p)
-    if top_p >= 1:
-        tokens = jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32)
-        return tokens, _logprob(scaled, tokens)
-    total = jax.nn.logsumexp(scaled, axis=-1)
-    values, ids = lax.top_k(scaled, min(NUM_CANDIDATES, vocab_size))
-    mass = jnp.sum(jnp.exp(values - total[:, None]), axis=-1)
-    return lax.cond(
-        jnp.all(mass >= top_p),
-        lambda: _from_sorted(values, ids, noise, total, top_p),
-        lambda: _from_sorted(*lax.top_k(scaled, vocab_size), noise, total, top_p),
+def _if_any(rows: jax.Array, draw: Callable[[], jax.Array]) -> jax.Array:
+    """`draw()`, [B] int32, if any of `rows`, [B] bool, is True; else zeros, at no cost."""
+    return lax.cond(jnp.any(rows), draw, lambda: jnp.zeros(rows.shape, jnp.int32))
+
+
+def _draw_filtered(
+    scaled: jax.Array, noise: jax.Array, top_k: jax.Array, top_p: jax.Array, rows: jax.Array
+) -> jax.Array:
+    """Tokens [B] of `rows`, which filter; the result is that of a full sort.
+
+    Args:
+      scaled: [B, V] logits over temperature.
+      noise: [B, V] Gumbel noise, by token id.
+      top_k: [B], see `SamplingParams`.
+      top_p: [B].
+      rows: [B] bool; the others are ignored.
+    """
+    vocab_size = scaled.shape[-1]
+    by_mass = top_k == 0  # top-p alone: mass is counted among the whole vocabulary
+    total = lax.cond(
+        jnp.any(rows & by_mass),
+        lambda: jax.nn.logsumexp(scaled, axis=-1),
+        lambda: jnp.zeros(rows.shape),
     )
 
+    def draw(sizes: list[int]) -> jax.Array:
+        values, ids = lax.top_k(scaled, sizes[0])
+        among = lambda: _draw_sorted(values, ids, noise, total, top_k, top_p)  # noqa: E731
+        if len(sizes) == 1:
+            return among()
+        mass = jnp.sum(jnp.exp(values - total[:, None]), axis=-1)
+        enough = jnp.where(by_mass, mass >= top_p, top_k <= sizes[0])
+        return lax.cond(jnp.all(enough | ~rows), among, lambda: draw(sizes[1:]))
 
-def _from_sorted(
-    values: jax.Array, ids: jax.Array, noise: jax.Array, total: jax.Array, top_p: float
-) -> tuple[jax.Array, jax.Array]:
-    """Draws among candidates in falling order.
+    return draw([n for n in NUM_CANDIDATES if n < vocab_size] + [vocab_size])
+
+
+def _draw_sorted(
+    values: jax.Array,
+    ids: jax.Array,
+    noise: jax.Array,
+    total: jax.Array,
+    top_k: jax.Array,
+    top_p: jax.Array,
+) -> jax.Array:
+    """Tokens [B] drawn among candidates in falling order, as many as the filters need.
 
     Args:
       values: [B, C] scaled logits of the candidates.
       ids: [B, C] their token ids.
       noise: [B, V] Gumbel noise, by token id.
-      total: [B] log of the mass that `top_p` is a share of.
-      top_p: as in `Filter`.
-
-    Returns:
-      Tokens [B] int32 and their log-probabilities [B] among those kept.
+      total: [B] log of the vocabulary's mass, where top-p is alone.
+      top_k: [B], see `SamplingParams`.
+      top_p: [B].
     """
-    if top_p < 1:
-        probs = jnp.exp(values - total[:, None])
-        mass_before = jnp.cumsum(probs, axis=-1) - probs
-        values = jnp.where(mass_before < top_p, values, -jnp.inf)
-    choice = jnp.argmax(values + jnp.take_along_axis(noise, ids, axis=-1), axis=-1)
-    return _pick(ids, choice).astype(jnp.int32), _logprob(values, choice)
+    ranks = jnp.arange(values.shape[1])[None]
+    top_k, top_p, by_mass = top_k[:, None], top_p[:, None], top_k == 0
+    values = jnp.where((top_k == 0) | (ranks < top_k), values, -jnp.inf)
+    total = jnp.where(by_mass, total, jax.nn.logsumexp(values, axis=-1))
+    probs = jnp.exp(values - total[:, None])
+    mass_before = jnp.cumsum(probs, axis=-1) - probs
+    # At top_p = 1 rounding must not end the sum before the last candidate.
+    values = jnp.where((mass_before < top_p) | (top_p >= 1), values, -jnp.inf)
+    choice = _argmax(values + jnp.take_along_axis(noise, ids, axis=-1))
+    return _pick(ids, choice)
 
 
-def _logprob(logits: jax.Array, index: jax.Array) -> jax.Array:
-    """log softmax(logits)[b, index[b]] for each row b, without the [B, N] softmax."""
-    return _pick(logits, index) - jax.nn.logsumexp(logits, axis=-1)
+def _noise(keys: jax.Array, vocab_size: int) -> jax.Array:
+    """Gumbel noise [B, V] of keys [B]."""
+    return jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,)))(keys)
+
+
+def _argmax(values: jax.Array) -> jax.Array:
+    """[B, N] -> [B] int32; of equals the first."""
+    return jnp.argmax(values, axis=-1).astype(jnp.int32)
 
 
 def _pick(values: jax.Array, index: jax.Array) -> jax.Array:

@@ -1,15 +1,24 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of a sampler: a prompt, where its noise comes from, and how to draw."""
+"""What is asked of a sampler: a prompt, how to draw, and the address of the noise.
+
+The noise of a token depends on the request's address and the token's place in the completion,
+and on nothing else. So a request draws the same tokens in whatever slot, batch or padding it is
+decoded, up to the rounding of the logits, which may differ in the last bits between compiled
+shapes.
+"""
 
 import enum
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.schema import SamplingConfig
 
 
 class Purpose(enum.IntEnum):
-    """What a completion is for; keeps noise apart where addresses are equal otherwise."""
+    """What a completion is for; keeps noise apart where addresses are otherwise equal."""
 
     SOLVER = 0
     CRITIC = 1
@@ -17,7 +26,16 @@ class Purpose(enum.IntEnum):
 
 
 class Address(NamedTuple):
-    """Where the noise of one completion comes from; all numbers are below 2**32."""
+    """Which noise a request draws with; every field lies in [0, 2**32).
+
+    Attributes:
+      seed: of the run.
+      purpose: a `Purpose`.
+      step: the optimizer step; 0 in evaluation.
+      problem: a stable hash of the problem, `base.hashing.stable_hash32`.
+      sample: index among the samples of one problem.
+      retry: 0, or how often the same request was made before.
+    """
 
     seed: int
     purpose: int
@@ -28,7 +46,18 @@ class Address(NamedTuple):
 
 
 class SamplingParams(NamedTuple):
-    """How one completion is drawn."""
+    """How tokens are drawn: temperature, then top-k, then top-p.
+
+    Top-p keeps the fewest most probable tokens whose mass reaches `top_p`, where mass is
+    counted among what top-k left. Of equally probable tokens the lower id comes first.
+
+    Attributes:
+      temperature: 0 takes the most probable token, and then the two filters mean nothing.
+      top_k: tokens to keep, 0 for all.
+      top_p: in (0, 1], 1 for all.
+      max_new_tokens: where a completion is cut, at least 1.
+      stop_ids: token ids that end a completion, beside the model's own.
+    """
 
     temperature: float
     top_k: int
@@ -37,13 +66,21 @@ class SamplingParams(NamedTuple):
     stop_ids: tuple[int, ...]
 
     @classmethod
-    def of(cls, config: Any) -> "SamplingParams":
-        """From a config's section."""
-        return cls(config.temperature, config.top_k, config.top_p, config.max_new_tokens, ())
+    def of(cls, config: SamplingConfig) -> "SamplingParams":
+        """The parameters in a section of the config."""
+        return cls(
+            config.temperature, config.top_k, config.top_p, config.max_new_tokens, stop_ids=()
+        )
 
 
 class Request(NamedTuple):
-    """One completion to sample."""
+    """One completion to sample.
+
+    Attributes:
+      prompt: token ids, at least one.
+      address: of its noise.
+      params: how its tokens are drawn.
+    """
 
     prompt: Sequence[int]
     address: Address
@@ -53,18 +90,47 @@ class Request(NamedTuple):
 def sample_addresses(
     problem_ids: Sequence[int], num_samples: int, *, seed: int, purpose: int, step: int
 ) -> list[Address]:
+    """Addresses of `num_samples` samples of each problem, problem by problem.
+
+    A problem that stands twice in the list (where two epochs meet) goes on counting:
+
+        problem_ids [7, 9, 7], num_samples 2   ->   (problem, sample)
+                                                    (7, 0) (7, 1) (9, 0) (9, 1) (7, 2) (7, 3)
+    """
     seen: Counter[int] = Counter()
-    rows = []
+    addresses = []
     for problem in problem_ids:
         first = seen[problem] * num_samples
         seen[problem] += 1
-        rows += [
-            Address(seed, int(purpose), step, problem, first + g, 0) for g in range(num_samples)
-        ]
-    return rows
+        for sample in range(first, first + num_samples):
+            addresses.append(Address(seed, int(purpose), step, problem, sample, retry=0))
+    return addresses
 
 
 def make_requests(
     prompts: Sequence[Sequence[int]], addresses: Sequence[Address], params: SamplingParams
 ) -> list[Request]:
-    return [Request(p, a, params) for p, a in zip(prompts, addresses, strict=True)]
+    """One request per prompt, all drawn the same way.
+
+    Raises:
+      ValueError: there is not one address per prompt.
+    """
+    pairs = zip(prompts, addresses, strict=True)
+    return [Request(prompt, address, params) for prompt, address in pairs]
+
+
+def check_requests(requests: Sequence[Request], max_length: int) -> None:
+    """Refuses a request without a prompt, or longer than `max_length` with its completion.
+
+    Raises:
+      UserError: naming the first one.
+    """
+    for index, request in enumerate(requests):
+        length, room = len(request.prompt), request.params.max_new_tokens
+        if not length:
+            raise UserError(f"Prompt {index} is empty: a prompt needs at least one token.")
+        if length + room > max_length:
+            raise UserError(
+                f"Prompt {index} has {length} tokens, which with max_new_tokens = {room} exceeds "
+                f"the {max_length} positions there are: lower one."
+            )

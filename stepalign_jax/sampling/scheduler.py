@@ -1,15 +1,18 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Who sits in which slot, and which widths are compiled: plain functions of plain numbers.
+"""Which request is in which slot, and which widths are compiled: plain functions of plain numbers.
 
 Nothing here knows arrays on a device. Every decision follows from the requests and from
 the done flags, which all hosts see alike, so that all hosts take it alike.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from stepalign_jax.base.buckets import bucket
 
 _SMALLEST_PROMPT = 16
 _SMALLEST_CACHE = 128
@@ -23,44 +26,59 @@ class Schedule:
 
     Attributes:
       request: [B] the request in each slot, -1 for none.
-      num_done: requests that are through.
+      num_submitted: requests so far; they are numbered from 0 on.
+      num_done: requests that are through, those that were cancelled among them.
     """
 
-    def __init__(self, order: Sequence[int], num_slots: int):
-        """Args: `order` is the order in which requests are served."""
+    def __init__(self, num_slots: int):
         self.request = np.full(num_slots, -1)
+        self.num_submitted = 0
         self.num_done = 0
-        self._order = np.asarray(order, int)
-        self._next = 0
+        self._waiting: deque[int] = deque()
 
     @property
     def num_waiting(self) -> int:
         """Requests that no slot has had yet."""
-        return len(self._order) - self._next
+        return len(self._waiting)
 
     @property
     def over(self) -> bool:
         """Whether every request is through."""
-        return self.num_done == len(self._order)
+        return self.num_done == self.num_submitted
+
+    def submit(self, order: Sequence[int]) -> None:
+        """Lets new requests wait behind the others; `order` is that of serving."""
+        self._waiting.extend(order)
+        self.num_submitted += len(order)
+
+    def cancel(self, request: int) -> None:
+        """Takes a request that is not through out of its slot, or off the queue."""
+        held = self.request == request
+        if held.any():
+            self.request[held] = -1
+        else:
+            self._waiting.remove(request)
+        self.num_done += 1
 
     def refill(self) -> np.ndarray:
-        """Seats waiting requests; returns the slots that got one."""
-        free = np.flatnonzero(self.request < 0)[: self.num_waiting]
-        self.request[free] = self._order[self._next : self._next + len(free)]
-        self._next += len(free)
-        return free
+        """Gives free slots to waiting requests; returns the slots that got one."""
+        fresh = np.flatnonzero(self.request < 0)[: self.num_waiting]
+        self.request[fresh] = [self._waiting.popleft() for _ in fresh]
+        return fresh
 
     def idle_limit(self) -> int:
-        """How many idle slots are worth a refill; all of them, if nobody waits."""
+        """How many idle slots are worth a refill; all of them, if no request waits."""
         num_slots = len(self.request)
         enough = max(1, num_slots // _REFILLS_PER_ROUND)
         return min(enough, self.num_waiting) or num_slots
 
-    def retire(self, done: np.ndarray) -> None:
-        """Frees the slots whose request is done, `done` being [B] bool."""
+    def retire(self, done: np.ndarray) -> list[int]:
+        """Frees the slots whose request is done, `done` being [B] bool; returns the requests."""
         through = done & (self.request >= 0)
+        requests = self.request[through].tolist()
         self.request[through] = -1
-        self.num_done += int(through.sum())
+        self.num_done += len(requests)
+        return requests
 
 
 def serving_order(prompts: Sequence[Sequence[int]]) -> list[int]:
@@ -77,14 +95,10 @@ def serving_order(prompts: Sequence[Sequence[int]]) -> list[int]:
 def prompt_bucket(length: int) -> int:
     """The padded width for prompts up to `length`: 16, 24, 32, 48, 64, 96, 128, ...
 
-    Two widths per doubling: at most half of a width is wasted on its longest prompt, and
+    Two widths per doubling: at most a third of a width is wasted on its longest prompt, and
     prompts up to 4,096 tokens need no more than 17 compilations.
     """
-    bucket = _SMALLEST_PROMPT
-    while bucket < length:
-        # A power of two is followed by 1.5 times itself, and that by the next power.
-        bucket = bucket * 3 // 2 if bucket & (bucket - 1) == 0 else bucket * 4 // 3
-    return bucket
+    return bucket(length, smallest=_SMALLEST_PROMPT, per_doubling=2)
 
 
 def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
@@ -105,18 +119,41 @@ def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
     return widths[-2] if len(widths) > 1 else 0
 
 
-def deal(prompts: Sequence[Sequence[int]], num_lanes: int) -> list[list[int]]:
-    """Request numbers of each lane: each prompt's go to the lane that has the fewest so far.
+class PromptLayout(NamedTuple):
+    """How prompts are padded; sessions beside each other agree on one.
+
+    Attributes:
+      prefix: leading tokens that all share and that are prefilled once.
+      widest: cache slots that the longest prompt fills, padding included.
+    """
+
+    prefix: int
+    widest: int
+
+
+def prompt_layout(prompts: Sequence[tuple[int, ...]]) -> PromptLayout:
+    """The layout of at least one prompt."""
+    prefix = shared_prefix(prompts)
+    return PromptLayout(prefix, _filled(max(map(len, prompts)), prefix))
+
+
+def _filled(length: int, prefix: int) -> int:
+    """Cache slots that the prefill of a prompt of `length` tokens fills: all but the last."""
+    return prefix + prompt_bucket(length - 1 - prefix)
+
+
+def deal(prompts: Sequence[Sequence[int]], num_sessions: int) -> list[list[int]]:
+    """Request numbers of each session: a prompt's go to the one that has the fewest so far.
 
     Equal prompts stay together, since they share a prefill.
     """
-    lanes: list[list[int]] = [[] for _ in range(num_lanes)]
+    shares: list[list[int]] = [[] for _ in range(num_sessions)]
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for request, prompt in enumerate(prompts):
         by_prompt.setdefault(tuple(prompt), []).append(request)
     for requests in by_prompt.values():
-        min(lanes, key=len).extend(requests)
-    return lanes
+        min(shares, key=len).extend(requests)
+    return shares
 
 
 class PrefillBatch(NamedTuple):
@@ -134,13 +171,13 @@ class PrefillBatch(NamedTuple):
 
 
 def prefill_batches(
-    prompts: Sequence[tuple[int, ...]], order: Sequence[int], prefix: int, num_slots: int
+    prompts: Mapping[int, tuple[int, ...]], order: Sequence[int], prefix: int, num_slots: int
 ) -> list[PrefillBatch]:
     """Cuts distinct prompts, longest first, into batches: one number of rows per width.
 
     Args:
-      prompts: those of all requests.
-      order: of `serving_order`.
+      prompts: by request.
+      order: requests, of `serving_order`.
       prefix: how many leading tokens all share and have prefilled already.
       num_slots: B; more rows are not needed.
     """
@@ -158,14 +195,20 @@ def prefill_batches(
     return batches
 
 
+def cache_limit(longest: int) -> int:
+    """The most cache slots that rows of up to `longest` tokens take.
+
+    A multiple of 16, as any other width: `attention.can_stream` does not take every one.
+    """
+    return -(-longest // 16) * 16
+
+
 def cache_bucket(needed: int, limit: int) -> int:
     """Cache slots that hold `needed` ones: 128, 256, 512, ..., or `limit`, the most.
 
     `limit` takes the place of a width that comes near it.
     """
-    width = _SMALLEST_CACHE
-    while width < needed:
-        width *= 2
+    width = bucket(needed, smallest=_SMALLEST_CACHE, per_doubling=1)
     return limit if 3 * width > 2 * limit else width
 
 
@@ -173,3 +216,15 @@ def resized(current: int, needed: int, limit: int) -> int:
     """The cache's next width: it grows when it must, and shrinks when half is enough."""
     wanted = cache_bucket(needed, limit)
     return wanted if needed > current or 2 * wanted <= current else current
+
+
+def cache_widths(longest_prompt: int, max_new_tokens: int, *, prefix: int = 0) -> list[int]:
+    """Every cache width that a call of `Engine.sample` may use, the narrowest first.
+
+    Args:
+      longest_prompt: tokens of the longest prompt.
+      max_new_tokens: the most that a request draws.
+      prefix: leading tokens that all prompts share, see `shared_prefix`.
+    """
+    limit = cache_limit(_filled(longest_prompt, prefix) + max_new_tokens)
+    return sorted({cache_bucket(needed, limit) for needed in range(1, limit + 1)})

@@ -34,6 +34,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from stepalign_jax.base.buckets import bucket
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.objectives.divergence import LossScores, TokenScores
@@ -122,13 +123,9 @@ class MicroBatch:
 def padded(length: int, per_doubling: int = 4) -> int:
     """`length` rounded up to a bucket: 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, ...
 
-    With `per_doubling` sizes from one power of two to the next, less than a
-    (per_doubling + 1)-th of a size is padding.
+    See `base.buckets`, which has the table for `per_doubling`.
     """
-    if length <= _SMALLEST:
-        return _SMALLEST
-    step = (1 << (length - 1).bit_length()) // (2 * per_doubling)
-    return -(-length // step) * step
+    return bucket(length, smallest=_SMALLEST, per_doubling=per_doubling)
 
 
 def padded_width(length: int) -> int:
