@@ -53,9 +53,9 @@ def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> M
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         raise UserError(
-            f"parallel asks for data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}, "
-            f"which does not fit {len(devices)} device(s): make the product equal to the number "
-            "of devices, or set one of them to -1."
+            f"parallel asks for data={config.data}, fsdp={config.fsdp}, "
+            f"tensor={config.tensor}, which does not fit {len(devices)} device(s): make the "
+            "product equal to the number of devices, or set one of them to -1."
         )
     # Auto axes: the compiler spreads the few constraints named in the model.
     grid = np.asarray(devices).reshape(sizes)

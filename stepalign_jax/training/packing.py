@@ -182,8 +182,8 @@ def make_layouts(
     layouts = []
     for chosen in np.split(order, num_parts):
         # Dealt out in turn, so that shards have about equally many tokens; [S, R / S].
-        rollouts = chosen.reshape(-1, num_shards(mesh)).T
-        layouts.append(_make_layout(rollouts, counting[rollouts]))
+        dealt = chosen.reshape(-1, num_shards(mesh)).T
+        layouts.append(_make_layout(dealt, counting[dealt]))
     return layouts
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from support.float64 import make_divergence
 
 from stepalign_jax.objectives.tiled_divergence import tiled_divergence
 
@@ -30,12 +31,7 @@ def temporaries(num_tokens: int, token_tile: int, dtype: jnp.dtype, **placing: o
             None,
             tokens,
             token_weights=weights,
-            divergence="forward_kl",
-            jsd_beta=0.5,
-            loss_temperature=1.1,
-            element_clip=0.0,
-            top_k=0,
-            token_tile=token_tile,
+            divergence=make_divergence("forward_kl", token_tile=token_tile),
             mesh=None,
         )[0]
 

@@ -14,44 +14,45 @@ import support.float64 as float64
 from support.tiled import ARRAYS, SETTINGS, D, N, V, draw, equations, tiled, value_and_gradients
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.objectives.divergence import DIVERGENCES, TokenScores
+from stepalign_jax.objectives.divergence import LossScores
+from stepalign_jax.objectives.tiled_divergence import tiled_scores
 
 
 @pytest.mark.parametrize(("name", "way"), float64.NAMES_AND_WAYS)
 def test_loss_and_gradients_are_the_float64_ones(name, way):
     inputs, settings = draw(num_tokens=4, vocab=7, width=3), {**SETTINGS, **way}
     pair = float64.both_logprobs(inputs, settings["loss_temperature"])
-    learns = ("solver_hidden", "solver_head")
-    (loss, scores), gradients = value_and_gradients(inputs, learns, name, **way)
+    trains = ("solver_hidden", "solver_head")
+    (loss, scores), gradients = value_and_gradients(inputs, trains, name, **way)
     expected = float64.values(name, *pair, inputs["tokens"], pair[0], **settings)
-    np.testing.assert_allclose(scores.divergence, expected, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(scores.loss, expected, rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(loss, inputs["token_weights"] @ expected, rtol=2e-5, atol=1e-6)
-    for key in learns:
-        slope = float64.central_differences(
+    for key in trains:
+        expected = float64.central_differences(
             lambda x, key=key: float64.weighted_sum(
                 name, {**inputs, key: x}, pair[0], settings
             ),
             inputs[key],
         )
-        assert np.abs(slope).max() > 1e-2
-        assert float64.relative_error(gradients[key], slope) < 1e-5
+        assert np.abs(expected).max() > 1e-2
+        assert float64.relative_error(gradients[key], expected) < 1e-5
 
 
 @pytest.mark.parametrize(
     ("name", "tile", "jit"),
-    [*((name, 3, True) for name in DIVERGENCES), ("jsd", 1, True), ("jsd", 100, False)],
+    [*((name, 3, True) for name in float64.NAMES), ("jsd", 1, True), ("jsd", 100, False)],
 )
 def test_neither_tile_size_nor_jit_changes_anything(name, tile, jit):
-    inputs, learns = draw(), ("solver_hidden", "solver_head")
-    whole = value_and_gradients(inputs, learns, name, token_tile=N)
+    inputs, trains = draw(), ("solver_hidden", "solver_head")
+    whole = value_and_gradients(inputs, trains, name, token_tile=N)
     with jax.disable_jit(not jit):
-        parts = value_and_gradients(inputs, learns, name, token_tile=tile)
+        parts = value_and_gradients(inputs, trains, name, token_tile=tile)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, atol=2e-6, rtol=2e-6), parts, whole
     )
 
 
-def step_equations(learns: tuple[str, ...], token_tile: int = 3, **inputs: Any) -> list[Any]:
+def step_equations(trains: tuple[str, ...], token_tile: int = 3, **inputs: Any) -> list[Any]:
     inputs = {**draw(num_tokens=24, vocab=97), **inputs}
 
     def loss(arrays: dict) -> jax.Array:
@@ -59,14 +60,14 @@ def step_equations(learns: tuple[str, ...], token_tile: int = 3, **inputs: Any) 
 
     # As the update has it: compiled within, in a loop over micro-batches.
     def step(arrays: dict) -> Any:
-        differentiated = jax.jit(jax.value_and_grad(loss) if learns else loss)
+        differentiated = jax.jit(jax.value_and_grad(loss) if trains else loss)
         return jax.lax.scan(lambda _, __: (None, differentiated(arrays)), None, None, 2)
 
-    return equations(jax.make_jaxpr(step)({key: inputs[key] for key in learns}).jaxpr)
+    return equations(jax.make_jaxpr(step)({key: inputs[key] for key in trains}).jaxpr)
 
 
 @pytest.mark.parametrize(
-    ("learns", "shared", "num_products"),
+    ("trains", "shared", "num_products"),
     [
         ((), False, 2),
         ((), True, 1),  # both sides' logits in one
@@ -76,9 +77,9 @@ def step_equations(learns: tuple[str, ...], token_tile: int = 3, **inputs: Any) 
         (("solver_head",), True, 3),
     ],
 )
-def test_head_products(learns, shared, num_products):
+def test_head_products(trains, shared, num_products):
     changed = {"teacher_head": None} if shared else {}
-    found = [e for e in step_equations(learns, **changed) if e.primitive.name == "dot_general"]
+    found = [e for e in step_equations(trains, **changed) if e.primitive.name == "dot_general"]
     assert len(found) == num_products
 
 
@@ -96,7 +97,7 @@ def test_no_array_of_all_tokens_by_vocabulary():
 @pytest.mark.parametrize(
     ("name", "dtype", "way"),
     [
-        *((name, jnp.float32, {}) for name in DIVERGENCES),
+        *((name, jnp.float32, {}) for name in float64.NAMES),
         ("forward_kl", jnp.bfloat16, {}),
         ("forward_kl", jnp.float32, {"element_clip": 0.05, "top_k": 5}),
     ],
@@ -105,15 +106,15 @@ def test_equal_hidden_states_give_exactly_zero(name, dtype, way):
     inputs = draw(num_tokens=37, vocab=67, width=33)
     inputs |= {key: jnp.asarray(inputs[key], dtype) for key in ARRAYS}
     inputs |= {"teacher_hidden": inputs["solver_hidden"], "teacher_head": inputs["solver_head"]}
-    learns = ("solver_hidden", "solver_head")
-    (loss, scores), gradients = value_and_gradients(inputs, learns, name, **way)
-    assert loss == 0.0 and not scores.divergence.any() and not scores.advantage.any()
+    trains = ("solver_hidden", "solver_head")
+    (loss, scores), gradients = value_and_gradients(inputs, trains, name, **way)
+    assert loss == 0.0 and not scores.loss.any() and not scores.advantage.any()
     assert not any(gradient.any() for gradient in gradients.values())
     # one changed row is seen, and it alone
     factor = np.where(np.arange(37) == 5, 1.5, 1.0)[:, None].astype(dtype)
     inputs["teacher_hidden"] = inputs["teacher_hidden"] * factor
-    (_, scores), gradients = value_and_gradients(inputs, learns, name, **way)
-    assert np.flatnonzero(scores.divergence).tolist() == [5]
+    (_, scores), gradients = value_and_gradients(inputs, trains, name, **way)
+    assert np.flatnonzero(scores.loss).tolist() == [5]
     assert np.flatnonzero(gradients["solver_hidden"].any(-1)).tolist() == [5]
 
 
@@ -122,13 +123,13 @@ def test_a_token_of_weight_zero_gives_nothing_whatever_it_holds(name):
     inputs, mask = draw(), np.array([True, False, True, True, False, False, True])
     inputs["teacher_hidden"][1], inputs["solver_hidden"][4] = np.nan, np.inf
     inputs["token_weights"] = mask
-    learns = ("solver_hidden", "solver_head")
-    (loss, _), gradients = value_and_gradients(inputs, learns[:1], name)
+    trains = ("solver_hidden", "solver_head")
+    (loss, _), gradients = value_and_gradients(inputs, trains[:1], name)
     assert np.isfinite(loss)
     np.testing.assert_array_equal(gradients["solver_hidden"].any(-1), mask)
     inputs["token_weights"] = np.zeros(N, np.float32)
     (loss, _), gradients = value_and_gradients(
-        draw() | {"token_weights": 0 * mask}, learns, name
+        draw() | {"token_weights": 0 * mask}, trains, name
     )
     assert loss == 0.0 and not any(gradient.any() for gradient in gradients.values())
 
@@ -140,40 +141,40 @@ def test_only_the_solver_learns_and_from_the_sum_alone():
     def gradients(arrays: dict, field: str) -> Any:
         def chosen(arrays: dict) -> jax.Array:
             loss, scores = tiled({**inputs, **arrays}, "jsd")
-            return loss if field == "loss" else jnp.sum(getattr(scores, field))
+            return loss if field == "total" else jnp.sum(getattr(scores, field))
 
         return jax.grad(chosen)(arrays)
 
     arrays = {key: inputs[key] for key in (*ARRAYS, "token_weights")}
-    for field in ("loss", *TokenScores._fields):
+    for field in ("total", *LossScores._fields):
         found = gradients(arrays, field)
-        learns = {key for key, gradient in found.items() if np.asarray(gradient).any()}
-        assert learns == ({"solver_hidden", "solver_head"} if field == "loss" else set())
+        trains = {key for key, gradient in found.items() if np.asarray(gradient).any()}
+        assert trains == ({"solver_hidden", "solver_head"} if field == "total" else set())
 
 
 def test_the_cotangent_scales_the_gradients():
     inputs = draw()
-    learns = ("solver_hidden", "solver_head")
-    _, once = value_and_gradients(inputs, learns, "forward_kl")
+    trains = ("solver_hidden", "solver_head")
+    _, once = value_and_gradients(inputs, trains, "forward_kl")
 
     def loss(arrays: dict) -> jax.Array:
         return -3.0 * tiled({**inputs, **arrays})[0]
 
-    found = jax.jit(jax.grad(loss))({key: inputs[key] for key in learns})
-    for key in learns:
+    found = jax.jit(jax.grad(loss))({key: inputs[key] for key in trains})
+    for key in trains:
         np.testing.assert_allclose(found[key], -3.0 * once[key], rtol=1e-6)
 
 
 def test_a_shared_head_is_the_same_as_two_equal_ones():
     inputs = draw() | {"teacher_head": draw()["solver_head"]}
-    learns = ("solver_hidden", "solver_head")
-    two = value_and_gradients(inputs, learns, "forward_kl")
-    one = value_and_gradients({**inputs, "teacher_head": None}, learns, "forward_kl")
-    assert one[1]["solver_head"].all()  # it learns through the solver's side alone
+    trains = ("solver_hidden", "solver_head")
+    two = value_and_gradients(inputs, trains, "forward_kl")
+    one = value_and_gradients({**inputs, "teacher_head": None}, trains, "forward_kl")
+    assert one[1]["solver_head"].all()  # it trains through the solver's side alone
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6, rtol=1e-5), one, two)
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", float64.NAMES)
 def test_bfloat16_inputs_are_summed_in_float32(name):
     inputs = draw(num_tokens=9, vocab=301, width=64)
     low = {key: jnp.asarray(inputs[key], jnp.bfloat16) for key in ARRAYS}
@@ -184,7 +185,7 @@ def test_bfloat16_inputs_are_summed_in_float32(name):
     expected = float64.values(name, *pair, inputs["tokens"], pair[0], **SETTINGS)
     _, scores = jax.jit(functools.partial(tiled, name=name))({**inputs, **low})
     # bfloat16 logits or sums would miss by 1e-3 and more
-    np.testing.assert_allclose(scores.divergence, expected, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(scores.loss, expected, rtol=2e-5, atol=1e-6)
 
 
 def test_head_gradient_is_summed_over_tiles_in_float32():
@@ -215,7 +216,59 @@ def test_a_float32_head_scores_like_its_cast():
     jax.tree.map(np.testing.assert_array_equal, kept, run({**inputs, **low, **cast}))
 
 
-def test_a_tile_of_no_token_and_a_top_k_of_all_entries_are_refused():
-    for settings in ({"token_tile": 0}, {"token_tile": -1}, {"top_k": V}):
-        with pytest.raises(UserError, match=next(iter(settings))):
-            tiled(draw(), **settings)
+def test_a_top_k_of_all_entries_is_refused():
+    with pytest.raises(UserError, match=f"top_k is {V}, .* give at most {V - 1}, or 0"):
+        tiled(draw(), top_k=V)
+    tiled(draw(), top_k=V - 1)
+
+
+# --- Forward only --------------------------------------------------------------------------
+
+
+def forward(inputs: dict, name: str, **settings: Any) -> Any:
+    arrays = {key: value for key, value in inputs.items() if key != "token_weights"}
+    divergence = float64.make_divergence(name, **settings)
+    return jax.jit(functools.partial(tiled_scores, divergence=divergence, mesh=None))(**arrays)
+
+
+@pytest.mark.parametrize(("name", "way"), float64.NAMES_AND_WAYS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_forward_only_scores_are_the_float64_ones(name, way, shared):
+    inputs, settings = draw(), {**SETTINGS, **way}
+    if shared:
+        inputs["teacher_head"] = inputs["solver_head"]
+    pair = float64.both_logprobs(inputs, settings["loss_temperature"])
+    divergence = float64.values(name, *pair, inputs["tokens"], pair[0], **settings)
+    solver, teacher = float64.both_logprobs(inputs, 1.0)
+    rows, tokens = np.arange(N), inputs["tokens"]
+    entropies = [-(np.exp(side) * side).sum(-1) for side in (solver, teacher)]
+    expected = [divergence, (teacher - solver)[rows, tokens]]
+    expected += [solver[rows, tokens], teacher[rows, tokens], *entropies]
+    found = forward(inputs | ({"teacher_head": None} if shared else {}), name, **way)
+    for values, exact in zip(found, expected, strict=True):
+        np.testing.assert_allclose(values, exact, rtol=2e-5, atol=2e-6)
+
+
+def test_forward_only_scores_are_those_of_the_update():
+    inputs = draw()
+    scores, (_, update) = (
+        forward(inputs, "jsd"),
+        jax.jit(functools.partial(tiled, name="jsd"))(inputs),
+    )
+    np.testing.assert_allclose(scores.divergence, update.loss, rtol=1e-6)
+    np.testing.assert_allclose(scores.advantage, update.advantage, rtol=1e-6)
+
+
+def test_the_update_computes_no_entropy():
+    """A pass over the vocabulary more than it needs: exponentials per tile tell."""
+
+    def exponentials(function: Any, *arguments: Any) -> int:
+        found = equations(jax.make_jaxpr(function)(*arguments).jaxpr)
+        return sum(equation.primitive.name == "exp" for equation in found)
+
+    divergence = float64.make_divergence("forward_kl")
+    arrays = {key: value for key, value in draw().items() if key != "token_weights"}
+    analysis = functools.partial(tiled_scores, divergence=divergence, mesh=None)
+    in_update = exponentials(tiled, draw())
+    assert in_update == 4  # two temperatures of two sides
+    assert exponentials(lambda arrays: analysis(**arrays), arrays) == in_update + 2

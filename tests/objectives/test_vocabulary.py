@@ -8,26 +8,26 @@ EIGHT_DEVICES = """
     import functools
     import support.float64 as float64
     import jax, jax.numpy as jnp, numpy as np
-    from test_mesh import parallel
+    from stepalign_jax.config.schema import ParallelConfig
     from support.tiled import SETTINGS, equations, tiled
     from stepalign_jax.objectives.tiled_logprobs import tiled_logprobs
     from stepalign_jax.parallel.mesh import active_mesh, make_mesh, use_mesh
 
     N, V, D = 21, 24, 8  # 21 tokens are padded to fill 4 devices
     inputs = float64.draw_inputs(N, V, D)
-    mesh = make_mesh(parallel(2, 2, 2))
+    mesh = make_mesh(ParallelConfig(data=2, fsdp=2, tensor=2))
 
     def divergence_step(name, way, shared, mesh, arrays):
-        def loss(learns):
-            rest = {**inputs, **learns} | ({"teacher_head": None} if shared else {})
+        def loss(trains):
+            rest = {**inputs, **trains} | ({"teacher_head": None} if shared else {})
             return tiled(rest, name, mesh=mesh, **way)
         return jax.value_and_grad(loss, has_aux=True)(arrays)
 
     def logprobs_step(mesh, arrays):
-        def loss(learns):
+        def loss(trains):
             return jnp.sum(inputs["token_weights"] * tiled_logprobs(
-                learns["solver_hidden"], learns["solver_head"], inputs["tokens"],
-                temperature=0.7, token_tile=3, mesh=mesh,
+                trains["solver_hidden"], trains["solver_head"], inputs["tokens"],
+                token_tile=3, mesh=mesh,
             ) ** 2)
         return jax.value_and_grad(loss)(arrays)
 
@@ -61,9 +61,9 @@ EIGHT_DEVICES = """
     (_, scores), gradients = same(functools.partial(divergence_step, "forward_kl", {}, False))
     frozen = pair[0]
     for key in ("solver_hidden", "solver_head"):
-        slope = float64.central_differences(lambda x: float64.weighted_sum(
+        expected = float64.central_differences(lambda x: float64.weighted_sum(
             "forward_kl", {**inputs, key: x}, frozen, SETTINGS), inputs[key])
-        assert float64.relative_error(gradients[key], slope) < 1e-5, key
+        assert float64.relative_error(gradients[key], expected) < 1e-5, key
     print("equal on", len(jax.devices()), "devices")
 """
 

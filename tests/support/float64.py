@@ -2,18 +2,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The divergences again, in float64 NumPy and in the plainest way, and inputs for them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from stepalign_jax.config.schema import (
+    DivergenceConfig,
+    ForwardKl,
+    Jsd,
+    ReverseKl,
+    SampledToken,
+)
+
+KINDS = {kind.kind: kind for kind in (ForwardKl, ReverseKl, Jsd, SampledToken)}
+NAMES = tuple(KINDS)
 SETTINGS: dict[str, Any] = {
-    "jsd_beta": 0.3,
+    "beta": 0.3,
     "loss_temperature": 1.1,
     "element_clip": 0.0,
     "top_k": 0,
     "token_tile": 3,
-    "mesh": None,
+    "token_weights": (),
 }
 # The ways to compute a divergence beside the plain one; sampled_token has no others.
 WAYS = (
@@ -45,6 +56,14 @@ def draw_inputs(num_tokens: int, vocab: int, width: int) -> dict[str, np.ndarray
     }
 
 
+def make_divergence(name: str, **settings: Any) -> DivergenceConfig:
+    """The divergence of that name; of SETTINGS and changes, what its class has."""
+    kind = KINDS[name]
+    fields = {field.name for field in dataclasses.fields(kind)} - {"kind"}
+    both = {**SETTINGS, **settings}
+    return kind(**{key: value for key, value in both.items() if key in fields})
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = np.asarray(logits, np.float64) - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
@@ -74,7 +93,7 @@ def values(
     tokens: np.ndarray,
     frozen: np.ndarray,
     *,
-    jsd_beta: float,
+    beta: float,
     element_clip: float,
     top_k: int,
     **_: Any,
@@ -87,9 +106,9 @@ def values(
     if top_k:
         solver, teacher = (_buckets(x, teacher, top_k) for x in (solver, teacher))
     if name == "jsd":
-        mixture = np.log((1 - jsd_beta) * np.exp(solver) + jsd_beta * np.exp(teacher))
-        terms = jsd_beta * kl_terms(teacher, mixture)
-        terms += (1 - jsd_beta) * kl_terms(solver, mixture)
+        mixture = np.log((1 - beta) * np.exp(solver) + beta * np.exp(teacher))
+        terms = beta * kl_terms(teacher, mixture)
+        terms += (1 - beta) * kl_terms(solver, mixture)
     else:
         pair = (solver, teacher) if name == "reverse_kl" else (teacher, solver)
         terms = kl_terms(*pair)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from support import float64
 
-from stepalign_jax.objectives.divergence import TokenScores
+from stepalign_jax.objectives.divergence import LossScores
 from stepalign_jax.objectives.tiled_divergence import tiled_divergence
 
 N, D, V = 7, 5, 13  # N is no multiple of the tile, and V of no vector width
@@ -21,18 +21,21 @@ def draw(num_tokens: int = N, vocab: int = V, width: int = D) -> dict[str, Any]:
     return float64.draw_inputs(num_tokens, vocab, width)
 
 
-def tiled(inputs: dict, name: str = "forward_kl", **settings) -> tuple[jax.Array, TokenScores]:
-    return tiled_divergence(**inputs, divergence=name, **{**SETTINGS, **settings})
+def tiled(
+    inputs: dict, name: str = "forward_kl", *, mesh: Any = None, **settings: Any
+) -> tuple[jax.Array, LossScores]:
+    divergence = float64.make_divergence(name, **settings)
+    return tiled_divergence(**inputs, divergence=divergence, mesh=mesh)
 
 
-def value_and_gradients(inputs: dict, learns: tuple[str, ...], name: str, **settings) -> Any:
+def value_and_gradients(inputs: dict, trains: tuple[str, ...], name: str, **settings) -> Any:
     """Returns ((loss, scores), gradients by name), compiled."""
 
-    def loss(arrays: dict) -> tuple[jax.Array, TokenScores]:
+    def loss(arrays: dict) -> tuple[jax.Array, LossScores]:
         return tiled({**inputs, **arrays}, name, **settings)
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    return jax.device_get(step({key: inputs[key] for key in learns}))
+    return jax.device_get(step({key: inputs[key] for key in trains}))
 
 
 def equations(jaxpr: jax.extend.core.Jaxpr) -> list[Any]:

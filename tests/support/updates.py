@@ -2,31 +2,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests of a step share: a model, four rollouts, an optimizer that keeps gradients."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from support.runs import TINY
 
-from stepalign_jax.config.load import load_config
 from stepalign_jax.config.schema import (
     EmaTeacher,
+    ForwardKl,
     InitialTeacher,
     LiveTeacher,
+    ObjectiveConfig,
     PolicyGradient,
     TeacherConfig,
 )
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3, init_params, output_head
-from stepalign_jax.objectives.divergence import TokenScores
-from stepalign_jax.training.scoring import Part, packed_hidden
-from stepalign_jax.training.step import TrainState, Update, make_update
+from stepalign_jax.objectives.divergence import LossScores
+from stepalign_jax.training import programs as run
+from stepalign_jax.training.packing import Sequences, Targets
+from stepalign_jax.training.programs import Programs, make_programs
+from stepalign_jax.training.scoring import hidden_states
+from stepalign_jax.training.state import TrainState
+from stepalign_jax.training.step import Method
 
 CONFIG = Qwen3Config(
     vocab_size=24,
@@ -46,8 +50,15 @@ CONFIG = Qwen3Config(
 )
 SPEC = LoraSpec(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
 MODEL = Qwen3(CONFIG, jnp.float32, lora=SPEC)
-OBJECTIVE = dataclasses.replace(load_config(TINY).objective, token_tile=8)
-POLICY_GRADIENT = PolicyGradient(token_tile=8, token_weights=(), clip=0.2)
+DIVERGENCE = ForwardKl(
+    loss_temperature=1.0, element_clip=0.0, top_k=0, token_tile=8, token_weights=()
+)
+SURROGATE = PolicyGradient(clip=0.2, token_tile=8, token_weights=())
+TEACHERS: dict[str, TeacherConfig] = {
+    "initial": InitialTeacher(),
+    "ema": EmaTeacher(decay=0.75),
+    "live": LiveTeacher(),
+}
 
 
 def draw_params(seed: int) -> dict[str, Any]:
@@ -82,45 +93,58 @@ def join(prompts: Sequence[list[int]], rows: Sequence[int], width: int) -> jax.A
     return jnp.asarray(tokens)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A micro-batch, and the same completions as the teacher reads them."""
+
+    solver: Sequences
+    teacher: Sequences
+    targets: Targets
+
+
 def make_part(
     teacher_prompts: Sequence[list[int]] = TEACHER_PROMPTS,
     *,
     teacher_width: int = 12,
     rows: Sequence[int] = ROWS,
     counts: np.ndarray = ALL,
+    weights: np.ndarray | None = None,
     logprobs: np.ndarray | None = None,
     advantages: Sequence[float] = ADVANTAGES,
     num_packed: int = 20,
 ) -> Part:
-    """The given rows, their tokens that count packed row by row."""
+    """The given rows, their tokens that count packed row by row; packing.py is not asked."""
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("solver_at", "teacher_at", "tokens", "logprobs", "advantages")
+        name: []
+        for name in ("solver", "teacher", "tokens", "weights", "logprobs", "advantages")
     }
     for i, row in enumerate(rows):
         for t in np.flatnonzero(counts[row]):
-            columns["solver_at"].append(i * 12 + len(SOLVER_PROMPTS[row]) - 1 + t)
-            columns["teacher_at"].append(i * teacher_width + len(teacher_prompts[row]) - 1 + t)
+            columns["solver"].append(i * 12 + len(SOLVER_PROMPTS[row]) - 1 + t)
+            columns["teacher"].append(i * teacher_width + len(teacher_prompts[row]) - 1 + t)
             columns["tokens"].append(COMPLETIONS[row][t])
+            columns["weights"].append(1.0 if weights is None else weights[row, t])
             columns["logprobs"].append(0.0 if logprobs is None else logprobs[row, t])
             columns["advantages"].append(advantages[row])
     num_tokens = len(columns["tokens"])
-    types = {"logprobs": jnp.float32, "advantages": jnp.float32}
 
-    def filled(name: str) -> jax.Array:
-        values = [*columns[name], *[0] * (num_packed - num_tokens)]
-        return jnp.array([values], types.get(name, jnp.int32))
+    def filled(name: str, dtype: Any = jnp.int32) -> jax.Array:
+        return jnp.array([[*columns[name], *[0] * (num_packed - num_tokens)]], dtype)
 
     return Part(
-        solver_tokens=join(SOLVER_PROMPTS, rows, 12),
-        teacher_tokens=join(teacher_prompts, rows, teacher_width),
-        counts=jnp.arange(num_packed)[None] < num_tokens,
-        **{name: filled(name) for name in columns},
+        Sequences(join(SOLVER_PROMPTS, rows, 12), filled("solver")),
+        Sequences(join(teacher_prompts, rows, teacher_width), filled("teacher")),
+        Targets(
+            filled("tokens"),
+            counts=jnp.arange(num_packed)[None] < num_tokens,
+            **{n: filled(n, jnp.float32) for n in ("weights", "logprobs", "advantages")},
+        ),
     )
 
 
 def teacher_states(model: Qwen3, teacher: dict[str, Any], part: Part) -> jax.Array:
     """[N, D] states of the teacher that predict the part's tokens."""
-    return packed_hidden(model, teacher, part.teacher_tokens, part.teacher_at)
+    return hidden_states(model, teacher, part.teacher)
 
 
 def spread(values: jax.Array, counts: np.ndarray = ALL) -> np.ndarray:
@@ -128,14 +152,6 @@ def spread(values: jax.Array, counts: np.ndarray = ALL) -> np.ndarray:
     found = np.zeros((BATCH, LENGTH), np.float32)
     found[counts] = np.asarray(values)[: counts.sum()]
     return found
-
-
-def teacher_config(kind: str) -> TeacherConfig:
-    return {
-        "initial": InitialTeacher(),
-        "ema": EmaTeacher(decay=0.75),
-        "live": LiveTeacher(),
-    }[kind]
 
 
 def recording_sgd() -> optax.GradientTransformation:
@@ -153,19 +169,22 @@ OPTIMIZER = recording_sgd()
 
 
 @functools.cache
-def updater(*, teacher: str = "initial", distils: bool = True, dtype: Any = None) -> Update:
+def programs_of(
+    *, teacher: str = "initial", objective: ObjectiveConfig = DIVERGENCE, dtype: Any = None
+) -> Programs:
     model = MODEL if dtype is None else Qwen3(CONFIG, dtype, lora=SPEC)
-    objective = OBJECTIVE if distils else POLICY_GRADIENT
-    return make_update(
-        model, OPTIMIZER, objective, teacher_config(teacher), distils=distils, shardings=None
-    )
+    method = Method(model, OPTIMIZER, objective, TEACHERS[teacher])
+    return make_programs(method, shardings=None)
 
 
 def run_step(
     state: TrainState, base: Any, *parts: Part, **options: Any
-) -> tuple[TrainState, dict[str, jax.Array], list[TokenScores]]:
-    update = updater(**options)
-    return update.apply(state, base, parts, update.score(state, base, parts))
+) -> tuple[TrainState, dict[str, jax.Array], list[LossScores]]:
+    programs = programs_of(**options)
+    hidden = None
+    if options.get("objective") is not SURROGATE:
+        hidden = run.score_teacher(programs, state, base, [part.teacher for part in parts])
+    return run.update(programs, state, base, parts, hidden)  # pyright: ignore[reportArgumentType]
 
 
 def copy(tree: Any) -> Any:

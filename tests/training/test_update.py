@@ -12,15 +12,18 @@ from support.updates import (
     ALL,
     BATCH,
     CONFIG,
+    DIVERGENCE,
     LORA,
     MODEL,
-    OBJECTIVE,
     OPTIMIZER,
     OTHER_PARAMS,
     PARAMS,
     SOLVER_PROMPTS,
     SPEC,
+    SURROGATE,
     TEACHER_PROMPTS,
+    TEACHERS,
+    Part,
     copy,
     gradient_of,
     make_part,
@@ -28,13 +31,14 @@ from support.updates import (
     plain_logprobs,
     run_step,
     spread,
-    teacher_config,
     teacher_states,
 )
 
 from stepalign_jax.model.qwen3 import Qwen3, output_head
-from stepalign_jax.training.scoring import Part, distillation_scores
-from stepalign_jax.training.step import follow, make_update
+from stepalign_jax.training.programs import make_programs, score_teacher, update
+from stepalign_jax.training.scoring import hidden_states
+from stepalign_jax.training.state import follow
+from stepalign_jax.training.step import Method, distillation_loss
 
 
 def assert_same_bits(actual: Any, expected: Any) -> None:
@@ -57,6 +61,11 @@ def relative_error(actual: Any, expected: Any) -> float:
     return float(np.sqrt(error / sum(np.square(b).sum() for _, b in pairs)))
 
 
+def teacher_logprobs(scores: Any) -> np.ndarray:
+    """[B, T]; the advantage is the difference of both sides'."""
+    return spread(scores.advantage + scores.solver_logprobs)
+
+
 def differs(a: Any, b: Any) -> bool:
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return any(not np.array_equal(x, y) for x, y in pairs)
@@ -66,7 +75,7 @@ def test_metrics_are_means_over_the_tokens_that_count():
     state, metrics, [scores] = run_step(make_state(), PARAMS, make_part())
     assert int(metrics["tokens_in_loss"]) == ALL.sum() == 16
     for name, values in (
-        ("loss", scores.divergence),
+        ("loss", scores.loss),
         ("advantage_mean", scores.advantage),
         ("advantage_abs_mean", np.abs(scores.advantage)),
         ("solver_logprob_mean", scores.solver_logprobs),
@@ -81,8 +90,8 @@ def test_metrics_are_means_over_the_tokens_that_count():
 # --- What does not count -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("distils", [True, False])
-def test_tokens_that_do_not_count_leave_the_weights_bit_for_bit(distils):
+@pytest.mark.parametrize("objective", [DIVERGENCE, SURROGATE])
+def test_tokens_that_do_not_count_leave_the_weights_bit_for_bit(objective):
     counts = ALL.copy()
     counts[2] = False  # a whole rollout
     counts[0, 4:] = False  # and the end of another
@@ -91,38 +100,41 @@ def test_tokens_that_do_not_count_leave_the_weights_bit_for_bit(distils):
 
     def weights(row: int, t: int) -> Any:
         """After one step with completion token t of one row changed, wherever it stands."""
-        picked = np.asarray(part.tokens).copy()
+        picked = np.asarray(part.targets.tokens).copy()
         place = counts[:row].sum() + t
         if counts[row, t]:
             picked[0, place] = 15
-        fields = {"tokens": jnp.asarray(picked)}
+        roles = {}
         for role, prompts in starts.items():
-            whole = np.asarray(getattr(part, f"{role}_tokens")).copy()
+            read = getattr(part, role)
+            whole = np.asarray(read.tokens).copy()
             whole[row, len(prompts[row]) + t] = 15
-            fields[f"{role}_tokens"] = jnp.asarray(whole)
-        changed = part.replace(**fields)  # pyright: ignore[reportAttributeAccessIssue]
-        return run_step(make_state(), PARAMS, changed, distils=distils)[0].trainable
+            roles[role] = read.replace(tokens=jnp.asarray(whole))
+        changed = Part(**roles, targets=part.targets.replace(tokens=jnp.asarray(picked)))  # pyright: ignore[reportAttributeAccessIssue]
+        return run_step(make_state(), PARAMS, changed, objective=objective)[0].trainable
 
-    unchanged = run_step(make_state(), PARAMS, part, distils=distils)[0].trainable
+    unchanged = run_step(make_state(), PARAMS, part, objective=objective)[0].trainable
     assert differs(unchanged, {"params": PARAMS})
     assert_same_bits(weights(2, 1), unchanged)
     assert_same_bits(weights(0, 4), unchanged)
     assert differs(weights(0, 2), unchanged)  # one that counts, and is read by the next
 
 
-@pytest.mark.parametrize("distils", [True, False])
-def test_a_step_without_a_token_is_finite_and_changes_nothing(distils):
+@pytest.mark.parametrize("objective", [DIVERGENCE, SURROGATE])
+def test_a_step_without_a_token_is_finite_and_changes_nothing(objective):
     part = make_part(counts=np.zeros_like(ALL))
-    new, metrics, _ = run_step(make_state(), PARAMS, part, distils=distils)
+    new, metrics, _ = run_step(make_state(), PARAMS, part, objective=objective)
     assert {name: float(value) for name, value in metrics.items()} == dict.fromkeys(metrics, 0)
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(new.opt_state))
     assert_same_bits(new.trainable, {"params": PARAMS})
     assert int(new.step) == 1
 
 
-@pytest.mark.parametrize("distils", [True, False])
-def test_filling_up_the_packed_tokens_changes_nothing(distils):
-    gradients = [gradient_of(make_part(num_packed=n), distils=distils)[0] for n in (16, 20, 48)]
+@pytest.mark.parametrize("objective", [DIVERGENCE, SURROGATE])
+def test_filling_up_the_packed_tokens_changes_nothing(objective):
+    gradients = [
+        gradient_of(make_part(num_packed=n), objective=objective)[0] for n in (16, 20, 48)
+    ]
     for gradient in gradients[1:]:
         assert_close(gradient, gradients[0], relative=1e-6)
 
@@ -144,6 +156,31 @@ def test_each_part_has_the_scores_of_its_own_rows():
     np.testing.assert_allclose(parts[1].solver_logprobs[:9], expected[:2][ALL[:2]], rtol=1e-5)
 
 
+# --- Weights -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [DIVERGENCE, SURROGATE])
+def test_weights_scale_the_gradient_of_each_token(objective):
+    """Half the weight on every token is half of the gradient; metrics stay plain means."""
+    whole, loss = gradient_of(make_part(), objective=objective)
+    half, half_loss = gradient_of(make_part(weights=0.5 * ALL), objective=objective)
+    assert half_loss == loss / 2 and loss != 0
+    assert_close(half, jax.tree.map(lambda leaf: leaf / 2, whole), relative=1e-6)
+
+
+@pytest.mark.parametrize("objective", [DIVERGENCE, SURROGATE])
+def test_a_token_of_weight_zero_counts_in_the_denominator_alone(objective):
+    gate = np.where(np.arange(BATCH)[:, None] < 2, ALL, False)
+    gated = make_part(weights=gate.astype(np.float32))
+    found, loss = gradient_of(gated, objective=objective)
+    alone, alone_loss = gradient_of(make_part(counts=gate), objective=objective)
+    share = gate.sum() / ALL.sum()
+    assert loss == pytest.approx(alone_loss * share, rel=1e-6)
+    assert_close(found, jax.tree.map(lambda leaf: leaf * share, alone), relative=1e-6)
+    _, metrics, _ = run_step(make_state(), PARAMS, gated, objective=objective)
+    assert int(metrics["tokens_in_loss"]) == ALL.sum()
+
+
 # --- Precision -----------------------------------------------------------------------------
 
 
@@ -154,14 +191,19 @@ def test_float16_gradients_do_not_fall_below_what_float16_can_hold():
 
         @jax.jit
         @jax.grad
-        def gradients(trainable: Any, part: Part, share: float) -> jax.Array:
+        def gradients(trainable: Any, share: float) -> jax.Array:
+            part = make_part()
             solver, teacher = {"params": trainable["params"]}, {"params": PARAMS}
-            hidden, head = teacher_states(model, teacher, part), output_head(PARAMS)
-            total, _ = distillation_scores(model, solver, hidden, head, part, OBJECTIVE)
+            sides = (
+                hidden_states(model, solver, part.solver),
+                teacher_states(model, teacher, part),
+            )
+            heads = output_head(solver["params"]), output_head(PARAMS)
+            total, _ = distillation_loss(DIVERGENCE, *sides, *heads, part.targets)
             return total * share
 
         def of_all(share: float) -> Any:
-            found = gradients({"params": OTHER_PARAMS}, make_part(), share)
+            found = gradients({"params": OTHER_PARAMS}, share)
             return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64) / share, found)
 
         return [of_all(share) for share in shares]
@@ -185,7 +227,7 @@ def test_the_initial_teacher_is_the_base_and_neither_moves():
     for _ in range(2):
         state, _, [scores] = run_step(state, base, make_part())
         expected = plain_logprobs({"params": PARAMS}, TEACHER_PROMPTS)
-        np.testing.assert_allclose(spread(scores.teacher_logprobs), expected, atol=2e-5, rtol=0)
+        np.testing.assert_allclose(teacher_logprobs(scores), expected, atol=2e-5, rtol=0)
     assert_same_bits(base, PARAMS)
     assert state.teacher == {}
     assert differs(state.trainable, trainable)
@@ -194,8 +236,9 @@ def test_the_initial_teacher_is_the_base_and_neither_moves():
 def test_no_gradient_reaches_the_teacher():
     def total(solver: Any, teacher: Any) -> jax.Array:
         part = make_part()
-        hidden, head = teacher_states(MODEL, teacher, part), output_head(teacher["params"])
-        return distillation_scores(MODEL, solver, hidden, head, part, OBJECTIVE)[0]
+        sides = hidden_states(MODEL, solver, part.solver), teacher_states(MODEL, teacher, part)
+        heads = (output_head(side["params"]) for side in (solver, teacher))
+        return distillation_loss(DIVERGENCE, *sides, *heads, part.targets)[0]
 
     for_solver, for_teacher = jax.jit(jax.grad(total, argnums=(0, 1)))(
         {"params": PARAMS}, {"params": OTHER_PARAMS}
@@ -208,7 +251,7 @@ def test_the_averaged_teacher_follows_by_its_formula():
     state = make_state(teacher={"params": OTHER_PARAMS})
     state, _, [scores] = run_step(state, PARAMS, make_part(), teacher="ema")
     expected = plain_logprobs({"params": OTHER_PARAMS}, TEACHER_PROMPTS)  # before it follows
-    np.testing.assert_allclose(spread(scores.teacher_logprobs), expected, atol=2e-5, rtol=0)
+    np.testing.assert_allclose(teacher_logprobs(scores), expected, atol=2e-5, rtol=0)
     mixed = jax.tree.map(
         lambda old, new: 0.75 * np.asarray(old) + 0.25 * np.asarray(new),
         {"params": OTHER_PARAMS},
@@ -217,15 +260,15 @@ def test_the_averaged_teacher_follows_by_its_formula():
     assert_close(state.teacher, mixed, relative=1e-6)
     _, _, [scores] = run_step(state, PARAMS, make_part(), teacher="ema")
     expected = plain_logprobs(mixed, TEACHER_PROMPTS)
-    np.testing.assert_allclose(spread(scores.teacher_logprobs), expected, atol=2e-5, rtol=0)
+    np.testing.assert_allclose(teacher_logprobs(scores), expected, atol=2e-5, rtol=0)
 
 
 def test_follow_by_hand():
     teacher, trainable = {"lora": jnp.array([1.0, 2.0])}, {"lora": jnp.array([5.0, -2.0])}
-    followed = follow(teacher, trainable, teacher_config("ema"))
+    followed = follow(teacher, trainable, TEACHERS["ema"])
     assert followed["lora"].tolist() == [2.0, 1.0]
     for kind in ("initial", "live"):
-        assert follow({}, trainable, teacher_config(kind)) == {}
+        assert follow({}, trainable, TEACHERS[kind]) == {}
 
 
 def test_the_live_teacher_is_the_solver_of_the_moment_as_a_constant():
@@ -254,7 +297,7 @@ def test_an_adapter_trains_alone():
     solver = plain_logprobs({"params": PARAMS, "lora": LORA}, SOLVER_PROMPTS)
     np.testing.assert_allclose(spread(scores.solver_logprobs), solver, atol=2e-5, rtol=0)
     teacher = plain_logprobs({"params": PARAMS}, TEACHER_PROMPTS)  # without its adapter
-    np.testing.assert_allclose(spread(scores.teacher_logprobs), teacher, atol=2e-5, rtol=0)
+    np.testing.assert_allclose(teacher_logprobs(scores), teacher, atol=2e-5, rtol=0)
 
 
 def test_a_step_towards_the_teacher_lowers_the_divergence():
@@ -266,7 +309,7 @@ def test_a_step_towards_the_teacher_lowers_the_divergence():
 def test_policy_gradient_raises_what_was_rewarded_and_lowers_what_was_not():
     old = plain_logprobs({"params": PARAMS}, SOLVER_PROMPTS)
     part = make_part(logprobs=old)
-    state, metrics, [scores] = run_step(make_state(), PARAMS, part, distils=False)
+    state, metrics, [scores] = run_step(make_state(), PARAMS, part, objective=SURROGATE)
     new = plain_logprobs(state.trainable, SOLVER_PROMPTS)
     gained = (new - old).sum(axis=1)
     assert gained[0] > 0 > gained[1] and gained[2] > 0  # advantages 1, -1, 0.5
@@ -278,7 +321,7 @@ def test_policy_gradient_raises_what_was_rewarded_and_lowers_what_was_not():
 
 def test_policy_gradient_without_a_difference_in_reward_changes_nothing():
     part = make_part(advantages=[0.0] * BATCH)
-    state, metrics, _ = run_step(make_state(), PARAMS, part, distils=False)
+    state, metrics, _ = run_step(make_state(), PARAMS, part, objective=SURROGATE)
     assert float(metrics["gradient_norm"]) == 0.0
     assert_same_bits(state.trainable, {"params": PARAMS})
 
@@ -287,24 +330,25 @@ def test_policy_gradient_without_a_difference_in_reward_changes_nothing():
 
 
 def test_a_shape_compiles_once_however_often_it_comes():
-    # A function of its own: the others of this file have met other shapes.
-    update = make_update(
-        MODEL, OPTIMIZER, OBJECTIVE, teacher_config("ema"), distils=True, shardings=None
-    )
+    # Programs of their own: the others of this file have met other shapes.
+    method = Method(MODEL, OPTIMIZER, DIVERGENCE, TEACHERS["ema"])
+    programs = make_programs(method, shardings=None)
     state = make_state(teacher={"params": OTHER_PARAMS})
-    shapes = [(0, 1), (2, 3), (0, 1)]
-    for _ in range(3):
-        for rows in shapes:
-            for parts in ([make_part(rows=rows)], [make_part(rows=rows)] * 2):
-                hidden = update.score(state, PARAMS, parts)
-                state, _, _ = update.apply(state, PARAMS, parts, hidden)
-    functions = (update.score_teacher, update.whole, update.accumulate, update.finish)
-    for function in functions:
-        assert function._cache_size() == 1  # pyright: ignore
+
+    def step(parts: list[Part]) -> None:
+        nonlocal state
+        hidden = score_teacher(programs, state, PARAMS, [part.teacher for part in parts])
+        state, _, _ = update(programs, state, PARAMS, parts, hidden)  # pyright: ignore[reportArgumentType]
+
+    def num_compiled() -> list[int]:
+        functions = (programs.teacher_hidden, programs.whole, programs.accumulate)
+        return [function._cache_size() for function in (*functions, programs.finish)]  # pyright: ignore
+
+    for rows in [(0, 1), (2, 3), (0, 1)] * 3:
+        for count in (1, 2):
+            step([make_part(rows=rows)] * count)
+    assert num_compiled() == [1, 1, 1, 1]
     # A teacher with longer prompts, as longer critiques give: it alone is compiled again.
-    part = make_part(rows=(0, 1))
-    wider = part.replace(teacher_tokens=jnp.pad(part.teacher_tokens, ((0, 0), (0, 4))))  # pyright: ignore[reportAttributeAccessIssue]
-    for parts in ([wider], [wider] * 2):
-        hidden = update.score(state, PARAMS, parts)
-        state, _, _ = update.apply(state, PARAMS, parts, hidden)
-    assert [function._cache_size() for function in functions] == [2, 1, 1, 1]  # pyright: ignore
+    for count in (1, 2):
+        step([make_part(rows=(0, 1), teacher_width=16)] * count)
+    assert num_compiled() == [2, 1, 1, 1]

@@ -1,0 +1,58 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of tokens by name: their products, their shapes, and names that nobody has."""
+
+import numpy as np
+import pytest
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.objectives import token_weights as module
+from stepalign_jax.objectives.token_weights import (
+    WeightInputs,
+    check_token_weights,
+    token_weight,
+    token_weights,
+)
+
+INPUTS = WeightInputs(
+    tokens=np.zeros((3, 4), np.int32),
+    lengths=np.array([4, 2, 3], np.int32),
+    finished=np.array([False, True, True]),
+    correct=np.array([True, False, True]),
+    usable=np.ones(3, bool),
+)
+
+
+@pytest.fixture
+def first_half(monkeypatch) -> str:
+    """One more weight, as another file would register it."""
+    monkeypatch.setattr(module, "TOKEN_WEIGHTS", dict(module.TOKEN_WEIGHTS))
+
+    @token_weight
+    def first_half(inputs: WeightInputs) -> np.ndarray:
+        return np.arange(inputs.tokens.shape[1]) < inputs.lengths[:, None] / 2
+
+    return first_half.__name__
+
+
+def test_no_name_gives_ones():
+    weights = token_weights((), INPUTS)
+    assert weights.dtype == np.float32 and weights.tolist() == [[1.0] * 4] * 3
+
+
+def test_gates_by_the_answer():
+    right, wrong = (token_weights((name,), INPUTS) for name in ("correct_only", "wrong_only"))
+    assert right.tolist() == [[1.0] * 4, [0.0] * 4, [1.0] * 4]
+    assert (right + wrong).tolist() == [[1.0] * 4] * 3
+
+
+def test_names_are_multiplied(first_half):
+    weights = token_weights((first_half, "correct_only"), INPUTS)
+    assert weights.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]]
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match=r"'corect_only'.* did you mean 'correct_only'"):
+        check_token_weights(("wrong_only", "corect_only"))
+    with pytest.raises(UserError, match="token_weights names 'none'"):
+        token_weights(("none",), INPUTS)
