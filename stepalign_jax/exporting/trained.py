@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run trained: which of its checkpoints, its weights, and texts to look at them with."""
+"""A checkpoint of a run to export: which one, its weights, and rollouts to measure it on."""
 
 import sys
 from collections.abc import Sequence
@@ -15,9 +15,10 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_jsonl
 from stepalign_jax.config.load import config_from_json
 from stepalign_jax.config.schema import Config
-from stepalign_jax.exporting.merge import ProbeText
+from stepalign_jax.exporting.rounding import ProbeText
 from stepalign_jax.feedback.roles import Roles
-from stepalign_jax.huggingface.weights import load_config, resolve_checkpoint
+from stepalign_jax.huggingface.config import read_sizes
+from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, abstract_lora
 from stepalign_jax.model.qwen3 import abstract_params
@@ -26,7 +27,7 @@ from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.checkpoint import finished_steps, restore_part
 from stepalign_jax.runs.directory import RunDirectory
 
-# Of each rollout: the cost of rounding does not depend on where a long text ends.
+# Read of each rollout: the cost of rounding does not depend on where a long text ends.
 _COMPLETION_TOKENS = 256
 
 
@@ -72,17 +73,17 @@ def find_trained(
     if trainable.kind == "lora":
         spec = LoraSpec(trainable.rank, trainable.alpha, trainable.targets)
     base = resolve_checkpoint(config.model.path)
-    return Trained(run, config, base, load_config(base), spec, chosen)
+    return Trained(run, config, base, read_sizes(base), spec, chosen)
 
 
 def choose_step(run: RunDirectory, step: int | None, metric: str | None) -> int:
     """Returns `step`, or the kept one that is best by `metric`, or else the newest.
 
-    Of equally good steps the earliest is the best. A better one that was not kept is told of
-    on stderr.
+    Of equally good steps the earliest is the best. A warning on stderr names a better step
+    whose checkpoint was not kept.
 
     Raises:
-      UserError: that checkpoint is not there; those that are, are named.
+      UserError: that checkpoint is not there; the sentence lists those that are.
     """
     kept = finished_steps(run.checkpoints)
     if not kept:
@@ -131,10 +132,7 @@ def load_trained(trained: Trained, mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 
 def probe_texts(trained: Trained, tokenizer: Any, num_texts: int) -> list[ProbeText]:
-    """Returns prompts and rollouts, of those that the run sampled just before the checkpoint.
-
-    Fewer, or none, where the run has no more.
-    """
+    """Returns the last rollouts before the checkpoint with their prompts, up to `num_texts`."""
     roles, texts = Roles(tokenizer, trained.config.prompts), []
     for step in reversed(range(trained.step)):
         path = trained.run.rollouts_file(step)

@@ -12,11 +12,12 @@ from support.runs import refusal
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.generate import main, settings_for
+from stepalign_jax.huggingface.config import read_sizes
+from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.text_stream import TextStream
-from stepalign_jax.huggingface.weights import load_config, resolve_checkpoint
 
 TINY = resolve_checkpoint("packaged:tiny")
-CONFIG = load_config(TINY)
+CONFIG = read_sizes(TINY)
 
 
 class ByteTokenizer:
