@@ -26,10 +26,12 @@ import jax.numpy as jnp
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.cli import parse_options, run_command
 from stepalign_jax.config.schema import ParallelConfig
+from stepalign_jax.huggingface.config import read_sizes
+from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.peft_adapters import load_adapter
 from stepalign_jax.huggingface.text_stream import TextStream
 from stepalign_jax.huggingface.tokenizer import load_tokenizer, render_prompt, stop_ids
-from stepalign_jax.huggingface.weights import load_config, load_params, resolve_checkpoint
+from stepalign_jax.huggingface.weights import load_params
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.qwen3 import abstract_params
 from stepalign_jax.parallel.mesh import make_mesh, param_shardings
@@ -150,7 +152,7 @@ class Clock:
 def generate(options: argparse.Namespace) -> Iterator[str]:
     """Yields the answer's text as it comes; ends with a line about it on stderr."""
     directory = resolve_checkpoint(options.model)
-    config = load_config(directory)
+    config = read_sizes(directory)
     tokenizer = load_tokenizer(directory)
     prompt = render_prompt(tokenizer, options.prompt, thinking=options.thinking)
     settings = settings_for(options, directory, config, len(prompt))

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 
 from stepalign_jax.config.schema import PromptsConfig
 from stepalign_jax.feedback.roles import Roles
+from stepalign_jax.huggingface.config import read_sizes
+from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.tokenizer import load_tokenizer, stop_ids
-from stepalign_jax.huggingface.weights import load_config, load_params, resolve_checkpoint
+from stepalign_jax.huggingface.weights import load_params
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import abstract_params
@@ -53,7 +55,7 @@ def outline(
         mesh.
     """
     directory = resolve_checkpoint(path)
-    model_config = load_config(directory)
+    model_config = read_sizes(directory)
     tokenizer = load_tokenizer(directory)
     return Outline(
         directory=directory,

@@ -24,8 +24,10 @@ from stepalign_jax.base.files import read_json, read_jsonl
 from stepalign_jax.config.schema import Config
 from stepalign_jax.critics.engine_critic import ask_model
 from stepalign_jax.feedback.roles import addresses
+from stepalign_jax.huggingface.config import read_sizes
+from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.tokenizer import load_tokenizer
-from stepalign_jax.huggingface.weights import load_config, resolve_checkpoint, write_model
+from stepalign_jax.huggingface.weights import write_model
 from stepalign_jax.model.qwen3 import init_params
 from stepalign_jax.parallel.mesh import make_critic_mesh, split_devices
 from stepalign_jax.planning.fits import (
@@ -145,7 +147,7 @@ def test_a_critic_of_another_family_reads_and_speaks_its_own_tokens(tmp_path):
     directory = tokenizers.build(tmp_path, "bpe", "LlamaTokenizer")
     size = len(load_tokenizer(directory))
     sizes = dataclasses.replace(
-        load_config(resolve_checkpoint("packaged:tiny")), vocab_size=size, num_layers=1
+        read_sizes(resolve_checkpoint("packaged:tiny")), vocab_size=size, num_layers=1
     )
     params = init_params(sizes, jax.random.key(0))
     write_model(directory, sizes, params, max_shard_bytes=1 << 30)
