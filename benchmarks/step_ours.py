@@ -22,7 +22,8 @@ from stepalign_jax.config.schema import (
     OptimizerConfig,
     ParallelConfig,
 )
-from stepalign_jax.huggingface.weights import load_config, load_params
+from stepalign_jax.huggingface.config import read_sizes
+from stepalign_jax.huggingface.weights import load_params
 from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3, abstract_params
 from stepalign_jax.parallel.mesh import make_mesh, param_shardings
@@ -51,7 +52,7 @@ OPTIMIZER = OptimizerConfig(
 
 def load(directory: Path, trainable: str, remat: str) -> tuple[Any, TrainState, Update]:
     """Returns base weights, the state, and the functions of a step, in float32."""
-    config = load_config(directory)
+    config = read_sizes(directory)
     shardings = param_shardings(MESH, abstract_params(config))
     base = load_params(directory, config, dtype=jnp.float32, shardings=shardings)
     spec = LoraSpec(work.RANK, work.ALPHA, work.TARGETS) if trainable == "lora" else None

@@ -12,9 +12,9 @@ from support.runs import refusal
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.generate import main, sampling_for
+from stepalign_jax.huggingface.config import read_sizes
 from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.text_stream import TextStream
-from stepalign_jax.huggingface.weights import read_sizes
 
 TINY = resolve_checkpoint("packaged:tiny")
 POSITIONS = read_sizes(TINY).max_positions

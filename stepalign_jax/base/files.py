@@ -1,33 +1,66 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""JSON, JSON Lines, and directories: files that appear whole or not at all."""
+"""Files and directories that appear whole or not at all; JSON and JSON Lines.
+
+A writer killed at any moment leaves the old content or the new one under a name, never half
+of it:
+
+    atomic_file         <name>.<process>.tmp, flushed, then renamed
+    atomic_directory    .<name>.partial, flushed, then renamed
+"""
 
 import contextlib
 import errno
 import json
 import os
-import pathlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from stepalign_jax.base.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yields a binary file that becomes `path` when the block ends without an error.
+
+    Parents are made. When the block raises, `path` stays as it was.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    # Named by process: runs of one comparison may write the same shared file at once.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(
+                    file.fileno()
+                )  # else a power cut may keep the name and lose the content
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        raise UserError(f"cannot write {path} ({error.strerror}{where})") from error
 
 
 @contextlib.contextmanager
 def atomic_directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yields an empty directory that becomes `target` when the block ends without an error.
 
-    The files are made in `.<name>.partial` beside `target`, flushed to the disk, and the
-    directory is renamed. When the block raises, it is removed and `target` stays as it was.
-    A process killed on the way leaves it behind, and the next attempt starts it anew; one
-    killed between the two renames of an overwrite leaves the old directory, whole, as
-    `.<name>.old`, and the new one, whole, as `.<name>.partial`.
+    When the block raises, the directory is removed and `target` stays as it was. A killed
+    process leaves `.<name>.partial` behind, which the next attempt replaces. One that is
+    killed between the two renames of an overwrite leaves both directories whole: the old one
+    as `.<name>.old`, the new one as `.<name>.partial`.
 
     Args:
-      target: where the files go; its parents are made. An empty directory counts as absent.
-      overwrite: whether a directory that holds something may be replaced, all of it.
+      target: its parents are made; an empty directory counts as absent.
+      overwrite: whether a directory with content may be replaced, all of it.
 
     Raises:
       UserError: `target` is taken, its parent cannot be written to, or the disk is full.
@@ -69,7 +102,7 @@ def _refuse_taken(target: Path, overwrite: bool) -> None:
 
 
 def _flush(directory: Path) -> None:
-    """Hands every file to the disk, so that the rename cannot outrun what it names."""
+    """Flushes every file to the disk; a rename may otherwise reach it before the content."""
     for path in [*directory.rglob("*"), directory]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -84,13 +117,13 @@ def _move(partial: Path, target: Path, overwrite: bool) -> None:
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     try:
-        partial.rename(target)  # onto an empty directory at most: rename refuses another
+        partial.rename(target)  # rename refuses any target but an empty directory
     except OSError as error:
         raise UserError(f"{target} was made meanwhile ({error}): choose another.") from error
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Writes one JSON file, whole or not at all, with sorted keys.
 
     Raises:
@@ -98,10 +131,11 @@ def write_json(path: pathlib.Path, value: Any) -> None:
       ValueError: a number is not finite.
     """
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    _replace_text(path, text + "\n")
+    with atomic_file(path) as file:
+        file.write(f"{text}\n".encode())
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: Path) -> Any:
     """Returns the value in a JSON file.
 
     Raises:
@@ -113,8 +147,20 @@ def read_json(path: pathlib.Path) -> Any:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(
-            f"{path} is not JSON ({error}): delete it, or put a copy back"
+            f"{path} is not JSON ({error}): put a whole copy in its place."
         ) from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+      UserError: the file is missing, is not JSON, or holds another kind of value.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: put a whole copy in its place.")
+    return content
 
 
 def jsonl_row(row: Mapping[str, Any]) -> str:
@@ -126,16 +172,18 @@ def jsonl_row(row: Mapping[str, Any]) -> str:
     return json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_jsonl(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes a file of one JSON object per line, whole or not at all.
 
     Raises:
       UserError: the file cannot be written.
     """
-    _replace_text(path, "".join(jsonl_row(row) for row in rows))
+    text = "".join(jsonl_row(row) for row in rows)
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
-def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a file; a last row that a kill cut short is left out.
 
     Raises:
@@ -157,17 +205,3 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
                     f"{path} is damaged at line {number}: delete that line to go on"
                 ) from error
     return rows
-
-
-def _replace_text(path: pathlib.Path, text: str) -> None:
-    # Named by process: runs of one comparison may write the same shared file at once.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may keep the name and lose the content
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}: {error.filename})") from error

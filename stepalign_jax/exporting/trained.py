@@ -1,10 +1,9 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a run trained: which of its checkpoints, its weights, and texts to look at them with."""
+"""A checkpoint of a run to export: which one, its weights, and rollouts to measure it on."""
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,20 +14,19 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_jsonl
 from stepalign_jax.config.load import config_from_json
 from stepalign_jax.config.schema import Config, LoraTrainable
-from stepalign_jax.exporting.merge import ProbeText
+from stepalign_jax.exporting.rounding import ProbeText
 from stepalign_jax.feedback.roles import Roles
-from stepalign_jax.huggingface.weights import load_config, resolve_checkpoint
-from stepalign_jax.model.config import Qwen3Config
+from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
 from stepalign_jax.model.lora import LoraSpec, abstract_lora
 from stepalign_jax.model.qwen3 import abstract_params
-from stepalign_jax.parallel.mesh import param_shardings
+from stepalign_jax.parallel.mesh import make_mesh, param_shardings
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.checkpoint import finished_steps, restore_part
 from stepalign_jax.runs.directory import RunDirectory
 
 SECTIONS = ("model", "trainable", "prompts", "parallel")  # of the run's config
 
-# Of each rollout: the cost of rounding does not depend on where a long text ends.
+# Read of each rollout: the cost of rounding does not depend on where a long text ends.
 _COMPLETION_TOKENS = 256
 
 
@@ -38,17 +36,13 @@ class Trained(NamedTuple):
     Attributes:
       run: its directory.
       config: its config.
-      base: the directory of its base model.
-      model: sizes of the base.
-      spec: of its adapter, or None where all weights trained.
+      model: its base, opened, with an adapter of the run's size if it trained one.
       step: optimizer steps done at the checkpoint.
     """
 
     run: RunDirectory
     config: Config
-    base: Path
-    model: Qwen3Config
-    spec: LoraSpec | None
+    model: LanguageModel
     step: int
 
 
@@ -70,21 +64,23 @@ def find_trained(
         raise UserError(f"{run.path} is not a run: it has no {run.config_file.name}.")
     config = config_from_json(run.config_file, overrides, SECTIONS)
     chosen = choose_step(run, step, metric)
-    trainable, spec = config.trainable, None
+    trainable, mesh = config.trainable, make_mesh(config.parallel)
+    # Merging is computed in fp32, whatever the run computed in.
+    model = open_language_model(config.model.path, dtype=jnp.float32, mesh=mesh)
     if isinstance(trainable, LoraTrainable):
         spec = LoraSpec(trainable.rank, trainable.alpha, trainable.targets)
-    base = resolve_checkpoint(config.model.path)
-    return Trained(run, config, base, load_config(base), spec, chosen)
+        model = model.with_adapter(spec)
+    return Trained(run, config, model, chosen)
 
 
 def choose_step(run: RunDirectory, step: int | None, metric: str | None) -> int:
     """Returns `step`, or the kept one that is best by `metric`, or else the newest.
 
-    Of equally good steps the earliest is the best. A better one that was not kept is told of
-    on stderr.
+    Of equally good steps the earliest is the best. A warning on stderr names a better step
+    whose checkpoint was not kept.
 
     Raises:
-      UserError: that checkpoint is not there; those that are, are named.
+      UserError: that checkpoint is not there; the sentence lists those that are.
     """
     kept = finished_steps(run.checkpoints)
     if not kept:
@@ -113,31 +109,29 @@ def choose_step(run: RunDirectory, step: int | None, metric: str | None) -> int:
     return chosen
 
 
-def load_trained(trained: Trained, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def load_trained(trained: Trained) -> dict[str, Any]:
     """Returns {"lora": ...} or {"params": ...}, fp32; teacher and optimizer are not read.
 
     Raises:
       UserError: the checkpoint is damaged, or of another base.
     """
-    if trained.spec is None:
-        name, boxed = "params", abstract_params(trained.model)
+    model = trained.model
+    if model.lora is None:
+        name, boxed = "params", abstract_params(model.sizes)
     else:
-        name, boxed = "lora", abstract_lora(trained.model, trained.spec)
+        name, boxed = "lora", abstract_lora(model.sizes, model.lora)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding),
         nn.meta.unbox(boxed),
-        param_shardings(mesh, boxed),
+        param_shardings(model.mesh, boxed),
     )
     part = {"trainable": {name: abstract}}
     return restore_part(trained.run.checkpoints, part, trained.step)["trainable"]
 
 
-def probe_texts(trained: Trained, tokenizer: Any, num_texts: int) -> list[ProbeText]:
-    """Returns prompts and rollouts, of those that the run sampled just before the checkpoint.
-
-    Fewer, or none, where the run has no more.
-    """
-    roles, texts = Roles(tokenizer, trained.config.prompts), []
+def probe_texts(trained: Trained, num_texts: int) -> list[ProbeText]:
+    """Returns the last rollouts before the checkpoint with their prompts, up to `num_texts`."""
+    roles, texts = Roles(trained.model.tokenizer, trained.config.prompts), []
     for step in reversed(range(trained.step)):
         path = trained.run.rollouts_file(step)
         if len(texts) >= num_texts:

@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What `model.path` may be: a packaged checkpoint, a directory, or a hub id."""
+"""From a path that a user gives to a directory: packaged checkpoints and the Hub."""
 
 import importlib.resources
 import re
@@ -16,43 +16,45 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.mod
 _HUB_TIMEOUT_SECS = 5.0
 
 
-def resolve_checkpoint(path: str) -> Path:
-    """The local directory that `path` means; a hub id is downloaded (or found in its cache).
+def resolve_checkpoint(path: str, key: str = "model.path") -> Path:
+    """The local directory of a checkpoint; a hub id is downloaded (or found in its cache).
 
     Args:
-      path: "packaged:<name>", a directory, or a hub id `owner/name`.
+      path: "packaged:<name>" for `<name>/checkpoint` in this package, a directory, or a hub
+        id `owner/name`.
+      key: the option that holds the path, for refusals.
 
     Raises:
       UserError: it is none of these, or the download failed; it says how to get the files.
     """
     if path.startswith(_PACKAGED):
-        return _packaged(path.removeprefix(_PACKAGED))
+        return _packaged(path.removeprefix(_PACKAGED), key)
     if path and Path(path).is_dir():
         return Path(path)
     if not _HUB_ID.fullmatch(path) or Path(path).exists():
         raise UserError(
-            f"model.path {path!r} is not a directory, nor a hub id like Qwen/Qwen3-0.6B: give "
+            f"{key} {path!r} is not a directory, nor a hub id like Qwen/Qwen3-0.6B: give "
             "the directory that holds config.json and the safetensors files."
         )
     try:
         directory = huggingface_hub.snapshot_download(
             path, allow_patterns=_HUB_FILES, etag_timeout=_HUB_TIMEOUT_SECS
         )
-    except Exception as error:  # the hub client's errors share no base; all mean "not had"
+    except Exception as error:  # the hub client's errors share no base; all mean the same
         raise UserError(
-            f"model.path {path!r} is not a local directory and could not be fetched from the "
+            f"{key} {path!r} is not a local directory and could not be fetched from the "
             f"hub ({type(error).__name__}): on a machine with network run `hf download {path} "
-            "--local-dir DIRECTORY`, then give that directory as model.path."
+            f"--local-dir DIRECTORY`, then give that directory as {key}."
         ) from error
     return Path(str(directory))
 
 
-def _packaged(name: str) -> Path:
+def _packaged(name: str, key: str) -> Path:
     root = Path(str(importlib.resources.files("stepalign_jax")))
     names = sorted(entry.parent.name for entry in root.glob("*/checkpoint"))
     if name not in names:
         raise UserError(
-            f"model.path {_PACKAGED}{name} is not in this package: choose one of "
+            f"{key} {_PACKAGED}{name} is not in this package: choose one of "
             f"{', '.join(_PACKAGED + known for known in names) or 'none'}."
         )
     return root / name / "checkpoint"

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from stepalign_jax.huggingface.config import read_sizes
 from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.peft_adapters import load_adapter
 from stepalign_jax.huggingface.tokenizer import load_tokenizer, stop_ids
@@ -124,8 +125,8 @@ def open_language_model(
       UserError: the checkpoint cannot be had, its files cannot be used, or its sizes do not fit
         the mesh.
     """
-    directory = resolve_checkpoint(path)
-    sizes, tokenizer = read_sizes(directory), load_tokenizer(directory)
+    directory = resolve_checkpoint(path, path_key)
+    sizes, tokenizer = read_sizes(directory, path_key), load_tokenizer(directory)
     return LanguageModel(
         directory=directory,
         sizes=sizes,

@@ -13,7 +13,7 @@ from stepalign_jax.model.qwen3 import abstract_params
 Path = tuple[str, ...]
 
 # Submodule that holds a projection -> its name in the files.
-_MODULES = {"attention": "self_attn", "mlp": "mlp"}
+MODULES = {"attention": "self_attn", "mlp": "mlp"}
 
 # Path below `layers` -> name below `model.layers.<i>`. A bias is there where the config has it.
 _LAYER_NAMES = {
@@ -22,7 +22,7 @@ _LAYER_NAMES = {
     ("attention", "q_norm", "scale"): "self_attn.q_norm.weight",
     ("attention", "k_norm", "scale"): "self_attn.k_norm.weight",
 } | {
-    (module, name, leaf): f"{_MODULES[module]}.{name}.{theirs}"
+    (module, name, leaf): f"{MODULES[module]}.{name}.{theirs}"
     for name, (module, _) in PROJECTIONS.items()
     for leaf, theirs in {"kernel": "weight", "bias": "bias"}.items()
 }
@@ -33,12 +33,12 @@ _TOP_NAMES = {
 }
 
 
-class Slot(NamedTuple):
-    """Where a tensor of the files goes.
+class TensorPlace(NamedTuple):
+    """The leaf, or the layer of a leaf, that a tensor of the files is.
 
     Attributes:
       path: of a leaf of the stacked params.
-      layer: which layer of that leaf, or None where the tensor is the whole leaf.
+      layer: of that leaf, or None where the tensor is the whole leaf.
       shape: in our orientation, without the layer.
     """
 
@@ -71,13 +71,13 @@ def tensor_name(path: Path, layer: int | None) -> str:
     return f"model.layers.{layer}.{_LAYER_NAMES[path[1:]]}"
 
 
-def tensor_slots(config: Qwen3Config) -> dict[str, Slot]:
-    """Hugging Face tensor name -> Slot, for exactly the tensors of a config."""
-    slots = {}
+def tensor_places(config: Qwen3Config) -> dict[str, TensorPlace]:
+    """Hugging Face tensor name -> TensorPlace, for exactly the tensors of a config."""
+    places = {}
     for path, shape in param_shapes(config).items():
         if path[0] != "layers":
-            slots[tensor_name(path, None)] = Slot(path, None, shape)
+            places[tensor_name(path, None)] = TensorPlace(path, None, shape)
             continue
         for layer in range(config.num_layers):
-            slots[tensor_name(path, layer)] = Slot(path, layer, shape[1:])
-    return slots
+            places[tensor_name(path, layer)] = TensorPlace(path, layer, shape[1:])
+    return places

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import read_json_object, write_json
+from stepalign_jax.huggingface.names import MODULES
+from stepalign_jax.huggingface.safetensors_files import open_safetensors
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
 from stepalign_jax.model.lora import LoraSpec
 
@@ -29,7 +31,6 @@ Tree = dict[str, Any]
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
-_MODULES = {"attention": "self_attn", "mlp": "mlp"}
 _MATRICES = {"a": "lora_A", "b": "lora_B"}
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -57,7 +58,7 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
 _READ = ("r", "lora_alpha", "target_modules", "use_rslora")
 
 
-class _Slot(NamedTuple):
+class _TensorPlace(NamedTuple):
     """Where a tensor of the file goes."""
 
     module: str  # attention | mlp
@@ -72,7 +73,7 @@ def save_adapter(directory: Path, spec: LoraSpec, lora: Tree, *, base_name: str)
 
     Args:
       directory: exists; for a target that appears whole or not at all, use
-        `base.atomic.atomic_directory`.
+        `base.files.atomic_directory`.
       spec: rank, alpha and targets.
       lora: the stacked adapter, `a` [L, in, r] and `b` [L, r, out].
       base_name: hub id or directory of the base, which PEFT and vLLM read.
@@ -86,8 +87,7 @@ def save_adapter(directory: Path, spec: LoraSpec, lora: Tree, *, base_name: str)
                     tensors[name] = np.ascontiguousarray(values.T)
     # Not save_file, which makes a file that only its owner can read.
     (directory / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
-    text = json.dumps(_peft_config(spec, base_name), indent=2, sort_keys=True)
-    (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_json(directory / CONFIG, _peft_config(spec, base_name))
 
 
 def load_adapter(directory: Path, config: Qwen3Config) -> tuple[LoraSpec, Tree]:
@@ -105,33 +105,28 @@ def load_adapter(directory: Path, config: Qwen3Config) -> tuple[LoraSpec, Tree]:
       UserError: files are missing or damaged, or ask for what is not done here.
     """
     spec = _read_spec(directory)
-    slots = dict(_slots(spec, config))
+    places = dict(_places(spec, config))
     path = directory / WEIGHTS
     layers: Tree = {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            _refuse_names(path, set(file.keys()), set(slots))
-            for name, slot in slots.items():
-                values = _checked(path, name, file.get_tensor(name), slot.shape)
-                pair = layers.setdefault(slot.module, {}).setdefault(slot.projection, {})
-                if slot.matrix not in pair:
-                    shape = (config.num_layers, *slot.shape[::-1])
-                    pair[slot.matrix] = np.empty(shape, np.float32)
-                pair[slot.matrix][slot.layer] = values.T
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}): copy the adapter again."
-        ) from error
+    with open_safetensors(path) as file:
+        _refuse_names(path, set(file.keys()), set(places))
+        for name, place in places.items():
+            values = _checked(path, name, file.get_tensor(name), place.shape)
+            pair = layers.setdefault(place.module, {}).setdefault(place.projection, {})
+            if place.matrix not in pair:
+                shape = (config.num_layers, *place.shape[::-1])
+                pair[place.matrix] = np.empty(shape, np.float32)
+            pair[place.matrix][place.layer] = values.T
     return spec, {"layers": layers}
 
 
 def _tensor_name(module: str, projection: str, matrix: str, layer: int) -> str:
-    where = f"layers.{layer}.{_MODULES[module]}.{projection}"
+    where = f"layers.{layer}.{MODULES[module]}.{projection}"
     return f"base_model.model.model.{where}.{_MATRICES[matrix]}.weight"
 
 
-def _slots(spec: LoraSpec, config: Qwen3Config) -> Iterator[tuple[str, _Slot]]:
-    """(tensor name, slot) of exactly the tensors of an adapter."""
+def _places(spec: LoraSpec, config: Qwen3Config) -> Iterator[tuple[str, _TensorPlace]]:
+    """(tensor name, place) of exactly the tensors of an adapter."""
     for projection in spec.targets:
         module = PROJECTIONS[projection][0]
         num_inputs, num_outputs = config.projection_shape(projection)
@@ -139,7 +134,7 @@ def _slots(spec: LoraSpec, config: Qwen3Config) -> Iterator[tuple[str, _Slot]]:
         for matrix, shape in shapes.items():
             for layer in range(config.num_layers):
                 name = _tensor_name(module, projection, matrix, layer)
-                yield name, _Slot(module, projection, matrix, layer, shape)
+                yield name, _TensorPlace(module, projection, matrix, layer, shape)
 
 
 def _peft_config(spec: LoraSpec, base_name: str) -> Tree:
@@ -198,12 +193,9 @@ def _read_config(path: Path) -> Tree:
             else "copy the adapter again."
         )
         raise UserError(f"{path.parent} has no {WEIGHTS}: {mend}")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): copy it again.") from error
-    if not isinstance(settings, dict) or "peft_type" not in settings:
-        raise UserError(f"{path} has no peft_type: it is not PEFT's.")
+    settings = read_json_object(path)
+    if "peft_type" not in settings:
+        raise UserError(f"{path} has no peft_type: give an adapter as PEFT writes it.")
     return settings
 
 

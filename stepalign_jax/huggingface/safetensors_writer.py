@@ -1,17 +1,22 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Writing safetensors files, in shards under a size limit, a few rows at a time."""
+"""Writing safetensors files, in shards under a size limit, a few rows at a time.
+
+The library's `save_file` needs all tensors of a shard in memory, gigabytes of them; here one
+piece of one tensor is enough.
+"""
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 
-from stepalign_jax.huggingface.safetensors_files import DTYPES, INDEX, SINGLE
+from stepalign_jax.base.files import atomic_file, write_json
+from stepalign_jax.huggingface.safetensors_files import DTYPES, INDEX
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -24,6 +29,7 @@ class TensorSpec(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Bytes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -36,53 +42,27 @@ def write_tensors(
 ) -> None:
     """Writes model.safetensors, or numbered shards and their index where that is too large.
 
-    Each file is written aside and renamed, so that a reader never meets half a file.
-
     Args:
       directory: an existing directory.
       tensors: in the order in which they are written.
-      pieces: asked once for each tensor, in that order.
+      pieces: asked once for each tensor.
       max_shard_bytes: of tensors in one file; a larger tensor has a file of its own.
     """
-    shards = shard_names(tensors, max_shard_bytes)
-    files = [SINGLE]
-    if len(shards) > 1:
-        count = len(shards)
-        files = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    for file, shard in zip(files, shards, strict=True):
-        _write_file(directory / file, {name: tensors[name] for name in shard}, pieces)
-    if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(spec.nbytes for spec in tensors.values())},
-            "weight_map": {
-                name: file for file, shard in zip(files, shards, strict=True) for name in shard
-            },
-        }
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (directory / INDEX).write_text(text, encoding="utf-8")
-
-
-def shard_names(tensors: Mapping[str, TensorSpec], max_shard_bytes: int) -> list[list[str]]:
-    """Names per file: each file is filled in order until the next tensor would not fit."""
-    shards: list[list[str]] = [[]]
-    room = max_shard_bytes
-    for name, spec in tensors.items():
-        if spec.nbytes > room and shards[-1]:
-            shards.append([])
-            room = max_shard_bytes
-        shards[-1].append(name)
-        room -= spec.nbytes
-    return shards
-
-
-def _write_file(path: Path, tensors: Mapping[str, TensorSpec], pieces: Pieces) -> None:
-    partial = path.with_name(f"{path.name}.part")
-    with partial.open("wb") as file:
-        file.write(header_bytes(tensors))
-        for name in tensors:
-            for piece in pieces(name):
-                file.write(piece.view(np.uint8).data)
-    os.replace(partial, path)
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda spec: spec.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for name, members in split.filename_to_tensors.items():
+        with atomic_file(directory / name) as file:
+            file.write(header_bytes({member: tensors[member] for member in members}))
+            for member in members:
+                for piece in pieces(member):
+                    file.write(piece.view(np.uint8).data)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(directory / INDEX, index)
 
 
 def header_bytes(tensors: Mapping[str, TensorSpec]) -> bytes:

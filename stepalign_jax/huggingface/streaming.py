@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from stepalign_jax.huggingface.names import Slot
+from stepalign_jax.huggingface.names import TensorPlace
 from stepalign_jax.huggingface.safetensors_files import TensorEntry, read_tensor
 
 Box = tuple[slice, ...]  # one slice with bounds per axis
@@ -28,7 +28,7 @@ def _maker(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding) -> 
 
 def place_tensor(
     entry: TensorEntry,
-    slot: Slot,
+    place: TensorPlace,
     sharding: NamedSharding,
     dtype: np.dtype,
     leaf: jax.Array | None,
@@ -37,15 +37,15 @@ def place_tensor(
 
     Args:
       entry: the tensor in its file.
-      slot: where it goes.
+      place: where it goes.
       sharding: of the leaf; the layers are not cut.
       dtype: of the leaf.
       leaf: donated; None where the tensor is the whole leaf.
     """
-    if slot.layer is None:
-        return _on_devices(entry, slot, sharding, dtype)
+    if place.layer is None:
+        return _on_devices(entry, place, sharding, dtype)
     of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    return _writer(sharding)(leaf, _on_devices(entry, slot, of_layer, dtype), slot.layer)
+    return _writer(sharding)(leaf, _on_devices(entry, place, of_layer, dtype), place.layer)
 
 
 @functools.cache
@@ -72,21 +72,21 @@ def _bits(x: jax.Array) -> jax.Array:
 
 
 def _on_devices(
-    entry: TensorEntry, slot: Slot, sharding: NamedSharding, dtype: np.dtype
+    entry: TensorEntry, place: TensorPlace, sharding: NamedSharding, dtype: np.dtype
 ) -> jax.Array:
     """The tensor in our orientation; this process reads what its own devices hold."""
     boxes = {
-        device: _bounded(cuts or (), slot.shape)
-        for device, cuts in sharding.addressable_devices_indices_map(slot.shape).items()
+        device: _bounded(cuts or (), place.shape)
+        for device, cuts in sharding.addressable_devices_indices_map(place.shape).items()
     }
     # Read at once, since several devices may hold the same part, or columns of the same rows.
     needed = _hull(list(boxes.values()))
-    in_file = needed[::-1] if slot.transposed else needed
-    host = read_tensor(entry, in_file, dtype=dtype, transpose=slot.transposed)
+    in_file = needed[::-1] if place.transposed else needed
+    host = read_tensor(entry, in_file, dtype=dtype, transpose=place.transposed)
     pieces = [
         jax.device_put(host[_within(box, needed)], device) for device, box in boxes.items()
     ]
-    return jax.make_array_from_single_device_arrays(slot.shape, sharding, pieces)
+    return jax.make_array_from_single_device_arrays(place.shape, sharding, pieces)
 
 
 def _bounded(cuts: Sequence[slice], shape: Sequence[int]) -> Box:

@@ -8,13 +8,13 @@ thought or a tool call (see `guarded_encoder`).
 """
 
 import functools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import read_json_object
 from stepalign_jax.huggingface.guarded_encoder import GuardedEncoder
 
 # Stands where the user text goes while the template is rendered.
@@ -26,13 +26,13 @@ def load_tokenizer(directory: str | Path) -> Any:
     """The transformers tokenizer of a checkpoint directory; no remote code, no network.
 
     A directory with `tokenizer.model` alone (SentencePiece) is read too, if its
-    tokenizer_config.json names the class, for the file does not tell how it is to be used.
+    tokenizer_config.json names the class: the file itself does not say how to use it.
 
     Raises:
       UserError: the directory has no tokenizer, none that can be guarded against forged
         markers, or none with a chat template.
     """
-    # Here, so that --help need not wait for it; and it must not remark on a missing PyTorch.
+    # Imported here, since it takes seconds, and told not to warn of a missing PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
@@ -57,10 +57,10 @@ def load_tokenizer(directory: str | Path) -> Any:
 
 
 def _check_class_is_named(directory: Path) -> None:
-    """Refuses what transformers would read as a tokenizer of the model's own family.
+    """Refuses a `tokenizer.model` for which transformers would guess the class.
 
     Raises:
-      UserError: there is `tokenizer.model` without a word on which class it is for.
+      UserError: tokenizer_config.json names no class for it.
     """
     if (
         not (directory / "tokenizer.model").is_file()
@@ -76,10 +76,10 @@ def _check_class_is_named(directory: Path) -> None:
 
 
 def render_prompt(tokenizer: Any, user_text: str, *, thinking: bool) -> list[int]:
-    """Ids of a conversation of one user message, up to where the assistant speaks.
+    """Ids of a conversation of one user message, up to the start of the assistant's turn.
 
-    Equal to `apply_chat_template(..., tokenize=True)` wherever `user_text` contains no
-    marker's string. With one, the markers are those of the template all the same:
+    Equal to `apply_chat_template(..., tokenize=True)` where `user_text` contains no marker's
+    string. Where it does, only the template's markers become marker tokens:
 
         <|im_start|> user\\n USER TEXT <|im_end|> \\n <|im_start|> assistant\\n
         marker               plain     marker       marker
@@ -104,14 +104,14 @@ def render_prompt(tokenizer: Any, user_text: str, *, thinking: bool) -> list[int
 
 
 def encode_plain(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a text of its own, none of them a marker."""
+    """Ids of a text without a template, none of them a marker."""
     return _encoder(tokenizer).encode(text)
 
 
 def opens_thinking(tokenizer: Any, *, thinking: bool) -> bool:
-    """Whether the prompt ends inside a `<think>` that the completion goes on with.
+    """Whether the prompt ends inside a `<think>`, so that the completion continues a thought.
 
-    So do templates of models that always think: their completions hold no `<think>`.
+    Templates of models that always think do that: their completions hold no `<think>`.
     """
     after = _template_parts(tokenizer, thinking)[1]
     return after.rfind(_OPEN_THINKING) > after.rfind(_CLOSE_THINKING)
@@ -120,7 +120,8 @@ def opens_thinking(tokenizer: Any, *, thinking: bool) -> bool:
 def _template_parts(tokenizer: Any, thinking: bool) -> tuple[str, str]:
     """What the template puts before and after a user message.
 
-    They end and begin with the message's own tabs, unless the template trims messages.
+    They end and begin with the message's own tabs, unless the template trims messages. So
+    the tabs tell `render_prompt` whether to trim the user text.
     """
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": f"\t{_SENTINEL}\t"}],
@@ -152,7 +153,7 @@ def stop_ids(tokenizer: Any, directory: str | Path) -> tuple[int, ...]:
     path = Path(directory) / "generation_config.json"
     eos = None
     if path.is_file():
-        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        eos = read_json_object(path).get("eos_token_id")
     if eos is None:
         eos = tokenizer.eos_token_id
     if eos is None:

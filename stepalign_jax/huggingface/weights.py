@@ -1,14 +1,12 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints in the Hugging Face layout: config.json beside safetensors, single or sharded.
+"""Weights in the Hugging Face layout: config.json beside safetensors, single or sharded.
 
-Strict both ways: a tensor that the config does not ask for, or that it asks for and the
-files lack, or that has another shape, is refused by name before any data is read. PyTorch
-is not involved.
+Strict both ways: a tensor that is missing, left over or misshapen is refused by name before
+any data is read. PyTorch is not involved.
 """
 
 import functools
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import atomic_directory
+from stepalign_jax.base.files import write_json
 from stepalign_jax.config.schema import ParallelConfig
+from stepalign_jax.huggingface.config import CONFIG, config_to_hf, read_sizes
 from stepalign_jax.huggingface.hub import resolve_checkpoint
-from stepalign_jax.huggingface.names import Slot, param_shapes, tensor_name, tensor_slots
+from stepalign_jax.huggingface.names import (
+    TensorPlace,
+    param_shapes,
+    tensor_name,
+    tensor_places,
+)
 from stepalign_jax.huggingface.safetensors_files import (
     DTYPES,
     TensorEntry,
-    read_json,
     read_tensor,
     some,
     tensor_entries,
@@ -40,50 +43,27 @@ from stepalign_jax.parallel.mesh import make_mesh, param_shardings
 
 Tree = dict[str, Any]
 
-_ROWS = 64  # of a kernel that are turned at a time; a few cache lines wide
+_ROWS = 64  # of a kernel that are transposed at a time; a few cache lines wide
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
-def load_config(directory: Path) -> Qwen3Config:
-    """The config of a checkpoint directory.
-
-    Raises:
-      UserError: config.json is missing or bad, or the directory holds an adapter or a
-        quantised model.
-    """
-    path = directory / "config.json"
-    if not path.exists() and (directory / "adapter_config.json").exists():
-        raise UserError(
-            f"{directory} holds an adapter, not a model: give its base as model.path and this "
-            "directory as trainable.adapter."
-        )
-    hf = read_json(path)
-    if quantised := hf.get("quantization_config"):
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        raise UserError(
-            f"{path} says that the weights are quantised ({method}): take the checkpoint in "
-            "bfloat16, float16 or float32 from which it was made."
-        )
-    return Qwen3Config.from_hf(hf)
-
-
 def check_tensors(directory: Path, config: Qwen3Config) -> dict[str, TensorEntry]:
-    """The files' tensors by name, held against the config; reads headers only.
+    """The files' tensors by name, compared with the config; reads headers only.
 
     Raises:
       UserError: a file is damaged, or a tensor is missing, left over, misshapen or of a
         dtype that is not read; it names which.
     """
-    entries, slots = tensor_entries(directory), tensor_slots(config)
+    entries, places = tensor_entries(directory), tensor_places(config)
     found = dict(entries)
     if config.tie_word_embeddings and _HEAD in found:
         _check_tied_header(found.pop(_HEAD), found.get(_EMBEDDING))
-    _refuse_names(directory, set(found), set(slots))
+    _refuse_names(directory, set(found), set(places))
     for name, entry in found.items():
-        if entry.shape != slots[name].file_shape:
+        if entry.shape != places[name].file_shape:
             raise UserError(
                 f"{entry} has shape {list(entry.shape)} but config.json asks for "
-                f"{list(slots[name].file_shape)}: the files and config.json must be of the "
+                f"{list(places[name].file_shape)}: the files and config.json must be of the "
                 "same Qwen3 checkpoint."
             )
         if entry.dtype not in DTYPES:
@@ -96,36 +76,36 @@ def check_tensors(directory: Path, config: Qwen3Config) -> dict[str, TensorEntry
 def load_params(directory: Path, config: Qwen3Config, *, dtype: Any, shardings: Tree) -> Tree:
     """The stacked params, read tensor by tensor onto their devices.
 
-    Each process reads only what its own devices hold. Beside the params themselves, host
-    memory holds one tensor at a time in `dtype` and some rows of it as the file has them;
-    where the host's memory is the device's (a CPU), that tensor's copy on the device too.
+    Each process reads only what its own devices hold. Beside the params, host memory holds
+    one tensor at a time in `dtype`, and some rows of it in the file's dtype. On a CPU, whose
+    memory is the host's, it holds that tensor's copy on the device too.
 
     Args:
       directory: config.json beside safetensors.
-      config: `load_config(directory)`.
+      config: `read_sizes(directory)`.
       dtype: of every leaf, or None for the files' own.
       shardings: a NamedSharding per leaf (`param_shardings`), not cutting the layers.
 
     Raises:
-      UserError: something is missing, left over, misshapen, not a number or unreadable; it
-        names what. All that the headers can tell is told before data is read.
+      UserError: a tensor is missing, left over, misshapen, not a number or unreadable; it
+        names which. Names and shapes are checked before data is read.
     """
-    entries, slots = check_tensors(directory, config), tensor_slots(config)
+    entries, places = check_tensors(directory, config), tensor_places(config)
     if dtype is None:
-        _refuse_mixed_dtypes(entries, slots)
+        _refuse_mixed_dtypes(entries, places)
     if config.tie_word_embeddings and _HEAD in entries:
         _check_tied_copy(entries[_HEAD], entries[_EMBEDDING])
     targets: dict[Any, Any] = flax.traverse_util.flatten_dict(shardings)
     leaves: dict[Any, jax.Array] = {}
-    # Large ones first: what is in memory beside the params is then small when they are whole.
-    for name, slot in sorted(slots.items(), key=lambda item: -math.prod(item[1].shape)):
-        entry, target = entries[name], targets[slot.path]
+    # Large ones first: the tensor beside the params is then a small one when they are whole.
+    for name, place in sorted(places.items(), key=lambda item: -math.prod(item[1].shape)):
+        entry, target = entries[name], targets[place.path]
         as_dtype = jnp.dtype(DTYPES[entry.dtype] if dtype is None else dtype)
-        if slot.layer is not None and slot.path not in leaves:
-            leaves[slot.path] = empty_leaf((config.num_layers, *slot.shape), as_dtype, target)
-        leaf = place_tensor(entry, slot, target, as_dtype, leaves.pop(slot.path, None))
+        if place.layer is not None and place.path not in leaves:
+            leaves[place.path] = empty_leaf((config.num_layers, *place.shape), as_dtype, target)
+        leaf = place_tensor(entry, place, target, as_dtype, leaves.pop(place.path, None))
         # Waits, or reading would run ahead of copying and tensors would pile up.
-        leaves[slot.path] = jax.block_until_ready(leaf)
+        leaves[place.path] = jax.block_until_ready(leaf)
     return flax.traverse_util.unflatten_dict(leaves)
 
 
@@ -136,24 +116,10 @@ def load_model(path: str) -> tuple[Qwen3Config, Tree]:
       path: what `resolve_checkpoint` takes.
     """
     directory = resolve_checkpoint(path)
-    config = load_config(directory)
+    config = read_sizes(directory)
     mesh = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), jax.local_devices()[:1])
     shardings = param_shardings(mesh, abstract_params(config))
     return config, load_params(directory, config, dtype=None, shardings=shardings)
-
-
-def save_model(
-    target: Path, config: Qwen3Config, params: Tree, *, max_shard_bytes: int, overwrite: bool
-) -> None:
-    """Makes the directory `target` with `write_model`, whole or not at all.
-
-    To add files before it appears, use `atomic_directory` and `write_model`.
-
-    Raises:
-      UserError: `target` holds something and `overwrite` is False.
-    """
-    with atomic_directory(target, overwrite=overwrite) as partial:
-        write_model(partial, config, params, max_shard_bytes=max_shard_bytes)
 
 
 def write_model(
@@ -161,7 +127,8 @@ def write_model(
 ) -> None:
     """Writes config.json and the weights; each leaf keeps its dtype, bit for bit.
 
-    Beside `params`, memory holds one tensor at a time. Tokenizer files are the caller's.
+    Beside `params`, memory holds one tensor at a time. Tokenizer files are the caller's, and
+    so is a directory that appears whole or not at all (`atomic_directory`).
 
     Args:
       directory: an existing directory.
@@ -175,19 +142,21 @@ def write_model(
     leaves: dict[Any, Any] = flax.traverse_util.flatten_dict(params)
     if {path: leaf.shape for path, leaf in leaves.items()} != param_shapes(config):
         raise ValueError("the params do not have the names and shapes that the config asks for")
-    slots = dict(sorted(tensor_slots(config).items(), key=lambda item: _reading_order(item[0])))
+    places = dict(
+        sorted(tensor_places(config).items(), key=lambda item: _reading_order(item[0]))
+    )
     specs = {
-        name: TensorSpec(slot.file_shape, jnp.dtype(leaves[slot.path].dtype))
-        for name, slot in slots.items()
+        name: TensorSpec(place.file_shape, jnp.dtype(leaves[place.path].dtype))
+        for name, place in places.items()
     }
     write_tensors(
         directory,
         specs,
-        lambda name: _pieces(leaves[slots[name].path], slots[name]),
+        lambda name: _pieces(leaves[places[name].path], places[name]),
         max_shard_bytes=max_shard_bytes,
     )
-    hf = config.to_hf() | {"dtype": str(leaves[("embedding",)].dtype)}
-    (directory / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+    dtype = str(leaves[("embedding",)].dtype)
+    write_json(directory / CONFIG, config_to_hf(config) | {"dtype": dtype})
 
 
 def _refuse_names(directory: Path, found: set[str], expected: set[str]) -> None:
@@ -203,9 +172,11 @@ def _refuse_names(directory: Path, found: set[str], expected: set[str]) -> None:
         )
 
 
-def _refuse_mixed_dtypes(entries: dict[str, TensorEntry], slots: dict[str, Slot]) -> None:
-    for name, slot in slots.items():
-        first = entries[tensor_name(slot.path, None if slot.layer is None else 0)]
+def _refuse_mixed_dtypes(
+    entries: dict[str, TensorEntry], places: dict[str, TensorPlace]
+) -> None:
+    for name, place in places.items():
+        first = entries[tensor_name(place.path, None if place.layer is None else 0)]
         if entries[name].dtype != first.dtype:
             raise UserError(
                 f"{entries[name]} is {entries[name].dtype}, in layer 0 it is {first.dtype}: "
@@ -236,14 +207,14 @@ def _tied_copy_differs(head: TensorEntry) -> UserError:
     )
 
 
-def _pieces(leaf: Any, slot: Slot) -> Iterator[np.ndarray]:
-    """The values of one tensor in the file's order, turned a few rows at a time."""
-    if slot.layer is not None:
+def _pieces(leaf: Any, place: TensorPlace) -> Iterator[np.ndarray]:
+    """The values of one tensor in the file's order, transposed a few rows at a time."""
+    if place.layer is not None:
         leaf = (
-            leaf[slot.layer] if isinstance(leaf, np.ndarray) else read_layer(leaf, slot.layer)
+            leaf[place.layer] if isinstance(leaf, np.ndarray) else read_layer(leaf, place.layer)
         )
     tensor = np.asarray(leaf)
-    by_row = tensor.T if slot.transposed else tensor
+    by_row = tensor.T if place.transposed else tensor
     for start in range(0, len(by_row), _ROWS):
         yield np.ascontiguousarray(by_row[start : start + _ROWS])
 

@@ -11,8 +11,8 @@ import numpy as np
 
 # Finite, so that a row that may attend to nothing gives numbers instead of NaN.
 _MASKED = -0.7 * float(np.finfo(np.float32).max)
-# Terms of the first sums of `streamed_attention`, the fastest of 4 to 32 on two cores, and the
-# widest cache for which that was faster than products.
+# Terms of the first sums of `streamed_attention` (the fastest of 4 to 32 on two cores), and the
+# widest cache for which it was faster than products.
 _QUERY_TERMS, _SLOT_TERMS, _MOST_STREAMED_SLOTS = 16, 8, 512
 _QUERY_BLOCKS = 4  # more skip more, but each is compiled by itself
 
@@ -50,8 +50,11 @@ def cache_mask(positions: jax.Array, num_slots: int) -> jax.Array:
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """Grouped-query attention; scores and softmax are fp32 whatever the inputs are.
 
-    Both products are plain row-major ones, [n, Dh] @ [Dh, S] and [n, S] @ [S, Dh] per key
-    head: on a CPU keys that lie as [S, Dh] make a decode turn's attention twice as slow.
+    Both products are row-major, [n, Dh] @ [Dh, S] and [n, S] @ [S, Dh] per key head: on a CPU
+    keys stored as [S, Dh] make a decode step's attention twice as slow.
+
+        query heads   0 1 2 3 | 4 5 6 7      H = 8, K = 2: a group of 4 shares a key head,
+        key heads        0    |    1         so its G x T queries are the rows of one product
 
     Args:
       q: [B, T, H, Dh] queries; head h reads key head h // (H / K).
@@ -65,12 +68,14 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
     batch, length, num_heads, size = q.shape
     num_kv_heads, num_slots = v.shape[1:3]
     group = num_heads // num_kv_heads
+    # [B, T, H, Dh] -> [B, K, G * T, Dh], without repeating a key head for its group.
     rows = q.reshape(batch, length, num_kv_heads, group, size).transpose(0, 2, 3, 1, 4)
     rows = rows.reshape(batch, num_kv_heads, group * length, size)
     scores = jnp.einsum("bknd,bkds->bkns", rows, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, num_kv_heads, group, length, num_slots)
     scores = jnp.where(mask[:, None, None], scores * size**-0.5, _MASKED)
-    # Divided after the product with the values, which has fewer numbers than the scores.
+    # A softmax whose division waits for the product with the values: [n, Dh] are fewer
+    # numbers than [n, S]. The largest score cancels, so no gradient goes through it.
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1).reshape(batch, num_kv_heads, group * length, 1)
@@ -89,10 +94,10 @@ def can_stream(q: jax.Array, v: jax.Array) -> bool:
 
 
 def streamed_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """`attention` of one query per row, in a form in which a CPU's cores read the cache.
+    """`attention` of one query per row, with the cache read by all cores of a CPU.
 
-    XLA's CPU compiler gives products of so few rows to one core. Sums of a few arrays are
-    loops that it divides among the cores: `benchmarks.sampling --part decode` times both.
+    XLA's CPU compiler runs a product of so few rows on one core. It divides loops that sum a
+    few arrays among the cores: `benchmarks.sampling --part decode` times both.
 
     Args: as in `attention`, with T = 1.
     """
@@ -100,7 +105,7 @@ def streamed_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
     num_kv_heads = v.shape[1]
     rows = q.astype(jnp.float32).reshape(batch, num_kv_heads, -1, size)
     scores = _weighted_sum(rows, k, _QUERY_TERMS) * size**-0.5
-    # Added, for a selection would be computed with all of the sums in one slow loop.
+    # Added: XLA would fuse a `where` with all of the sums into one slow loop.
     scores = scores + jnp.where(mask, 0.0, _MASKED)[:, :, None]
     weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     out = _weighted_sum(weights, v, _SLOT_TERMS) / jnp.sum(weights, axis=-1, keepdims=True)
@@ -110,8 +115,8 @@ def streamed_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
 def _weighted_sum(weights: jax.Array, rows: jax.Array, num_terms: int) -> jax.Array:
     """[B, K, G, N] times [B, K, N, M]: [B, K, G, M] in float32.
 
-    The first sum has `num_terms` terms, each of one contiguous stretch of the rows; the
-    second adds up the N / num_terms rows that it leaves.
+    N = 6 with 2 terms: the first sum adds rows 0 and 3, 1 and 4, 2 and 5, each term being one
+    contiguous half of the rows; the second adds the 3 results.
     """
     *heads, group, _ = weights.shape
     weights = weights.reshape(*heads, group, num_terms, -1, 1)
@@ -127,8 +132,14 @@ def _sum(terms: Iterable[jax.Array]) -> jax.Array:
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """`attention` of whole sequences, T = S, where no query sees a later key.
 
-    Queries are taken in blocks, and a block meets the keys up to its own end alone: 5/8 of the
-    products and of the memory that all pairs would take. `mask` is False for s > t.
+    A block of queries is multiplied with the keys up to its own end: (1 + 2 + 3 + 4) / 16 = 5/8
+    of the products and memory of all pairs. `mask` is False for s > t.
+
+        keys        0    1    2    3
+        queries 0   x                     a diagonal block is computed whole,
+                1   x    x                and the mask cuts its upper half
+                2   x    x    x
+                3   x    x    x    x
     """
     length = q.shape[1]
     block = -(-length // _QUERY_BLOCKS)

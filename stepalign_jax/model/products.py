@@ -1,11 +1,15 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A matrix product whose gradient is written out.
+"""Matrix products in the forms that XLA compiles well.
 
-The automatic gradient of a [B, T, in] @ [in, out] product makes XLA's CPU compiler transpose
-the larger of its two operands on the fly, column by column: for the packaged model that was
-half of an optimizer step. And it rounds the weights' gradient to the compute dtype before it
-reaches float32 weights.
+`linear` is for training: its gradient is written out. The automatic gradient of a
+[B, T, in] @ [in, out] product makes XLA's CPU compiler transpose the larger of its operands on
+the fly, column by column: for the packaged model that was half of an optimizer step. It also
+rounds the weights' gradient to the compute dtype before it reaches float32 weights.
+
+`rows_product` is for decoding on a CPU, where a product of few rows runs on one core. A large
+kernel [in, out] is stored transposed, as blocks of rows of [out, in]; each block is a product
+of its own, and the cores share the blocks.
 """
 
 import functools
@@ -15,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-# What `linear` returns, to a rematerialisation policy, which cannot see the product inside.
+# The name of `linear`'s results for a rematerialisation policy: it cannot see the product
+# inside a custom_vjp.
 PRODUCT = "product"
 
 
@@ -59,7 +64,7 @@ _product.defvjp(_forward, _backward)
 
 Blocks = tuple[jax.Array, ...]
 
-# Smaller kernels stay in the cores' caches, where the plain product is as fast.
+# Elements; smaller kernels stay in the cores' caches, where the plain product is as fast.
 _SMALLEST = 2**18
 
 
@@ -70,6 +75,7 @@ def split_rows(weight: jax.Array, num_blocks: int) -> Blocks:
 
 def rows_product(x: jax.Array, blocks: Blocks, dtype: Any) -> jax.Array:
     """x @ weight.T: [..., in] -> [..., out], accumulated and returned in `dtype`."""
+    # block @ x.T, the rows of the weight outermost: XLA divides that axis among the cores.
     flat = x.reshape(-1, x.shape[-1])
     parts = [
         jax.lax.dot_general(block, flat, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
@@ -82,8 +88,8 @@ def block_large(params: dict[str, Any], num_blocks: int) -> tuple[dict, dict]:
     """Moves large kernels of unrolled params, and a large head, into blocks.
 
     Returns:
-      The params without what was moved (a tied head stays as the embedding), and the
-      collection `decode` that holds it.
+      The params without the moved kernels (a tied head stays as the embedding), and the
+      collection `decode` with their blocks, under the same paths.
     """
     rest, decode = _block_kernels(params, num_blocks)
     head = params.get("lm_head", params["embedding"])

@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 
-from stepalign_jax.base.errors import UserError
 from stepalign_jax.model import attention as attn
 from stepalign_jax.model import rope
 from stepalign_jax.model.config import BIASED, PROJECTIONS, Qwen3Config
@@ -60,7 +59,7 @@ def init_cache(config: Qwen3Config, batch: int, slots: int, dtype: Any) -> Cache
 
 
 class Context(NamedTuple):
-    """What every layer of one forward pass shares.
+    """Arrays that all layers of one forward pass share.
 
     Attributes:
       cos, sin: [1 or B, T, 1, Dh / 2] fp32 rotary angles.
@@ -77,9 +76,9 @@ class Context(NamedTuple):
 def residual_dtype(dtype: Any) -> Any:
     """The dtype of the residual stream, for a compute dtype.
 
-    A few channels of trained Qwen models grow past 65,504, the largest fp16 number, along
-    the residual stream, and infinity would be all that is left. The norms bring what each
-    layer computes with back into range, so the stream alone is kept in fp32.
+    Along the residual stream a few channels of trained Qwen models grow past 65,504, the
+    largest fp16 number, and would become infinite. The norms bring the input of each layer
+    back into range, so only the stream is kept in fp32.
     """
     return jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype
 
@@ -115,6 +114,7 @@ class Attention(nn.Module):
         """([B, T, D], context, cache) -> ([B, T, D], the cache with these tokens written)."""
         heads = {"q_proj": "heads", "k_proj": "kv_heads", "v_proj": "kv_heads"}
         q, k, v = (self._project(name, x, axis) for name, axis in heads.items())
+        # Normalised before RoPE, over each head's own axis: Qwen3's order.
         if self.config.qk_norm:
             q, k = self._norm("q_norm")(q), self._norm("k_norm")(k)
         q = rope.rope(q, context.cos, context.sin)
@@ -128,7 +128,8 @@ class Attention(nn.Module):
                 _write(cache.v, v, context.first_slot, axis=2),
             )
             k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
-            # Kernels in row blocks mean that a CPU decodes: its cores read the cache too.
+            # Kernels are in row blocks only where a CPU decodes; there all cores can read the
+            # cache as well.
             streams = self.has_variable("decode", "q_proj") and attn.can_stream(q, v)
             attend = attn.streamed_attention if streams else attn.attention
             out = attend(q, k, v, context.mask)
@@ -162,7 +163,7 @@ class Mlp(nn.Module):
 def _projection(parent: "Attention | Mlp", name: str) -> Projection:
     """The projection `name` of a module that is being called (Linen attaches it there)."""
     config, lora, axes = parent.config, parent.lora, PROJECTIONS[name][1]
-    # What is added to the residual stream is summed in its dtype.
+    # o_proj and down_proj add to the residual stream, so they are summed in its dtype.
     to_residual = axes[1] == "embed"
     return Projection(
         config.projection_shape(name)[1],
@@ -184,7 +185,7 @@ def _write(
     """
     assert first_slot is not None
     new = new.astype(cache.dtype)
-    if first_slot.shape[0] == 1:
+    if first_slot.shape[0] == 1:  # one contiguous copy, where the vmap below is a scatter
         return jax.lax.dynamic_update_slice_in_dim(cache, new, first_slot[0], axis)
     update = jax.lax.dynamic_update_slice_in_dim
     return jax.vmap(lambda row, rows, slot: update(row, rows, slot, axis - 1))(
@@ -295,6 +296,7 @@ class Qwen3(nn.Module):
             raise ValueError("a cache needs scan_layers=False and takes no segment_ids")
         if positions is None:
             positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        # Angles and mask are computed once and not in every layer.
         context = self._context(positions, segment_ids, cache)
         x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
         x = x.astype(residual_dtype(self.dtype))
@@ -323,7 +325,8 @@ class Qwen3(nn.Module):
             return Context(*angles(positions), mask, None)
         num_slots = cache[0].num_slots
         mask = attn.cache_mask(positions, num_slots)
-        # Looked up: XLA's CPU compiler would compute them anew for every head of every layer.
+        # Looked up in a table: XLA's CPU compiler would fuse the cosines into every head of
+        # every layer and compute them anew there.
         slots = jnp.arange(num_slots, dtype=positions.dtype)[None]
         cos, sin = (table[0][positions] for table in angles(slots))
         return Context(cos, sin, mask, positions[:, 0])
@@ -340,15 +343,14 @@ class Qwen3(nn.Module):
 
 
 def _remat_block(remat: str, scanned: bool) -> type[Block]:
-    """Block, rematerialised as asked. CSE could undo that, but not inside a scan."""
+    """Block under a rematerialisation policy: "none", "full" or "dots"."""
     if remat == "none":
         return Block
     policies = {
         "full": jax.checkpoint_policies.nothing_saveable,
         "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     }
-    if remat not in policies:
-        raise UserError(f"model.remat is {remat!r}: choose none, full or dots.")
+    # Common-subexpression elimination could undo it, but not across the body of a scan.
     return nn.remat(Block, policy=policies[remat], prevent_cse=not scanned)
 
 

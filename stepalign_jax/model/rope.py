@@ -1,30 +1,23 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""YaRN (arXiv:2309.00071): rotary frequencies stretched for a context beyond training's.
+"""Rotary position embeddings, and YaRN's stretching of their frequencies.
 
-Fields and what is done where one is missing follow transformers, so that a `config.json`
-means the same here and there.
+YaRN (arXiv:2309.00071) extends the context beyond that of training:
+
+    dimension         0 .. low       low .. high            high .. Dh / 2
+    turns in the      more than      between                fewer than
+    original context  beta_fast                             beta_slow
+    frequency         kept           a linear ramp between  divided by `factor`
+
+The arithmetic follows transformers, so that a config.json means the same here and there.
 """
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from stepalign_jax.base.errors import UserError
-
-_BETA_FAST, _BETA_SLOW = 32.0, 1.0  # what transformers takes where config.json is silent
-
-# Keys of config.json that are written only where they were given.
-_OPTIONAL = ("attention_factor", "mscale", "mscale_all_dim")
-_KNOWN = {
-    *("rope_type", "rope_theta", "partial_rotary_factor"),
-    *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "truncate"),
-    *_OPTIONAL,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,13 +25,13 @@ class YarnScaling:
     """How rotary frequencies are stretched.
 
     Attributes:
-      factor: how many times the original context, at least 1.
-      original_max_positions: positions that the model was trained on before.
-      beta_fast: frequencies that turn more often than this in the original context stay.
-      beta_slow: those that turn less often are divided by `factor`; a ramp lies between.
+      factor: the new context divided by the original one, at least 1.
+      original_max_positions: the context before the stretching.
+      beta_fast: turns in the original context above which a frequency is kept.
+      beta_slow: turns below which a frequency is divided by `factor`.
       truncate: whether the ends of the ramp are rounded outwards to whole dimensions.
-      attention_factor: what cosines and sines are multiplied by; None derives it.
-      mscale, mscale_all_dim: replace the derivation from `factor` alone; None for that one.
+      attention_factor: multiplies cosines and sines; None derives it from `factor`.
+      mscale, mscale_all_dim: enter that derivation if both are given; else None.
     """
 
     factor: float
@@ -50,57 +43,14 @@ class YarnScaling:
     mscale: float | None
     mscale_all_dim: float | None
 
-    @classmethod
-    def from_hf(cls, rope: dict[str, Any], max_positions: int) -> "YarnScaling":
-        """The scaling that the rope section of a `config.json` describes.
-
-        Args:
-          rope: `rope_scaling` or `rope_parameters`.
-          max_positions: `max_position_embeddings`. It is the original context where that
-            is not given, and gives the factor where that is null.
-
-        Raises:
-          UserError: the factor is missing, a value is no number, or a key is unknown.
-        """
-        unknown = sorted(set(rope) - _KNOWN)
-        if unknown or "factor" not in rope:
-            wrong = f"has unknown key(s) {', '.join(unknown)}" if unknown else "lacks factor"
-            raise UserError(
-                f"config.json asks for YaRN, but its rope section {wrong}: write rope_type, "
-                "factor and original_max_position_embeddings as the checkpoint's card does."
-            )
-        original = _number(rope, "original_max_position_embeddings", 1) or max_positions
-        factor = _number(rope, "factor", 1)
-        return cls(
-            factor=float(max_positions / original if factor is None else factor),
-            original_max_positions=int(original),
-            beta_fast=float(_number(rope, "beta_fast", 0) or _BETA_FAST),
-            beta_slow=float(_number(rope, "beta_slow", 0) or _BETA_SLOW),
-            truncate=bool(rope.get("truncate", True)),
-            **{key: _number(rope, key, 0) for key in _OPTIONAL},  # pyright: ignore[reportArgumentType]
-        )
-
-    def to_hf(self) -> dict[str, Any]:
-        """The `rope_scaling` that `from_hf` reads back."""
-        optional = {key: getattr(self, key) for key in _OPTIONAL}
-        return {
-            "rope_type": "yarn",
-            "factor": self.factor,
-            "original_max_position_embeddings": self.original_max_positions,
-            "beta_fast": self.beta_fast,
-            "beta_slow": self.beta_slow,
-            **({} if self.truncate else {"truncate": False}),
-            **{key: value for key, value in optional.items() if value is not None},
-        }
-
     @property
     def max_positions(self) -> int:
-        """The context that the stretched frequencies are meant for."""
+        """The new context."""
         return int(self.factor * self.original_max_positions)
 
     @property
     def angle_scale(self) -> float:
-        """What cosines and sines are multiplied by: it makes attention sharper."""
+        """Multiplies cosines and sines, so q.k grows by its square: attention gets sharper."""
         if self.attention_factor is not None:
             return self.attention_factor
         if self.mscale and self.mscale_all_dim:
@@ -117,6 +67,7 @@ class YarnScaling:
         of a frequency is a visible angle.
         """
         low, high = self._ramp(2 * len(periods), theta)
+        # As transformers: a ramp of no width would divide by zero.
         high = high + 0.001 if low == high else high
         dims = np.arange(len(periods), dtype=np.float32)
         ramp = np.clip((dims - np.float32(low)) / np.float32(high - low), 0, 1)
@@ -138,20 +89,6 @@ class YarnScaling:
         return max(low, 0), min(high, head_dim - 1)
 
 
-def _number(rope: dict[str, Any], key: str, least: float) -> float | None:
-    """The value of a key, None where it is missing or null."""
-    value = rope.get(key)
-    if value is None:
-        return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value < math.inf:
-        raise UserError(
-            f"config.json asks for YaRN with {key} = {value!r}: give a number that is at "
-            f"least {least}."
-        )
-    return value
-
-
 def rope_angles(
     positions: jax.Array, head_dim: int, theta: float, yarn: YarnScaling | None
 ) -> tuple[jax.Array, jax.Array]:
@@ -169,9 +106,9 @@ def rope_angles(
     Returns:
       Two arrays [1 or B, T, 1, Dh / 2] that broadcast over heads.
     """
-    exponents = (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)).astype(
-        np.float64
-    )
+    # Exponents rounded to fp32, their power taken in fp64 and rounded: as PyTorch does it.
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    exponents = exponents.astype(np.float64)
     periods = np.power(float(theta), exponents).astype(np.float32)
     frequencies = np.float32(1) / periods if yarn is None else yarn.stretch(periods, theta)
     angles = (

@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What weights and training state take, by arithmetic over shapes; activations come on top.
+"""Memory of published models' weights and training state, from shapes; without activations.
 
 python -m stepalign_jax.planning.sizes        # the table of docs/checkpoints.md
 """
@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 
+from stepalign_jax.huggingface.config import config_from_hf
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, abstract_lora
 from stepalign_jax.model.qwen3 import abstract_params
 
 BF16_BYTES = 2
-# Per trained number, all fp32: the weight, its gradient and Adam's two moments.
+# Per trained number, in fp32: the weight, its gradient and Adam's two moments.
 TRAINED_BYTES = 16
 
 _KEYS = (
@@ -48,10 +49,10 @@ class StateBytes(NamedTuple):
 
     Attributes:
       weights: the base in bf16.
-      lora: training an adapter: the base in bf16, which is the teacher too, and the adapter's
-        numbers with their gradients and moments.
-      full: training all weights: those with their gradients and moments, and the frozen
-        teacher, a second copy in bf16.
+      lora: to train an adapter: the base in bf16, which is also the teacher, and the adapter
+        with its gradients and moments.
+      full: to train all weights: they, their gradients and moments, and the frozen teacher,
+        a second copy in bf16.
     """
 
     weights: int
@@ -65,7 +66,7 @@ def num_parameters(config: Qwen3Config) -> int:
 
 
 def state_bytes(config: Qwen3Config, lora: LoraSpec) -> StateBytes:
-    """Bytes of the weights, and of the training state with and without `lora`."""
+    """Bytes of the weights, and of the training state with `lora` or of all weights."""
     base = num_parameters(config)
     frozen = base * BF16_BYTES
     return StateBytes(
@@ -80,7 +81,7 @@ def published_config(name: str) -> Qwen3Config:
     sizes = dict(zip(_KEYS, _PUBLISHED[name], strict=True))
     # Constants that no size depends on.
     constants = {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "max_position_embeddings": 40960}
-    return Qwen3Config.from_hf({**sizes, **constants})
+    return config_from_hf({**sizes, **constants})
 
 
 def published_names() -> tuple[str, ...]:
@@ -88,7 +89,7 @@ def published_names() -> tuple[str, ...]:
     return tuple(_PUBLISHED)
 
 
-def memory_table(rank: int) -> str:
+def published_table(rank: int) -> str:
     """A Markdown table of `state_bytes` of the published checkpoints, in GiB.
 
     Args:
@@ -111,4 +112,4 @@ def _size(tree: Any) -> int:
 
 
 if __name__ == "__main__":
-    print(memory_table(rank=64))
+    print(published_table(rank=64))

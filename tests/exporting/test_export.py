@@ -10,26 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.models import CONFIG, apply, enlarged, random_adapter
+from support.models import random_adapter
 from support.runs import refusal, small_config
 
 from stepalign_jax import export, train
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl, write_jsonl
 from stepalign_jax.config.schema import Config
-from stepalign_jax.exporting.merge import (
-    ProbeText,
-    View,
-    hidden_states,
-    mean_kl,
-    measure,
-    merge,
-)
+from stepalign_jax.exporting import forms
 from stepalign_jax.exporting.trained import choose_step, find_trained, probe_texts
+from stepalign_jax.huggingface.config import read_sizes
+from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.peft_adapters import load_adapter
-from stepalign_jax.huggingface.weights import load_config, load_model, resolve_checkpoint
+from stepalign_jax.huggingface.weights import load_model
 from stepalign_jax.model.lora import LoraSpec
-from stepalign_jax.model.qwen3 import Qwen3, init_params, output_head
 from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, open_run
 from stepalign_jax.runs.setup import assemble, initial_state, make_state
@@ -59,7 +53,7 @@ def make_run(config: Config, trees: list[Any]) -> RunDirectory:
 def run(tmp_path_factory) -> RunDirectory:
     """Two checkpoints; the adapter is on two projections."""
     config = small_config(tmp_path_factory.mktemp("runs"), trainable=LORA)
-    model = load_config(TINY_BASE)
+    model = read_sizes(TINY_BASE)
     return make_run(config, [{"lora": random_adapter(model, SPEC, seed)} for seed in (1, 2)])
 
 
@@ -71,9 +65,9 @@ def do_export(run: RunDirectory, target: Path, *options: str) -> Path:
 def test_adapter_export_is_the_checkpoint_bit_for_bit(run, tmp_path):
     for step in (1, 2):
         target = do_export(run, tmp_path / f"{step}", "--form=adapter", f"--step={step}")
-        spec, lora = load_adapter(target, load_config(TINY_BASE))
+        spec, lora = load_adapter(target, read_sizes(TINY_BASE))
         assert (spec.rank, spec.alpha, set(spec.targets)) == (2, 4.0, set(SPEC.targets))
-        expected = random_adapter(load_config(TINY_BASE), SPEC, step)
+        expected = random_adapter(read_sizes(TINY_BASE), SPEC, step)
         for a, b in zip(jax.tree.leaves(lora), jax.tree.leaves(expected), strict=True):
             assert np.any(b) and a.tobytes() == b.tobytes()
     settings = read_json(tmp_path / "2" / "adapter_config.json")
@@ -193,7 +187,7 @@ def test_an_interrupted_export_leaves_the_old_target_or_nothing(
         (directory / "adapter_model.safetensors").write_bytes(b"half")
         raise kind("stopped")
 
-    monkeypatch.setattr(export, "save_adapter", write_half)
+    monkeypatch.setattr(forms, "save_adapter", write_half)
     for target, options in ((tmp_path / "new", ()), (old, ("--overwrite",))):
         with pytest.raises(kind):
             do_export(run, target, "--form=adapter", *options)
@@ -236,85 +230,3 @@ def test_a_full_fine_tune_is_rounded_and_has_no_adapter(tmp_path, monkeypatch, c
             assert np.asarray(a).tobytes() == b.astype(jnp.dtype(dtype)).tobytes()
     record = read_json(tmp_path / "to" / "export.json")
     assert 0.1 < record["lost"] < 1 and record["kl_of_rounding"] > 0
-
-
-def test_rounding_that_eats_the_training_is_warned_of():
-    found = {"dtype": "bfloat16", "lost": 0.2, "kl_of_training": 1.0, "kl_of_rounding": 0.01}
-    assert export.rounding_warning(found) is None
-    by_kl = export.rounding_warning(found | {"kl_of_rounding": 0.12})
-    assert by_kl is not None
-    assert "bfloat16 costs 20 % of the delta and 12 % of the KL that training made" in by_kl
-    by_norm = export.rounding_warning({"dtype": "bfloat16", "lost": 0.6})
-    assert by_norm is not None and "costs 60 % of the delta that training made" in by_norm
-    assert export.rounding_warning({"dtype": "float32", "lost": 0.0}) is None
-
-
-# Merging and its price, on a model small enough to work out in float64.
-
-MODEL_SPEC = LoraSpec(rank=3, alpha=6.0, targets=("o_proj", "up_proj"))
-TEXTS = [ProbeText([3, 4, 5], [6, 7, 8, 9]), ProbeText([9, 8], [7, 6])]
-
-
-def bfloat16_base() -> Any:
-    params = enlarged(init_params(CONFIG, jax.random.key(0)), 4)
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-
-
-@pytest.mark.parametrize(("size", "lost"), [(1e-5, (0.95, 1.05)), (1.0, (0.0, 0.1))])
-def test_a_small_delta_is_rounded_away_and_a_large_one_stays(size, lost):
-    lora = jax.tree.map(lambda leaf: leaf * size**0.5, random_adapter(CONFIG, MODEL_SPEC))
-    merged = merge(bfloat16_base(), {"lora": lora}, MODEL_SPEC, jnp.dtype("bfloat16"))
-    assert lost[0] <= merged.lost <= lost[1]
-    exact = merge(bfloat16_base(), {"lora": lora}, MODEL_SPEC, jnp.dtype("float32"))
-    assert exact.lost < 1e-2
-    pairs = [lora["layers"]["attention"]["o_proj"], lora["layers"]["mlp"]["up_proj"]]
-    square = sum(np.sum(np.square(p["a"].astype(np.float64) @ p["b"] * 2.0)) for p in pairs)
-    np.testing.assert_allclose(exact.delta_norm, square**0.5, rtol=1e-3)
-
-
-def test_a_weight_too_large_for_the_dtype_is_refused():
-    base = bfloat16_base()
-    base["final_norm"]["scale"] = base["final_norm"]["scale"] * 1e6
-    lora = random_adapter(CONFIG, MODEL_SPEC)
-    with pytest.raises(UserError, match=r"final_norm\.scale .* not finite in float16"):
-        merge(base, {"lora": lora}, MODEL_SPEC, jnp.dtype("float16"))
-
-
-def test_kl_of_hidden_states_by_hand():
-    rng = np.random.default_rng(0)
-    hidden = rng.normal(size=(2, 300, 8)).astype(np.float32)  # more than one tile
-    heads = rng.normal(size=(2, 11, 8)).astype(np.float32)
-
-    def logprobs(i: int) -> np.ndarray:
-        logits = hidden[i].astype(np.float64) @ heads[i].T.astype(np.float64)
-        return logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
-
-    p, q = logprobs(0), logprobs(1)
-    expected = np.mean(np.sum(np.exp(p) * (p - q), axis=-1))
-    views = [View(h, jnp.asarray(w)) for h, w in zip(hidden, heads, strict=True)]
-    assert mean_kl(views[0], views[1]) == pytest.approx(expected, rel=1e-5)
-    assert mean_kl(views[0], views[0]) == 0.0
-
-
-def test_states_are_those_that_predict_the_completions():
-    model, params = Qwen3(CONFIG, jnp.float32), init_params(CONFIG, jax.random.key(0))
-    found = hidden_states(model, {"params": params}, TEXTS)
-    rows = []
-    for prompt, completion in TEXTS:
-        hidden, _ = apply(model, {"params": params}, np.array([[*prompt, *completion]]))
-        rows.append(hidden[0, len(prompt) - 1 : -1])
-    np.testing.assert_allclose(found, np.concatenate(rows), atol=1e-5)
-
-
-def test_measure_compares_trained_base_and_exported():
-    base = bfloat16_base()
-    lora = {"lora": random_adapter(CONFIG, MODEL_SPEC)}
-    model = Qwen3(CONFIG, jnp.float32, lora=MODEL_SPEC)
-    merged = merge(base, lora, MODEL_SPEC, jnp.dtype("float32")).params
-    found = measure(model, base, lora, merged, TEXTS)
-    assert found["num_tokens"] == 6 and found["num_texts"] == 2
-    assert found["kl_of_rounding"] < 1e-8 < 1e-3 < found["kl_of_training"]
-    # Exporting the base itself loses exactly what training did.
-    nothing = measure(model, base, lora, base, TEXTS)
-    assert nothing["kl_of_rounding"] == nothing["kl_of_training"] == found["kl_of_training"]
-    assert output_head(base).dtype == jnp.bfloat16

@@ -14,13 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.checkpoint_files import save_model
 from support.models import CONFIG, apply, enlarged, random_adapter
 from support.runs import small_config
 from test_export import TINY_BASE, make_run
 
 from stepalign_jax import export
+from stepalign_jax.huggingface.config import read_sizes
 from stepalign_jax.huggingface.peft_adapters import load_adapter
-from stepalign_jax.huggingface.weights import load_config, load_model, save_model
+from stepalign_jax.huggingface.weights import load_model
 from stepalign_jax.model.config import PROJECTIONS
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3, init_params
@@ -52,7 +54,7 @@ def case(request, tmp_path_factory) -> Case:
         save_model(base, config, params, max_shard_bytes=10**9, overwrite=False)
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(TINY_BASE / name, base)
-    adapter = random_adapter(load_config(base), SPEC)
+    adapter = random_adapter(read_sizes(base), SPEC)
     lora = {"kind": "lora", "rank": 3, "alpha": 6.0, "targets": SPEC.targets, "adapter": ""}
     config = small_config(directory / "runs", trainable=lora, model={"path": str(base)})
     return Case(base, make_run(config, [{"lora": adapter}]), adapter)
@@ -149,7 +151,7 @@ def test_an_adapter_of_pefts_loads(case, tmp_path, targets, use_rslora):
     model = peft.get_peft_model(their_model(case.base), config).eval()
     theirs = their_logits(model)
     model.save_pretrained(str(tmp_path / "theirs"))
-    spec, adapter = load_adapter(tmp_path / "theirs", load_config(case.base))
+    spec, adapter = load_adapter(tmp_path / "theirs", read_sizes(case.base))
     assert spec.scale == pytest.approx(5 / 3**0.5 if use_rslora else 5 / 3)
     assert np.abs(theirs - our_logits(case.base, None, None)).max() > 0.1
     np.testing.assert_allclose(our_logits(case.base, adapter, spec), theirs, atol=TOLERANCE)
@@ -165,4 +167,4 @@ def test_what_peft_writes_and_we_do_not_do_is_refused(case, tmp_path, settings, 
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **settings)
     peft.get_peft_model(their_model(case.base), config).save_pretrained(str(tmp_path))
     with pytest.raises(UserError, match=f"adapter_config.json asks for {key}"):
-        load_adapter(tmp_path, load_config(case.base))
+        load_adapter(tmp_path, read_sizes(case.base))

@@ -16,15 +16,24 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support.checkpoint_files import HF, KERNEL, TIED_HF, assert_same_bits, write, write_sharded
+from support.checkpoint_files import (
+    HF,
+    KERNEL,
+    TIED_HF,
+    assert_same_bits,
+    save_model,
+    write,
+    write_sharded,
+)
 from support.goldens import CASES, case_tokens, random_tensors, torch_logits
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.schema import ParallelConfig
-from stepalign_jax.huggingface.names import tensor_slots
+from stepalign_jax.huggingface.config import config_from_hf, read_sizes
+from stepalign_jax.huggingface.names import tensor_places
 from stepalign_jax.huggingface.safetensors_files import read_tensor, tensor_entries
-from stepalign_jax.huggingface.weights import load_config, load_model, load_params, save_model
-from stepalign_jax.model.qwen3 import Qwen3Config, abstract_params
+from stepalign_jax.huggingface.weights import load_model, load_params
+from stepalign_jax.model.qwen3 import abstract_params
 from stepalign_jax.parallel.mesh import make_mesh, param_shardings
 
 LARGE = 1 << 30  # of a shard: everything in one file
@@ -36,7 +45,7 @@ def tensors() -> dict[str, np.ndarray]:
 
 
 def read_as(directory: str, dtype: Any) -> Any:
-    config = load_config(Path(directory))
+    config = read_sizes(Path(directory))
     mesh = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     shardings = param_shardings(mesh, abstract_params(config))
     params = load_params(Path(directory), config, dtype=dtype, shardings=shardings)
@@ -52,7 +61,7 @@ def all_tensors(directory: Path) -> dict[str, np.ndarray]:
 
 def test_kernels_are_stored_in_out_and_stacked(tensors, tmp_path):
     config, params = load_model(write(tmp_path, HF, tensors))
-    assert config == Qwen3Config.from_hf(HF)
+    assert config == config_from_hf(HF)
     kernel = params["layers"]["attention"]["k_proj"]["kernel"]
     np.testing.assert_array_equal(kernel[1], tensors[KERNEL].T)
     np.testing.assert_array_equal(params["lm_head"], tensors["lm_head.weight"])
@@ -172,8 +181,8 @@ def test_the_biases_of_a_qwen2_are_read_and_written(tmp_path):
     hf = TIED_HF | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
     rng = np.random.default_rng(0)
     tensors = {
-        name: rng.standard_normal(slot.file_shape).astype(np.float32)
-        for name, slot in tensor_slots(Qwen3Config.from_hf(hf)).items()
+        name: rng.standard_normal(place.file_shape).astype(np.float32)
+        for name, place in tensor_places(config_from_hf(hf)).items()
     }
     bias = "model.layers.1.self_attn.k_proj.bias"
     config, params = load_model(write(tmp_path / "one", hf, tensors))
@@ -190,12 +199,13 @@ def test_eight_devices_hold_the_same_weights(tensors, tmp_path):
         import jax, numpy as np
         from stepalign_jax.config.schema import ParallelConfig
         from stepalign_jax.model.qwen3 import abstract_params
-        from stepalign_jax.huggingface.weights import load_config, load_model, load_params
+        from stepalign_jax.huggingface.config import read_sizes
+        from stepalign_jax.huggingface.weights import load_model, load_params
         from stepalign_jax.huggingface.weights import write_model
         from stepalign_jax.parallel.mesh import make_mesh, param_shardings
 
         directory = Path(sys.argv[1])
-        config = load_config(directory)
+        config = read_sizes(directory)
         mesh = make_mesh(ParallelConfig(data=2, fsdp=2, tensor=2))
         shardings = param_shardings(mesh, abstract_params(config))
         params = load_params(directory, config, dtype=None, shardings=shardings)
@@ -229,7 +239,7 @@ def test_transformers_reads_what_we_write_and_we_read_what_it_writes(
     theirs = torch_model(hf, tensors)
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size=max_shard_bytes)
     config, params = load_model(str(tmp_path / "theirs"))
-    assert config == Qwen3Config.from_hf(hf)
+    assert config == config_from_hf(hf)
     save_model(
         tmp_path / "ours", config, params, max_shard_bytes=max_shard_bytes, overwrite=False
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_model_config import HF, YARN, yarn_of
 
-from stepalign_jax.model.config import Qwen3Config
+from stepalign_jax.huggingface.config import config_from_hf
 from stepalign_jax.model.rope import YarnScaling, rope_angles
 
 HEAD_DIM, THETA = 128, 1e6
@@ -110,7 +110,7 @@ def test_transformers_has_the_same_frequencies_whatever_is_set():
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     for hf in _sweep():
-        config = Qwen3Config.from_hf(hf)
+        config = config_from_hf(hf)
         assert config.yarn is not None
         theirs = transformers.AutoConfig.for_model(**copy.deepcopy(hf))
         frequencies, scale = ROPE_INIT_FUNCTIONS["yarn"](theirs, "cpu")

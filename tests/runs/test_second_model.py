@@ -34,10 +34,11 @@ from stepalign_jax.critics.devices import make_critic_mesh, split_devices
 from stepalign_jax.critics.engine_critic import ModelCritic
 from stepalign_jax.feedback.contexts import Attempt
 from stepalign_jax.huggingface import language_model
+from stepalign_jax.huggingface.config import read_sizes
 from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.language_model import LanguageModel
 from stepalign_jax.huggingface.tokenizer import load_tokenizer
-from stepalign_jax.huggingface.weights import read_sizes, write_model
+from stepalign_jax.huggingface.weights import write_model
 from stepalign_jax.model.qwen3 import init_params
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.planning.fits import (

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.models import merged
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import SamplingConfig
 from stepalign_jax.model.attention import streamed_attention
 from stepalign_jax.model.config import Qwen3Config
-from stepalign_jax.model.lora import LoraSpec, init_lora, merge_lora
+from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3, init_params, unstack_layers
 from stepalign_jax.sampling import engine as engine_module
 from stepalign_jax.sampling.engine import Engine, Purpose, _decode_layout, _num_lanes
@@ -170,9 +171,11 @@ def full_forward_logprobs(
 
 def test_the_adapter_is_on_exactly_where_it_is_given(expected):
     adapted = sample(list(range(9)), {**BASE, "lora": LORA})
-    merged = merge_lora(PARAMS, LORA, SPEC)
     np.testing.assert_allclose(
-        adapted.logprobs, full_forward_logprobs(merged, adapted), atol=1e-3, rtol=0
+        adapted.logprobs,
+        full_forward_logprobs(merged(PARAMS, LORA, SPEC), adapted),
+        atol=1e-3,
+        rtol=0,
     )
     assert np.any(adapted.tokens != expected.tokens)
 
@@ -251,8 +254,7 @@ def test_weights_in_blocks_sample_like_the_full_forward(tied, monkeypatch):
         prepared, PROMPTS, ADDRESSES, seed=1, purpose=Purpose.SOLVER, settings=SAMPLING
     )
     assert streamed
-    merged = merge_lora(params, lora, SPEC)
-    logprobs = full_forward_logprobs(merged, rollouts, config)
+    logprobs = full_forward_logprobs(merged(params, lora, SPEC), rollouts, config)
     np.testing.assert_allclose(rollouts.logprobs, logprobs, atol=3e-4, rtol=0)
 
 

@@ -10,6 +10,10 @@ import numpy as np
 from safetensors.numpy import save_file
 from support.goldens import CASES
 
+from stepalign_jax.base.files import atomic_directory
+from stepalign_jax.huggingface.weights import write_model
+from stepalign_jax.model.config import Qwen3Config
+
 HF = CASES["untied_ratio4"]["hf"]
 TIED_HF = CASES["tied_ratio2"]["hf"]
 KERNEL = "model.layers.1.self_attn.k_proj.weight"
@@ -45,3 +49,11 @@ def assert_same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) 
     for name in left:
         assert left[name].dtype == right[name].dtype
         assert left[name].tobytes() == right[name].tobytes(), name
+
+
+def save_model(
+    target: Path, config: Qwen3Config, params: Any, *, max_shard_bytes: int, overwrite: bool
+) -> None:
+    """A directory with config and weights, as a command makes it: whole or not at all."""
+    with atomic_directory(target, overwrite=overwrite) as partial:
+        write_model(partial, config, params, max_shard_bytes=max_shard_bytes)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stepalign_jax.exporting.merge import merge
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3
@@ -81,3 +82,9 @@ def random_adapter(config: Any, spec: LoraSpec, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: init_lora(config, spec, jax.random.key(0)))
     return jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
+
+
+def merged(params: Any, lora: Any, spec: LoraSpec) -> Any:
+    """fp32 params with an adapter merged into them."""
+    tree = merge(params, {"lora": lora}, spec, np.dtype(np.float32)).params
+    return jax.tree.map(jnp.asarray, tree)

@@ -63,13 +63,15 @@ def load(checkpoint: Path, saved: Path, dtype: str) -> dict[str, Any]:
     """Loads and saves; bytes of memory at the peak of each, above what was there before."""
     import jax
     import jax.numpy as jnp
+    from support.checkpoint_files import save_model
 
     from stepalign_jax.config.schema import ParallelConfig
-    from stepalign_jax.huggingface.weights import load_config, load_params, save_model
+    from stepalign_jax.huggingface.config import read_sizes
+    from stepalign_jax.huggingface.weights import load_params
     from stepalign_jax.model.qwen3 import abstract_params
     from stepalign_jax.parallel.mesh import make_mesh, param_shardings
 
-    config = load_config(checkpoint)
+    config = read_sizes(checkpoint)
     mesh = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     shardings = param_shardings(mesh, abstract_params(config))
     as_dtype = None if dtype == "as-saved" else jnp.dtype(dtype)

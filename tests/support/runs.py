@@ -20,8 +20,8 @@ from stepalign_jax.config.load import load_config
 from stepalign_jax.config.merge import apply_overrides
 from stepalign_jax.config.schema import Config
 from stepalign_jax.feedback.roles import Roles
+from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.tokenizer import load_tokenizer
-from stepalign_jax.huggingface.weights import resolve_checkpoint
 from stepalign_jax.tiny.tokenizer import END, PAD, VOCABULARY, encode
 
 ROOT = Path(__file__).parents[2]

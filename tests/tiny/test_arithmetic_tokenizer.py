@@ -29,9 +29,6 @@ from stepalign_jax.tiny.tokenizer import (
 
 PACKAGED = Path(stepalign_jax.__file__).parent / "tiny" / "checkpoint"
 MAX_PACKAGED_BYTES = 8_000_000
-needs_packaged = pytest.mark.skipif(
-    not (PACKAGED / "model.safetensors").is_file(), reason="no packaged model in this checkout"
-)
 TRACE = "Step 1: 3*8=24\nStep 2: 47+24=71\nAnswer: 71"
 ROWS = (
     f"{USER}47+3*8{ASSISTANT}{TRACE}{END}",
@@ -142,7 +139,6 @@ def test_saving_again_writes_the_same_bytes(directory, tmp_path):
         assert (tmp_path / name).read_bytes() == (directory / name).read_bytes()
 
 
-@needs_packaged
 def test_the_packaged_model_loads_and_stays_small():
     config, params = load_model("packaged:tiny")
     assert config.vocab_size == len(VOCABULARY)
@@ -151,7 +147,6 @@ def test_the_packaged_model_loads_and_stays_small():
     assert sum(file.stat().st_size for file in PACKAGED.iterdir()) <= MAX_PACKAGED_BYTES
 
 
-@needs_packaged
 def test_the_packaged_tokenizer_is_the_one_of_this_code(tokenizer):
     packaged = load_tokenizer(PACKAGED)
     assert packaged.get_vocab() == VOCABULARY

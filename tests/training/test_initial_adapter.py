@@ -17,8 +17,9 @@ from stepalign_jax import evaluate, train
 from stepalign_jax.base.files import read_json
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation import difficulty as selection
+from stepalign_jax.huggingface.config import read_sizes
+from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.peft_adapters import save_adapter
-from stepalign_jax.huggingface.weights import load_config, resolve_checkpoint
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.runs import setup as assembling
 from stepalign_jax.runs.directory import RunDirectory
@@ -40,7 +41,7 @@ LORA = {"kind": "lora", "rank": 2, "alpha": 4.0, "targets": TARGETS}
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("adapter")
-    config = load_config(resolve_checkpoint("packaged:tiny"))
+    config = read_sizes(resolve_checkpoint("packaged:tiny"))
     save_adapter(path, SPEC, random_adapter(config, SPEC), base_name="packaged:tiny")
     return path
 
