@@ -17,7 +17,6 @@ from stepalign_jax.huggingface.config import read_sizes
 from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.peft_adapters import load_adapter
 from stepalign_jax.huggingface.tokenizer import load_tokenizer, stop_ids
-from stepalign_jax.huggingface.weights import load_config as read_sizes
 from stepalign_jax.huggingface.weights import load_params
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec

@@ -15,7 +15,7 @@ from support.runs import refusal, small_config
 
 from stepalign_jax import export, train
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import read_json, read_jsonl, write_jsonl
+from stepalign_jax.base.files import read_json, read_jsonl, write_json, write_jsonl
 from stepalign_jax.config.schema import Config
 from stepalign_jax.exporting import forms
 from stepalign_jax.exporting.trained import choose_step, find_trained, probe_texts
