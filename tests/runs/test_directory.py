@@ -2,27 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import json
-import typing
-from typing import Any
 
 import pytest
 
 from stepalign_jax.base import files
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.load import load_config
 from stepalign_jax.config.schema import Config
 from stepalign_jax.runs import directory
 
 
 def make_config(**changes) -> Config:
-    """Returns a config of the right types, with no thought to its values."""
-    return dataclasses.replace(_filled(Config), **{"name": "first", **changes})
-
-
-def _filled(kind: type) -> Any:
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: _filled(hint) for name, hint in hints.items()})
-    return {int: 2, float: 0.5, str: "text", bool: True}.get(kind, ("q_proj", "v_proj"))
+    """A config that has lists, and a name of its own."""
+    config = load_config(
+        "stepalign", ["--train.num_steps=2", "--trainable.targets=q_proj,v_proj"]
+    )
+    return dataclasses.replace(config, **{"name": "first", **changes})
 
 
 def open_measured(config):
@@ -53,7 +48,7 @@ def test_another_config_is_refused_with_the_first_key_and_both_values(tmp_path):
     with pytest.raises(UserError) as refusal:
         directory.open_run(other)
     assert str(refusal.value) == (
-        f"{tmp_path / 'first'} holds a run with optimizer.learning_rate=0.5, and this one has "
+        f"{tmp_path / 'first'} holds a run with optimizer.learning_rate=5e-06, and this one has "
         "optimizer.learning_rate=0.0001: choose another name with --name=..., or delete "
         f"{tmp_path / 'first'}"
     )

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from support.runs import small_config, write_config
 from stepalign_jax import evaluate, train
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl
-from stepalign_jax.config.schema import Config
+from stepalign_jax.config.schema import Config, Projection
 from stepalign_jax.critics.engine_critic import oracle_critique
 from stepalign_jax.problems.arithmetic import arithmetic_problems
 from stepalign_jax.runs.checkpoint import finished_steps, restore_latest
@@ -25,13 +25,17 @@ from stepalign_jax.runs.setup import assemble, initial_state
 from stepalign_jax.training.step import TrainState
 
 SCORES = {"avg_at_k", "pass_at_k", "maj_at_k", "mean_tokens", "greedy", "truncated", "unparsed"}
+LORA = {
+    "kind": "lora",
+    "rank": 2,
+    "alpha": 16.0,
+    "targets": get_args(Projection),
+    "adapter": "",
+}
 ONE_STEP = {"num_steps": 1, "validate_every_steps": 0}
 TWO_STEPS = {"num_steps": 2, "validate_every_steps": 0}
 SHORT = {
-    "refsol": {
-        "train": TWO_STEPS,
-        "trainable": {"kind": "lora", "rank": 2},
-    },
+    "refsol": {"train": TWO_STEPS, "trainable": LORA},
     "grpo": {"train": TWO_STEPS | {"micro_batches": 2}},
     "no_context": {  # what is switched off is not needed
         "train": ONE_STEP | {"sample_texts_every_steps": 0},
