@@ -54,7 +54,7 @@ def test_missing_config_file_names_the_nearest(refuse, command):
 
 
 def test_unknown_condition(refuse):
-    assert "did you mean 'refsol'?" in refuse("train", "--condition=refsl")
+    assert "the nearest valid name is 'refsol'" in refuse("train", "--condition=refsl")
     assert "no variant 'refsl'; it knows stepalign, refsol" in refuse(
         "train", config=f"{TINY}:refsl"
     )
@@ -101,7 +101,7 @@ def test_prompt_that_leaves_no_room_in_the_model(refuse):
 def test_no_problems(refuse, command, tmp_path):
     error = refuse(command, "--problems.num_test=0")
     assert error == "the test set has no problems; give problems.num_test a number above 0."
-    jsonl = ("--problems.source=jsonl", f"--problems.path={tmp_path}")
+    jsonl = ("--problems=jsonl", f"--problems.path={tmp_path}")
     assert f"there is no problem file {tmp_path}" in refuse(command, *jsonl)
     for split in ("train", "validation", "test"):
         (tmp_path / f"{split}.jsonl").write_text("\n")

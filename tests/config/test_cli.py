@@ -1,14 +1,22 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import json
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.progress import progress
-from stepalign_jax.config.cli import parse_arguments
+from stepalign_jax.config.cli import parse_arguments, read_config
+from stepalign_jax.config.comments import comments, summary
+from stepalign_jax.config.fields import all_keys, leaves
+from stepalign_jax.config.load import load_config
+from stepalign_jax.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -44,9 +52,16 @@ def run_script(tmp_path: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def parse(*argv: str, **keywords):
+SECTIONS = ("seed", "train", "critic", "objective")
+
+
+def parse(*argv: str, sections: Sequence[str] | None = SECTIONS, **keywords):
     return parse_arguments(
-        argv, description="Trains.", example="python -m stepalign_jax.train", **keywords
+        argv,
+        description="Trains.",
+        example="python -m stepalign_jax.train",
+        sections=sections,
+        **keywords,
     )
 
 
@@ -87,8 +102,27 @@ def test_config_options_and_overrides_are_told_apart() -> None:
     assert arguments.overrides == ("--train.num_steps=5", "--prompts.solver=two words")
 
 
-def test_config_may_be_optional() -> None:
-    assert parse(config_required=False).config is None
+def test_a_config_comes_from_a_file_or_from_a_run(tmp_path: Path) -> None:
+    run = {"--run": {"help": "a run directory"}}
+    both = parse("--config=tiny", "--seed=3", options=run, config="optional")
+    assert read_config(both).seed == 3
+    values = dataclasses.asdict(load_config("tiny")) | {"problems": {"kind": "elsewhere"}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    for config in ("optional", "of_run"):
+        arguments = parse("--run", str(tmp_path), "--seed=4", options=run, config=config)
+        assert read_config(arguments).seed == 4
+    with pytest.raises(UserError, match="with --config, or a run with --run"):
+        read_config(parse(options=run, config="optional"))
+    for argv in (("--config=tiny",), ("--config", "tiny")):
+        with pytest.raises(UserError, match=r"--config is not read here: a run has its own"):
+            parse(*argv, options=run, config="of_run")
+
+
+def test_without_sections_there_is_no_config() -> None:
+    for argument in ("--config=tiny", "--seed=1", "--print_config"):
+        with pytest.raises(UserError, match=f"unrecognized arguments: {argument}"):
+            parse(argument, sections=None)
+    assert parse("--to=x", sections=None, options={"--to": {}}).to == "x"
 
 
 @pytest.mark.parametrize(
@@ -107,13 +141,112 @@ def test_malformed_arguments_are_user_errors(argv: tuple[str, ...], sentence: st
         parse(*argv)
 
 
-def test_help_shows_overrides_and_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+def help_text(capsys: pytest.CaptureFixture[str], **keywords) -> str:
     with pytest.raises(SystemExit) as exit_info:
-        parse("--help")
+        parse("--help", **keywords)
     assert exit_info.value.code == 0
-    text = capsys.readouterr().out
-    for part in ("Trains.", "--train.num_steps=30", "python -m stepalign_jax.train"):
+    return capsys.readouterr().out
+
+
+def test_help_lists_the_keys_that_are_read_with_their_comments(capsys) -> None:
+    text = help_text(capsys)
+    for part in ("Trains.", "python -m stepalign_jax.train", "--config CONFIG[:VARIANT]"):
         assert part in text
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    for part in (
+        "--seed=INT [0, 4294967296)",
+        "train: The loop.",
+        "--train.num_steps=INT [1, inf)",
+        "--train.validate_every_steps=INT [0, inf); 0 is off",
+        "[1, inf); gradient accumulation: parts one step's sequences are cut into",
+        "critic: Who rewrites a rollout. One of:",
+        "--critic=oracle A program; for problems that check their own reasoning steps.",
+        "of jsd: --objective.beta=FLOAT (0, 1); the teacher's share in the mixture",
+        "of forward_kl, reverse_kl, jsd: --objective.element_clip=FLOAT [0, inf); largest",
+        "--critic.sees=question|answer|reference each shows the ones before it too",
+        "critic.placement: Which devices a second model takes. One of:",
+        "of own: --critic.placement.num_devices=INT [1, inf)",
+    ):
+        assert part in words
+    listed = set(re.findall(r"--([a-z_.0-9]+)=", text.partition("keys of the config")[2]))
+    sections = {key.partition(".")[0] for key in listed}
+    assert sections == set(SECTIONS)
+    ours = {key for key in all_keys(Config) if key.partition(".")[0] in sections}
+    assert {key for key in ours if not key.endswith(".kind")} <= listed
+
+
+def test_help_may_list_single_keys_of_a_section(capsys) -> None:
+    text = help_text(capsys, sections=("prompts.answer_pattern", "parallel"))
+    assert "--prompts.answer_pattern=TEXT" in text and "prompts: User messages" in text
+    assert "--prompts.solver" not in text and "--parallel.fsdp=INT" in text
+    assert "--train" not in text
+
+
+def test_help_without_a_config_lists_no_key(capsys) -> None:
+    text = help_text(capsys, sections=None)
+    assert "--config" not in text and "keys of the config" not in text
+    assert "python -m stepalign_jax.train" in text
+
+
+def test_print_config_shows_every_key_and_ends_the_command(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse("--config=tiny", "--print_config", "--objective=jsd", "--objective.beta=0.25")
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line in (
+        'model.path = "packaged:tiny"  # a Hugging Face directory, a hub id, or packaged:tiny '
+        "(in this package)",
+        'objective.kind = "jsd"  # The divergence of both from their mixture.',
+        "objective.beta = 0.25  # the teacher's share in the mixture",
+        'optimizer.schedule.kind = "cosine"  # It falls along half a cosine.',
+        "prompts.solver_thinking = false",
+        "objective.token_weights = []  # names from objectives/token_weights.py, multiplied",
+    ):
+        assert line in lines
+    config = load_config("tiny", ["--objective=jsd", "--objective.beta=0.25"])
+    shown = {key: json.loads(json.dumps(value)) for key, _, _, value in leaves(config)}
+    assert {line.partition(" = ")[0] for line in lines} == set(shown)
+    assert len(lines) == len(shown)
+
+
+def test_print_config_refuses_what_the_command_would(capsys) -> None:
+    with pytest.raises(UserError, match="num_steps is 0"):
+        parse("--config=tiny", "--print_config", "--train.num_steps=0")
+    assert capsys.readouterr().out == ""
+
+
+@dataclasses.dataclass
+class Commented:
+    """First line.
+
+    Second.
+    """
+
+    bare: int
+    beside: int  # beside it
+    # above it,
+    # in two lines
+    above: "dict[str, int]"  # and beside
+
+    # not above anything
+
+    long: dict[
+        str,
+        int,  # within
+    ]
+    text: str = "# no comment"
+
+
+def test_comments_are_those_above_and_beside_a_field() -> None:
+    assert comments(Commented) == {
+        "bare": "",
+        "beside": "beside it",
+        "above": "above it, in two lines and beside",
+        "long": "within",
+        "text": "",
+    }
+    assert summary(Commented) == "First line."
 
 
 def test_progress_yields_every_item() -> None:

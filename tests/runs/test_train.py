@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from support.runs import ROOT, small_config, write_config
 from stepalign_jax import evaluate, train
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl
-from stepalign_jax.config.schema import Config
+from stepalign_jax.config.schema import Config, Projection
 from stepalign_jax.critics.oracle import oracle_critique
 from stepalign_jax.feedback.contexts import Attempt
 from stepalign_jax.problems.arithmetic import arithmetic_problems
@@ -35,7 +35,13 @@ TWO_STEPS = {"num_steps": 2, "validate_every_steps": 0}
 SHORT = {
     "refsol": {
         "train": TWO_STEPS,
-        "trainable": {"kind": "lora", "rank": 2},
+        "trainable": {
+            "kind": "lora",
+            "rank": 2,
+            "alpha": 16.0,
+            "targets": get_args(Projection),
+            "adapter": "",
+        },
     },
     "grpo": {"train": TWO_STEPS | {"micro_batches": 2}},
     "no_context": {  # what is switched off is not needed
