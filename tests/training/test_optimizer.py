@@ -11,20 +11,19 @@ import numpy as np
 import optax
 import pytest
 
-from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.schema import OptimizerConfig
+from stepalign_jax.config.schema import Constant, Cosine, OptimizerConfig
 from stepalign_jax.training.optimizer import learning_rate_at, make_optimizer
 
 CONFIG = OptimizerConfig(
     learning_rate=0.1,
-    schedule="constant",
+    schedule=Constant(),
     warmup_steps=0,
-    final_fraction=0.1,
     b1=0.9,
     b2=0.95,
     weight_decay=0.01,
     clip_norm=0.0,
 )
+COSINE = Cosine(final_fraction=0.1)
 
 
 def _config(**changes) -> OptimizerConfig:
@@ -43,7 +42,7 @@ def test_constant_schedule():
 
 
 def test_cosine_schedule():
-    rates = _rates(_config(schedule="cosine"), 5)
+    rates = _rates(_config(schedule=COSINE), 5)
     # 0.1 (0.1 + 0.9 (1 + cos(pi n / 4)) / 2)
     half = np.sqrt(0.5)
     expected = [0.1, 0.01 + 0.045 * (1 + half), 0.055, 0.01 + 0.045 * (1 - half), 0.01]
@@ -51,14 +50,14 @@ def test_cosine_schedule():
 
 
 def test_cosine_schedule_after_a_warm_up():
-    config = _config(schedule="cosine", warmup_steps=1, final_fraction=0.0)
+    config = _config(schedule=Cosine(final_fraction=0.0), warmup_steps=1)
     np.testing.assert_allclose(_rates(config, 4), [0.05, 0.1, 0.05, 0.0], atol=1e-7)
     after_the_end = learning_rate_at(config, 4, 9)
     np.testing.assert_allclose(after_the_end, 0.0, atol=1e-7)
 
 
 def test_a_run_of_one_step_uses_the_full_rate():
-    np.testing.assert_allclose(_rates(_config(schedule="cosine"), 1), [0.1], rtol=1e-6)
+    np.testing.assert_allclose(_rates(_config(schedule=COSINE), 1), [0.1], rtol=1e-6)
 
 
 def _numpy_adamw(config, params, gradients_by_step, rates):
@@ -83,7 +82,7 @@ def _numpy_adamw(config, params, gradients_by_step, rates):
 
 @pytest.mark.parametrize(("num_steps", "clip_norm"), [(1, 0.0), (4, 0.0), (4, 0.5)])
 def test_updates_are_those_of_adamw(num_steps, clip_norm):
-    config = _config(schedule="cosine", clip_norm=clip_norm)
+    config = _config(schedule=COSINE, clip_norm=clip_norm)
     rng = np.random.default_rng(0)
     shapes = {"a": (2, 3), "b": (4,)}
 
@@ -121,7 +120,7 @@ def test_the_global_norm_is_clipped_before_the_moments(clip_norm, expected):
 
 
 def test_the_rate_in_use_is_the_rate_reported_also_under_jit():
-    config = _config(schedule="cosine", warmup_steps=2, weight_decay=0.0, b1=0.0, b2=0.0)
+    config = _config(schedule=COSINE, warmup_steps=2, weight_decay=0.0, b1=0.0, b2=0.0)
     optimizer = make_optimizer(config, 6)
     params = jnp.zeros(1)
     state = optimizer.init(params)
@@ -131,20 +130,3 @@ def test_the_rate_in_use_is_the_rate_reported_also_under_jit():
         updates, state = update(jnp.array([7.0]), state, params)
         used.append(-float(updates[0]))
     np.testing.assert_allclose(used, _rates(config, 6), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"schedule": "cosin"}, "did you mean 'cosine'"),
-        ({"schedule": "const"}, "did you mean 'constant'"),
-        ({"warmup_steps": 10}, "warmup_steps"),
-        ({"warmup_steps": -1}, "warmup_steps"),
-        ({"final_fraction": 1.5}, "final_fraction"),
-        ({"clip_norm": -1.0}, "clip_norm"),
-        ({"clip_norm": float("nan")}, "clip_norm"),
-    ],
-)
-def test_impossible_settings_are_refused(changes, message):
-    with pytest.raises(UserError, match=message):
-        make_optimizer(_config(**changes), 10)
