@@ -6,9 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from support.models import random_adapter
 from support.runs import refusal, small_config, write_config
@@ -22,10 +19,7 @@ from stepalign_jax.huggingface.weights import load_config, resolve_checkpoint
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.runs import setup as assembling
 from stepalign_jax.runs.directory import RunDirectory
-from stepalign_jax.runs.setup import Workbench, assemble, initial_state, make_state
-from stepalign_jax.training.optimizer import make_optimizer
-from stepalign_jax.training.scoring import Part
-from stepalign_jax.training.step import TrainState, make_update, teacher_tree
+from stepalign_jax.runs.setup import Workbench, assemble
 
 TARGETS = ("q_proj", "down_proj")
 SPEC = LoraSpec(rank=2, alpha=4.0, targets=TARGETS)
@@ -47,78 +41,6 @@ def make_config(runs_dir: Path, adapter: Path, **sections: Any) -> Config:
 @pytest.fixture(scope="module")
 def bench(directory) -> Workbench:
     return assemble(make_config(directory / "runs", directory))
-
-
-def assert_same_bits(actual: Any, expected: Any) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-@pytest.mark.parametrize(
-    ("kind", "has_tree"), [("initial", True), ("ema", True), ("live", False)]
-)
-def test_solver_and_frozen_teacher_start_as_the_adapter(bench, directory, kind, has_tree):
-    config = make_config(directory, directory, teacher={"kind": kind})
-    state = initial_state(config, bench)
-    expected = {"lora": random_adapter(bench.model_config, SPEC)}
-    assert_same_bits(state.trainable, expected)
-    assert_same_bits(state.teacher, expected if has_tree else {})
-    teacher = teacher_tree(state, config.teacher, bench.base)
-    assert_same_bits(teacher, bench.initial_solver())
-
-
-def some_part(num_rows: int = 2, length: int = 24, num_tokens: int = 8) -> Part:
-    """Rows of equal lengths; the teacher reads another prompt before the same completion."""
-    rng = np.random.default_rng(1)
-    tokens = rng.integers(5, 15, (num_rows, length), dtype=np.int32)
-    completion = tokens[:, -num_tokens:]
-    other = np.concatenate([tokens[:, :-num_tokens][:, ::-1], completion], axis=1)
-    rows = np.arange(num_rows, dtype=np.int32)[:, None] * length
-    at = (rows + np.arange(length - num_tokens - 1, length - 1, dtype=np.int32)).reshape(1, -1)
-    zeros = np.zeros(at.shape, np.float32)
-    arrays = (tokens, other, at, at, completion.reshape(1, -1), zeros == 0, zeros, zeros)
-    return Part(*map(jnp.asarray, arrays))
-
-
-def test_the_teacher_stays_what_the_run_started_from(bench, directory):
-    """One update moves the solver; the frozen tree is the adapter's still, bit for bit."""
-    config = make_config(directory, directory)
-    new, metrics = one_step(config, bench, initial_state(config, bench))
-    assert float(metrics["loss"]) > 0
-    expected = {"lora": random_adapter(bench.model_config, SPEC)}
-    assert_same_bits(new.teacher, expected)
-    moved = jax.tree.map(lambda a, b: np.any(np.asarray(a) != b), new.trainable, expected)
-    assert all(jax.tree.leaves(moved))
-
-
-def one_step(config: Config, bench: Workbench, state: TrainState) -> tuple[TrainState, Any]:
-    update = make_update(
-        bench.model,
-        make_optimizer(config.optimizer, config.train.num_steps),
-        config.objective,
-        config.teacher,
-        distils=True,
-        shardings=None,
-    )
-    parts = [some_part()]
-    taught = update.score(state, bench.base, parts)
-    return update.apply(state, bench.base, parts, taught)[:2]
-
-
-def test_an_exported_adapter_trains_on_exactly(bench, directory, tmp_path):
-    """A checkpoint's adapter and its export give the same state and the same next update."""
-    config = make_config(directory, directory)
-    trained = one_step(config, bench, initial_state(config, bench))[0].trainable
-    save_adapter(tmp_path, SPEC, trained["lora"], base_name="packaged:tiny")
-
-    again = make_config(directory, tmp_path)
-    reloaded = initial_state(again, assemble(again))
-    assert_same_bits(reloaded.trainable, trained)
-
-    direct = make_state(again, jax.tree.map(jnp.copy, trained))
-    assert_same_bits(reloaded, direct)
-    assert_same_bits(one_step(again, bench, reloaded), one_step(again, bench, direct))
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_one_rollout_has_the_scores_it_has_among_others():
 
 def test_scores_are_those_of_the_update_before_it_moves():
     """With an adapter both sides share the base's head."""
-    state, _, [update] = run_step(make_state({"lora": LORA}), PARAMS, make_part())
+    _, _, [update] = run_step(make_state({"lora": LORA}), PARAMS, make_part())
     [found] = score(SOLVER | {"lora": LORA}, SOLVER, {"a": TEACHER_PROMPTS}).values()
     for values, expected in (
         (found.divergence, update.loss),
