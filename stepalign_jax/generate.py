@@ -24,8 +24,9 @@ import jax
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.cli import parse_arguments, run_command
-from stepalign_jax.config.rules import check_section
-from stepalign_jax.config.schema import ParallelConfig, SamplingConfig
+from stepalign_jax.config.fields import annotations
+from stepalign_jax.config.rules import check_value
+from stepalign_jax.config.schema import ParallelConfig, SamplingConfig, Seed
 from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
 from stepalign_jax.huggingface.text_stream import TextStream
 from stepalign_jax.huggingface.tokenizer import render_prompt
@@ -93,7 +94,9 @@ def sampling_for(
         max_new_tokens=min(options.max_new_tokens, room),
         batch_size=1,
     )
-    check_section(found, prefix="--")
+    for name, annotation in annotations(SamplingConfig).items():
+        check_value("--" + name.replace("_", "-"), getattr(found, name), annotation)
+    check_value("--seed", options.seed, Seed)
     return found
 
 

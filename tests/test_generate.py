@@ -77,7 +77,7 @@ def test_options_come_before_the_checkpoint_and_that_before_greedy(tmp_path: Pat
     ("option", "named"),
     [
         ("--temperature=-1", "--temperature is -1.0, but it must be at least 0"),
-        ("--top-p=0", "--top-p is 0.0, but it must be above 0 and at most 1"),
+        ("--top-p=0", "--top-p is 0.0, but it must be in (0, 1]"),
         ("--max-new-tokens=0", "--max-new-tokens is 0"),
         ("--seed=-1", "--seed is -1"),
         ("--model=packaged:none", "packaged:none is not in this package"),

@@ -95,6 +95,15 @@ def _require(possible: bool, sentence: str) -> None:
 # Rules of one field
 
 
+def check_value(key: str, value: Any, annotation: Any) -> None:
+    """Refuses a value that breaks the rule of its annotation, such as `schema.Count`.
+
+    Raises:
+      UserError: it names the value as `key`.
+    """
+    _check_leaf(value, field_type(annotation), key)
+
+
 def _check_fields(section: Any, prefix: str, read: Collection[str] | None = None) -> None:
     """Checks all fields of a section; of the inner sections those in `read`, or all."""
     for name, annotation in annotations(type(section)).items():

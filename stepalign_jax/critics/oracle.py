@@ -29,8 +29,8 @@ class Oracle:
     def load(self) -> None:
         """Does nothing: the oracle has no weights."""
 
-    def review(self, attempts: Sequence[Attempt], _addresses: Sequence[Address]) -> CriticReply:
-        """Returns the programmatic critique of each attempt.
+    def review(self, attempts: Sequence[Attempt], addresses: Sequence[Address]) -> CriticReply:
+        """Returns the programmatic critique of each attempt; nothing is sampled.
 
         Raises:
           UserError: a problem cannot check its own reasoning steps.
@@ -43,7 +43,7 @@ class Oracle:
             )
         return CriticReply([Context(text or "", None) for text in texts], [], [])
 
-    def example_prompt(self, _problem: Problem) -> str:
+    def example_prompt(self, problem: Problem) -> str:
         """The oracle reads no prompt."""
         return ""
 

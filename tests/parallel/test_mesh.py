@@ -13,7 +13,14 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.schema import ParallelConfig
 from stepalign_jax.model.lora import LoraSpec, abstract_lora
 from stepalign_jax.model.qwen3 import Qwen3Config, abstract_params
-from stepalign_jax.parallel.mesh import RULES, batch_sharding, make_mesh, param_shardings
+from stepalign_jax.parallel.mesh import (
+    RULES,
+    batch_sharding,
+    make_critic_mesh,
+    make_mesh,
+    param_shardings,
+    split_devices,
+)
 
 CONFIG = Qwen3Config(
     vocab_size=32,
@@ -48,7 +55,7 @@ def test_minus_one_takes_the_devices_that_are_left():
 
 @pytest.mark.parametrize(
     ("sizes", "devices"),
-    [((2, 1, 1), 1), ((-1, -1, 1), 4), ((0, 1, 1), 1), ((-2, 1, 1), 1), ((-1, 3, 1), 8)],
+    [((2, 1, 1), 1), ((-1, 3, 1), 8), ((2, 2, 1), 8)],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, devices):
     with pytest.raises(UserError, match="parallel asks for"):
@@ -90,6 +97,24 @@ def test_an_axis_that_does_not_divide_is_refused_by_name():
     mesh = make_mesh(parallel(1, 1, 5), devices=ONE * 5)
     with pytest.raises(UserError, match=r"parallel\.tensor = 5 .* embedding \[32, 16\]"):
         param_shardings(mesh, abstract_params(CONFIG))
+    with pytest.raises(UserError, match=r"^critic\.tensor = 5 does not divide"):
+        param_shardings(mesh, abstract_params(CONFIG), section="critic")
+
+
+def test_devices_are_split_at_the_end():
+    assert split_devices(list("abcdefgh"), 3) == (list("abcde"), list("fgh"))
+    assert split_devices(list("ab"), None) == (list("ab"), list("ab"))
+    with pytest.raises(UserError, match="num_devices is 3, but of 3 device"):
+        split_devices(list("abc"), 3)
+
+
+def test_a_critic_has_copies_that_share_its_batch():
+    mesh = make_critic_mesh(ONE * 8, tensor=2, batch_size=4)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    with pytest.raises(UserError, match=r"critic\.tensor is 2, which does not divide"):
+        make_critic_mesh(ONE * 3, tensor=2, batch_size=4)
+    with pytest.raises(UserError, match=r"critic\.batch_size is 4, but the critic's 8 copies"):
+        make_critic_mesh(ONE * 8, tensor=1, batch_size=4)
 
 
 def test_batch_sharding_cuts_the_batch_by_both_axes():

@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that wait in host memory: nothing stays on the devices, and all of it comes back."""
+"""Trees in host memory: nothing stays on the devices, and all of it comes back."""
 
 import gc
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from support.runs import output_on_devices
 
 from stepalign_jax.parallel import offload as module
-from stepalign_jax.parallel.offload import FrozenWeights, HostTree, offload, restore
+from stepalign_jax.parallel.offload import HostTree, Resident, offload, restore
 
 
 def make_tree() -> dict[str, Any]:
@@ -63,18 +63,37 @@ def test_an_empty_tree_waits_too():
 
 
 @pytest.mark.parametrize("host_memory", [True, False])
-def test_frozen_weights_come_and_leave_any_number_of_times(monkeypatch, host_memory):
+def test_a_frozen_tree_moves_once_and_is_restored_any_number_of_times(monkeypatch, host_memory):
     monkeypatch.setattr(module, "has_host_memory", lambda: host_memory)
+    moved = []
+    monkeypatch.setattr(module, "offload", lambda tree: moved.append(1) or offload(tree))
     held, tree = bytes_in("device"), make_tree()
-    before, weights = bits(tree), FrozenWeights(tree)
-    weights.come()  # they never left
+    before, weights = bits(tree), Resident(tree)
+    weights.to_device()  # it is there
     assert weights.tree is tree
     for _ in range(2):
-        weights.leave()
+        weights.to_host()
+        weights.to_host()
         assert bytes_in("device") == held
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(weights.tree))
-        weights.come()
+        weights.to_device()
+        weights.to_device()
         assert bits(weights.tree) == before and bytes_in("device") > held
+    assert len(moved) == 1
+
+
+def test_a_tree_that_was_replaced_is_moved_anew():
+    first, second = make_tree(), jax.tree.map(lambda leaf: leaf + 1, make_tree())
+    after, held = bits(second), bytes_in("pinned_host")
+    state = Resident(first)
+    state.to_host()
+    state.to_device()
+    assert bytes_in("pinned_host") > held
+    state.replace(second)
+    assert bytes_in("pinned_host") == held  # the old tree's copy is gone
+    state.to_host()
+    state.to_device()
+    assert bits(state.tree) == after
 
 
 EIGHT_DEVICES = """

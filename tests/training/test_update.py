@@ -194,12 +194,9 @@ def test_float16_gradients_do_not_fall_below_what_float16_can_hold():
         def gradients(trainable: Any, share: float) -> jax.Array:
             part = make_part()
             solver, teacher = {"params": trainable["params"]}, {"params": PARAMS}
-            sides = (
-                hidden_states(model, solver, part.solver),
-                teacher_states(model, teacher, part),
-            )
-            heads = output_head(solver["params"]), output_head(PARAMS)
-            total, _ = distillation_loss(DIVERGENCE, *sides, *heads, part.targets)
+            own, other = hidden_states(model, solver, part.solver), output_head(PARAMS)
+            taught, head = teacher_states(model, teacher, part), output_head(solver["params"])
+            total, _ = distillation_loss(DIVERGENCE, own, taught, head, other, part.targets)
             return total * share
 
         def of_all(share: float) -> Any:
