@@ -48,8 +48,8 @@ def test_another_config_is_refused_with_the_first_key_and_both_values(tmp_path):
     with pytest.raises(UserError) as refusal:
         directory.open_run(other)
     assert str(refusal.value) == (
-        f"{tmp_path / 'first'} holds a run with optimizer.learning_rate=5e-06, and this one has "
-        "optimizer.learning_rate=0.0001: choose another name with --name=..., or delete "
+        f"{tmp_path / 'first'} holds a run with optimizer.learning_rate=5e-06, and this one "
+        "has optimizer.learning_rate=0.0001: choose another name with --name=..., or delete "
         f"{tmp_path / 'first'}"
     )
 
