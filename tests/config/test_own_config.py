@@ -85,15 +85,15 @@ def test_a_file_of_a_shipped_name_is_meant_by_its_path(elsewhere: Path) -> None:
     assert load_config("tiny.py").name == load_config("./tiny.py").name == "mine"
 
 
-def test_a_class_of_the_config_file_itself_takes_overrides_again_and_again(
+def test_of_the_classes_of_a_file_that_was_edited_and_run_again_the_last_counts(
     elsewhere: Path,
 ) -> None:
-    (elsewhere / "mine.py").write_text(WITH_A_CLASS)
-    for repeats in (3, 4):  # the file is run, and its class defined, each time
-        critic = load_config("mine.py", [f"--critic.repeats={repeats}"]).critic
-        assert dataclasses.asdict(critic) == {"kind": "parrot", "repeats": repeats}
-    with pytest.raises(UserError, match=r"critic\.repeats is 0, but it must be at least 1"):
-        load_config("mine.py", ["--critic.repeats=0"])
+    for key in ("repeats", "echoes"):
+        (elsewhere / "mine.py").write_text(WITH_A_CLASS.replace("repeats", key))
+        critic = load_config("mine.py", [f"--critic.{key}=3"]).critic
+        assert dataclasses.asdict(critic) == {"kind": "parrot", key: 3}
+        with pytest.raises(UserError, match=f"critic.{key} is 0, but it must be at least 1"):
+            load_config("mine.py", [f"--critic.{key}=0"])
 
 
 def test_an_unknown_name_lists_what_ships(elsewhere: Path) -> None:

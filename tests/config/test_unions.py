@@ -56,6 +56,11 @@ class HumanCritic(CriticConfig):
     temperature: Literal["calm", "cross"]  # not the number of that name
 
 
+@section
+class TunedCritic(SelfCritic):
+    """A base of classes to come: it has no kind of its own."""
+
+
 @pytest.fixture(scope="module")
 def config() -> Config:
     return load_config("stepalign")
