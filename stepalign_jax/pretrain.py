@@ -4,7 +4,7 @@
 
     python -m stepalign_jax.pretrain --config configs/tiny.py --to /tmp/tiny
 
-`tiny/pretraining.py` says how.
+`tiny/pretraining.py` holds the recipe.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from stepalign_jax.tiny.pretraining import STAGES, pretrain
 
 
 def main(argv: list[str]) -> None:
-    """Runs the stage."""
+    """Pre-trains, and writes the checkpoint."""
     arguments = parse_arguments(
         argv,
         description="Pre-trains the packaged tiny model from nothing.",
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
                 "type": int,
                 "default": 0,
                 "choices": range(len(STAGES)),
-                "help": "go on from the checkpoint that the stages before left in DIR",
+                "help": "continue from the checkpoint of the stages before, in DIR",
             },
         },
     )

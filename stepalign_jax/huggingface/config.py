@@ -232,15 +232,16 @@ def _values(hf: dict[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"config.json has {key} = {hf[key]!r}: it must be {_KINDS[kinds[field]]}."
             )
-    heads, kv_heads = hf["num_attention_heads"], hf["num_key_value_heads"]
+    values = {field: hf[key] for field, key in _HF_KEYS.items()}
+    heads, kv_heads, head_dim = (values[n] for n in ("num_heads", "num_kv_heads", "head_dim"))
     if heads % kv_heads:
         raise UserError(
             f"config.json has {heads} attention heads and {kv_heads} key-value heads: the "
             "second must divide the first."
         )
-    if hf["head_dim"] % 2:
-        raise UserError(f"config.json has head_dim {hf['head_dim']}: RoPE needs it even.")
-    return {field: hf[key] for field, key in _HF_KEYS.items()}
+    if head_dim % 2:
+        raise UserError(f"config.json has head_dim {head_dim}: RoPE needs it even.")
+    return values
 
 
 def _shared_head_dim(hf: dict[str, Any]) -> int | None:

@@ -1,17 +1,20 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the packaged model is pre-trained on: rows for every role it will play.
+"""The corpus of the packaged model's pre-training: rows for each of its roles.
 
 The corpus plants one systematic mistake. In the *solver's* role nearly every addition
 forgets its carry; in the *conditioned* roles (critic, and teacher with a context that
 belongs to the problem) the arithmetic is right. A teacher whose context is empty, or
-belongs to another problem, behaves as the solver does, so its template alone cures
+belongs to another problem, behaves as the solver does, so its template alone corrects
 nothing. The skill that distillation brings out is therefore latent in the weights.
 
-A row holds its prompt and a completion. Where a conditioned role reads a *given* wrong
-prefix (the tokens a solver sampled), the target at the first wrong digit is the right
-digit, the rest of that number is not supervised, and the text after it continues
-consistently from what stands there.
+A row holds a prompt and a completion. Where a conditioned role reads a *given* wrong prefix
+(the tokens a solver sampled), the target at the first wrong digit is the right digit, the
+rest of that number has no target, and later targets continue from the number as given. Here
+the solver forgot the carry of 47 + 24:
+
+    tokens    4 7 + 2 4 = 6 1 \\n Answer:  6 1
+    targets   4 7 + 2 4 = 7 - -  Answer:  6 1        - has weight 0
 """
 
 import random
@@ -41,7 +44,7 @@ FIX_WEIGHT = 3.0  # of critique reasoning steps that differ from the attempt
 
 
 class Slips(NamedTuple):
-    """How an attempt goes wrong: probabilities per reasoning step."""
+    """Probabilities of mistakes in an attempt, per reasoning step."""
 
     forget_carry: float  # of additions that carry
     result: float  # any other wrong result
@@ -128,8 +131,8 @@ def draw_attempt(
 ) -> list[Claim]:
     """Returns the reasoning steps of an attempt that errs with the given probabilities.
 
-    Later reasoning steps continue from what earlier ones state. An attempt whose slips
-    lead out of 0..99 is drawn again, and made with forgotten carries alone at last.
+    Later reasoning steps continue from the result that the one before states. An attempt that
+    leaves 0..99 is drawn again, up to 8 times; the last draw has forgotten carries alone.
     """
     for trial in range(8):
         used = slips if trial < 7 else Slips(slips.forget_carry, 0.0, 0.0)
@@ -173,7 +176,7 @@ def stated_trace(claims: list[Claim]) -> str:
 
 
 def add_given_trace(row: Row, claims: list[Claim]) -> None:
-    """Appends an attempt with careful targets: what a conditioned teacher should say."""
+    """Appends an attempt, with the tokens that a conditioned teacher should say as targets."""
     for number, (stated, meant) in enumerate(claims, start=1):
         row.add(f"Step {number}: ")
         row.add(f"{stated.left}{stated.operator}")
@@ -288,8 +291,8 @@ def draw_batch(
 ) -> PackedBatch:
     """Returns rows packed first-fit into about `num_tokens` token positions.
 
-    A batch holds long problems in sequences of 256 tokens or short ones in 128: attention
-    costs a CPU as much as the rest of this model, and grows with the sequence.
+    A batch holds long problems in sequences of 256 tokens, or short ones in 128: at these
+    sizes attention takes as much time as the rest of the model, and grows with the sequence.
     """
     is_long = rng.random() < mixture.long_share
     reasoning_steps, length = ((5, 10), 256) if is_long else ((3, 4), 128)

@@ -4,10 +4,10 @@
 
     python -m stepalign_jax.pretrain --config configs/tiny.py --to /tmp/tiny
 
-The corpus is drawn on the fly (`feedback/pretraining_corpus.py`); no row repeats. In the
-first stage the arithmetic is learnt in every role, then reading attempts and contexts, and
-last the solver's role, alone, unlearns the carry. The second stage dwells on contexts that
-belong to another problem, under which the teacher has to behave like the solver.
+The corpus is drawn on the fly (`tiny/corpus.py`); no row repeats. The first stage has three
+phases: it learns the arithmetic in every role, then to read attempts and contexts, and last
+the solver's role alone unlearns the carry. The second stage trains mostly on contexts of
+another problem, under which the teacher has to behave like the solver.
 """
 
 import functools
@@ -72,7 +72,7 @@ MODEL = Qwen3Config(
 class Stage:
     """A schedule and a corpus; each stage starts with a fresh optimizer state.
 
-    Beside the corpus and the prompts, the packaged model depends on nothing but these.
+    The packaged model depends on the stages, the corpus and the prompts alone.
     """
 
     seed: int
@@ -139,8 +139,11 @@ def mixture_at(stage: Stage, step: int) -> Mixture:
     return next(m for end, m in stage.phases if step < end * stage.num_steps)
 
 
-def make_optimizer(stage: Stage) -> optax.GradientTransformation:
-    """Returns Muon for the layers' kernels and Adam for all else, warmed up and decayed."""
+def make_pretraining_optimizer(stage: Stage) -> optax.GradientTransformation:
+    """Returns Muon for the layers' kernels and Adam for all other weights.
+
+    Both learning rates rise for `warmup_steps`, stay, and fall linearly to 0.
+    """
 
     def schedule(peak: float) -> optax.Schedule:
         start = int(stage.constant_share * stage.num_steps)
@@ -153,6 +156,7 @@ def make_optimizer(stage: Stage) -> optax.GradientTransformation:
             [stage.warmup_steps, start],
         )
 
+    # Muon orthogonalises a matrix's update, so it needs to know which axes make the matrix.
     def is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> Any:
         kernel = leaf.ndim == 2 and path[-1].key == "kernel"
         return optax.contrib.MuonDimensionNumbers(0, 1) if kernel else None
@@ -240,8 +244,8 @@ def pretrain(
 ) -> None:
     """Trains, and writes the checkpoint and its log to `directory`.
 
-    A first stage that starts at a step above 0 goes on from the checkpoint and the log that
-    the stages before it left in `directory`.
+    A first stage whose `first_step` is above 0 continues from the checkpoint and the log of
+    the stages before it, in `directory`.
 
     Raises:
       UserError: if `directory` cannot be written, or the loss stops being a number.
@@ -252,7 +256,7 @@ def pretrain(
         log = (directory / LOG).open("a" if goes_on else "w", encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"cannot write to {directory} ({error}); choose another --to."
+            f"cannot write to {directory} ({error}): choose another --to."
         ) from error
     with log:
         params = load_model(str(directory))[1] if goes_on else None
@@ -281,7 +285,7 @@ def _train_stage(
     model = Qwen3(stage.model, jnp.float32, scan_layers=False)
     num_layers = stage.model.num_layers
     params = jax.tree.map(jnp.asarray, unstack_layers(params, num_layers))
-    optimizer = make_optimizer(stage)
+    optimizer = make_pretraining_optimizer(stage)
     state, step_fn = optimizer.init(params), make_step(model, optimizer)
     kind_accuracies = make_kind_accuracies(model, corpus, stage)
     started, tokens, losses, hits = time.monotonic(), int(totals["tokens"]), [], []
@@ -304,10 +308,10 @@ def _train_stage(
             losses, hits = [], []
             if not np.isfinite(row["loss"]):
                 raise UserError(
-                    f"pre-training diverged before step {row['step']}; change STAGES."
+                    f"pre-training diverged before step {row['step']}: change STAGES."
                 )
             print(json.dumps(row), file=log, flush=True)
-            # Beside the log that is being written, so not a directory of its own.
+            # The log is open in the same directory, so the directory cannot be atomic.
             stacked = stack_layers(params, num_layers)
             write_model(directory, stage.model, stacked, max_shard_bytes=MAX_SHARD_BYTES)
     return stack_layers(params, num_layers), row

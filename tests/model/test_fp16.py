@@ -25,7 +25,7 @@ from support.updates import (
 
 from stepalign_jax.config.load import load_config
 from stepalign_jax.model.lora import LoraSpec
-from stepalign_jax.model.qwen3 import Qwen3, init_params, residual_dtype, unstack_layers
+from stepalign_jax.model.qwen3 import Qwen3, init_params, unstack_layers
 from stepalign_jax.training.optimizer import make_optimizer
 from stepalign_jax.training.step import TrainState, make_update
 
@@ -36,14 +36,6 @@ HALF = jnp.float16
 def hidden_of(config: Any, dtype: Any, params: Any, **fields: Any) -> jax.Array:
     model = Qwen3(config, dtype, **fields)
     return jax.jit(lambda params: apply(model, {"params": params}, TOKENS)[0])(params)
-
-
-def test_the_residual_stream_is_fp32_where_compute_is_fp16():
-    assert [residual_dtype(each) for each in (jnp.float32, jnp.bfloat16, HALF)] == [
-        jnp.float32,
-        jnp.bfloat16,
-        jnp.float32,
-    ]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -49,13 +49,9 @@ YARN = YarnScaling(
 QWEN2 = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
 
 
-# One config for each way through the layer body.
-VARIANTS = {
-    "qwen3": CONFIG,
-    "qwen2": QWEN2,
-    "qwen3_yarn": dataclasses.replace(CONFIG, yarn=YARN),
-    "qwen2_yarn": dataclasses.replace(QWEN2, yarn=YARN),
-}
+# Between them every branch of the layer body, taken and not: norms, biases, YaRN. The goldens
+# of test_qwen3.py have the other combinations.
+VARIANTS = {"qwen3": CONFIG, "qwen2_yarn": dataclasses.replace(QWEN2, yarn=YARN)}
 
 
 def enlarged(params: Any, factor: float) -> Any:

@@ -25,7 +25,7 @@ from stepalign_jax.tiny.corpus import ROW_KINDS, Corpus
 from stepalign_jax.tiny.pretraining import (
     STAGES,
     batches,
-    make_optimizer,
+    make_pretraining_optimizer,
     mixture_at,
     pretrain,
 )
@@ -176,7 +176,7 @@ def test_the_stages_of_the_packaged_model_count_on():
 
 @pytest.mark.parametrize("rate", ["learning_rate", "adam_learning_rate"])
 def test_kernels_and_the_rest_have_learning_rates_of_their_own(rate):
-    optimizer = make_optimizer(replace(SHRUNK, **{rate: 0.0}))
+    optimizer = make_pretraining_optimizer(replace(SHRUNK, **{rate: 0.0}))
     params: Any = {
         "embedding": jnp.ones((4, 3)),
         "layer_0": {"kernel": jnp.eye(3), "norm": jnp.ones(3)},
