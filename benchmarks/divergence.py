@@ -35,11 +35,15 @@ from benchmarks.measure import (
     write_json,
 )
 from benchmarks.plots import draw_bars, plt, save
+from stepalign_jax.config.schema import ForwardKl
 from stepalign_jax.objectives.tiled_divergence import tiled_divergence
 
 VOCAB, TEMPERATURE, TILE = 151_936, 1.1, 128
 TIMED = {"tokens": 1024, "width": 2048}  # the dense forms fit beside each other
 WIDTH, TOKENS, MEASURED_TOKENS = 2048, (1024, 2048, 4096, 8192, 16384), (2048, 8192)
+FORWARD_KL = ForwardKl(
+    loss_temperature=TEMPERATURE, element_clip=0.0, top_k=0, token_tile=TILE, token_weights=()
+)
 RESULT = Path("docs/data/performance/divergence.json")
 PLOT = Path("docs/images/performance-divergence.png")
 GIB = 2**30
@@ -57,7 +61,7 @@ def draw(tokens: int, width: int) -> Arrays:
 
 
 def tiled(hidden: jax.Array, teacher: jax.Array, head: jax.Array) -> tuple[jax.Array, Any]:
-    """The project's own form; it returns all six scores per token as well."""
+    """The project's own form, as an update calls it; it returns scores per token as well."""
     return tiled_divergence(
         hidden,
         teacher,
@@ -65,12 +69,7 @@ def tiled(hidden: jax.Array, teacher: jax.Array, head: jax.Array) -> tuple[jax.A
         None,
         jnp.zeros(hidden.shape[0], jnp.int32),
         token_weights=jnp.ones(hidden.shape[0]),
-        divergence="forward_kl",
-        jsd_beta=0.5,
-        loss_temperature=TEMPERATURE,
-        element_clip=0.0,
-        top_k=0,
-        token_tile=TILE,
+        divergence=FORWARD_KL,
         mesh=None,
     )
 

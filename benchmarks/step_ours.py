@@ -28,8 +28,10 @@ from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3, abstract_params
 from stepalign_jax.parallel.mesh import make_mesh, param_shardings
 from stepalign_jax.training.optimizer import make_optimizer
-from stepalign_jax.training.packing import Packed, pack
-from stepalign_jax.training.step import TrainState, Update, make_update
+from stepalign_jax.training.packing import MicroBatch, Sequences, pack, pack_prompts
+from stepalign_jax.training.programs import Programs, make_programs, score_teacher, update
+from stepalign_jax.training.state import TrainState, initial_trainable, make_state
+from stepalign_jax.training.step import Method
 
 MESH = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1))
 OBJECTIVE = ForwardKl(
@@ -50,24 +52,20 @@ OPTIMIZER = OptimizerConfig(
 )
 
 
-def load(directory: Path, trainable: str, remat: str) -> tuple[Any, TrainState, Update]:
-    """Returns base weights, the state, and the functions of a step, in float32."""
+def load(directory: Path, trainable: str, remat: str) -> tuple[Any, TrainState, Programs]:
+    """Returns base weights, the state, and the programs of a step, in float32."""
     config = read_sizes(directory)
     shardings = param_shardings(MESH, abstract_params(config))
     base = load_params(directory, config, dtype=jnp.float32, shardings=shardings)
     spec = LoraSpec(work.RANK, work.ALPHA, work.TARGETS) if trainable == "lora" else None
     model = Qwen3(config, jnp.float32, lora=spec, remat=remat)
-    if spec is None:
-        learning = {"params": jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), base)}
-    else:
-        learning = {"lora": _adapter(init_lora(config, spec, jax.random.key(0)))}
-    optimizer = make_optimizer(OPTIMIZER, 1000)
-    teacher = InitialTeacher()
-    update = make_update(model, optimizer, OBJECTIVE, teacher, distils=True, shardings=None)
-    state = TrainState(
-        step=jnp.int32(0), trainable=learning, teacher={}, opt_state=optimizer.init(learning)
-    )
-    return base, state, update
+    # Both sides start from the same adapter, which the frozen teacher does not have.
+    adapter = None if spec is None else _adapter(init_lora(config, spec, jax.random.key(0)))
+    learning = initial_trainable(base, config, spec, adapter, seed=0)
+    optimizer, teacher = make_optimizer(OPTIMIZER, 1000), InitialTeacher()
+    state = make_state(learning, optimizer, teacher, starts_from_adapter=False)
+    method = Method(model, optimizer, OBJECTIVE, teacher)
+    return base, state, make_programs(method, shardings=None)
 
 
 def _adapter(shapes: Any) -> Any:
@@ -90,8 +88,8 @@ def _adapter(shapes: Any) -> Any:
     }
 
 
-def batch() -> list[Packed]:
-    """The work as one part."""
+def batch() -> tuple[MicroBatch, Sequences]:
+    """The work as one micro-batch, and as the teacher reads it."""
     solver, teacher, completions = work.prompts_and_completions()
     rows, length = completions.shape
     rollouts = Rollouts(
@@ -101,15 +99,16 @@ def batch() -> list[Packed]:
         lengths=np.full(rows, length, np.int32),
         finished=np.ones(rows, bool),
     )
-    return pack(
+    [packed] = pack(
         solver.tolist(),
-        teacher.tolist(),
         rollouts,
         np.ones(rows, bool),
+        np.ones((rows, length), np.float32),
         np.zeros(rows, np.float32),
         num_parts=1,
         mesh=MESH,
     )
+    return packed, pack_prompts(packed.layout, teacher.tolist(), rollouts, mesh=MESH)
 
 
 def gradients(state: TrainState, trainable: str) -> dict[str, np.ndarray]:
@@ -147,14 +146,14 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True)
     arguments = parser.parse_args()
     use_compilation_cache()
-    base, state, update = load(arguments.model, arguments.trainable, arguments.remat)
-    parts = [packed.part for packed in batch()]
+    base, state, programs = load(arguments.model, arguments.trainable, arguments.remat)
+    packed, teacher = batch()
 
     def step(state: TrainState) -> tuple[TrainState, float, dict[str, float]]:
         started = time.perf_counter()
-        hidden = jax.block_until_ready(update.score(state, base, parts))
+        hidden = jax.block_until_ready(score_teacher(programs, state, base, [teacher]))
         scored = time.perf_counter()
-        state, metrics, _ = update.apply(state, base, parts, hidden)
+        state, metrics, _ = update(programs, state, base, [packed], hidden)
         loss = float(metrics["loss"])
         ended = time.perf_counter()
         return state, loss, {"score": scored - started, "update": ended - scored}

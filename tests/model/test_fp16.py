@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compute in fp16 with fp32 trainables, for GPUs that have no bf16."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -10,24 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.models import VARIANTS, apply, enlarged
-from support.runs import TINY
 from support.updates import (
     CONFIG,
+    DIVERGENCE,
     LORA,
-    OBJECTIVE,
     PARAMS,
     ROWS,
     SPEC,
+    TEACHERS,
     copy,
     make_part,
-    teacher_config,
 )
 
-from stepalign_jax.config.load import load_config
+from stepalign_jax.config.schema import Constant, OptimizerConfig
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3, init_params, unstack_layers
 from stepalign_jax.training.optimizer import make_optimizer
-from stepalign_jax.training.step import TrainState, make_update
+from stepalign_jax.training.programs import make_programs, score_teacher, update
+from stepalign_jax.training.state import TrainState, make_state
+from stepalign_jax.training.step import Method
 
 TOKENS = np.random.default_rng(0).integers(0, 24, (3, 14)).astype(np.int32)
 HALF = jnp.float16
@@ -81,6 +81,11 @@ def _residual(config: Any, params: Any) -> np.ndarray:
     return np.asarray(stream)
 
 
+# Without clipping, so that the moments show the gradient.
+ADAMW = OptimizerConfig(
+    learning_rate=3e-4, schedule=Constant(), warmup_steps=0,
+    b1=0.9, b2=0.95, weight_decay=0.0, clip_norm=0.0,
+)  # fmt: skip
 TRAINABLES = {"full": {"params": PARAMS}, "lora": {"lora": LORA}}
 
 
@@ -88,20 +93,15 @@ def one_step(dtype: Any, kind: str) -> tuple[TrainState, Any, Any]:
     """(state after one step, metrics, hidden states before it) of a small model."""
     lora: LoraSpec | None = SPEC if kind == "lora" else None
     model = Qwen3(CONFIG, dtype, lora=lora, remat="full")
-    # AdamW without clipping, so that the moments show the gradient.
-    settings = load_config(TINY).optimizer
-    settings = dataclasses.replace(settings, clip_norm=0.0, warmup_steps=0, schedule="constant")
-    optimizer = make_optimizer(settings, num_steps=2)
-    update = make_update(
-        model, optimizer, OBJECTIVE, teacher_config("initial"), distils=True, shardings=None
-    )
+    optimizer, teacher = make_optimizer(ADAMW, num_steps=2), TEACHERS["initial"]
+    programs = make_programs(Method(model, optimizer, DIVERGENCE, teacher), shardings=None)
     trainable = copy(TRAINABLES[kind])
-    state = TrainState(jnp.int32(0), trainable, {}, optimizer.init(trainable))  # pyright: ignore[reportCallIssue]
+    state = make_state(trainable, optimizer, teacher, starts_from_adapter=False)
     base = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
     parts = [make_part(rows=half) for half in (ROWS[:2], ROWS[2:])]
-    hidden, _ = apply(model, {"params": base} | trainable, parts[0].solver_tokens)
-    taught = update.score(state, base, parts)
-    return *update.apply(state, base, parts, taught)[:2], hidden
+    hidden, _ = apply(model, {"params": base} | trainable, parts[0].solver.tokens)
+    taught = score_teacher(programs, state, base, [part.teacher for part in parts])
+    return *update(programs, state, base, parts, taught)[:2], hidden  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("kind", TRAINABLES)

@@ -3,6 +3,8 @@
 """The mesh: sizes that fit, shardings from the one table, and the same numbers on 8 devices."""
 
 import dataclasses
+import textwrap
+from pathlib import Path
 
 import jax
 import pytest
@@ -122,6 +124,8 @@ def test_batch_sharding_cuts_the_batch_by_both_axes():
     assert batch_sharding(mesh, 2).spec == PartitionSpec(("data", "fsdp"), None)
 
 
+# A process of its own imports this module too.
+FROM_HERE = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
 EIGHT_DEVICES = """
     import sys
     import jax, jax.numpy as jnp, numpy as np
@@ -161,4 +165,5 @@ EIGHT_DEVICES = """
 
 
 def test_eight_devices_give_the_numbers_of_one():
-    assert output_on_devices(EIGHT_DEVICES, num_devices=8) == "equal on 8 devices"
+    code = FROM_HERE + textwrap.dedent(EIGHT_DEVICES)
+    assert output_on_devices(code, num_devices=8) == "equal on 8 devices"

@@ -3,6 +3,8 @@
 """Trees in host memory: nothing stays on the devices, and all of it comes back."""
 
 import gc
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -96,6 +98,8 @@ def test_a_tree_that_was_replaced_is_moved_anew():
     assert bits(state.tree) == after
 
 
+# A process of its own imports this module too.
+FROM_HERE = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
 EIGHT_DEVICES = """
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
@@ -126,4 +130,5 @@ EIGHT_DEVICES = """
 
 
 def test_eight_devices_get_back_what_they_had():
-    assert output_on_devices(EIGHT_DEVICES, num_devices=8) == "restored on 8 devices"
+    code = FROM_HERE + textwrap.dedent(EIGHT_DEVICES)
+    assert output_on_devices(code, num_devices=8) == "restored on 8 devices"

@@ -97,9 +97,7 @@ def test_the_frozen_teacher_stays_the_adapter_that_the_run_started_from():
     new, metrics = one_step(start())
     assert float(metrics["loss"]) > 0
     assert_same_bits(new.teacher, {"lora": ADAPTER})
-    moved = jax.tree.map(
-        lambda a, b: np.any(np.asarray(a) != b), new.trainable["lora"], ADAPTER
-    )
+    moved = jax.tree.map(lambda a, b: (a != b).any(), new.trainable, new.teacher)
     assert all(jax.tree.leaves(moved))
 
 
