@@ -21,7 +21,7 @@ import numpy as np
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3, output_head
-from stepalign_jax.sampling.engine import prompt_bucket
+from stepalign_jax.sampling.scheduler import prompt_bucket
 
 Tree = dict[str, Any]
 Leaves = dict[Any, Any]  # by path

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from stepalign_jax.base.errors import UserError
@@ -148,9 +147,7 @@ class Engine:
                 list(pool.map(serve, range(len(shares))))
         return _with_ends(results, requests, self._stop_ids)
 
-    def _session(
-        self, variables: layout.Variables, num_slots: int, max_length: int
-    ) -> Session:
+    def _session(self, variables: layout.Variables, num_slots: int, max_length: int) -> Session:
         return Session(
             self._model,
             variables,
