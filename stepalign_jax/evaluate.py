@@ -16,13 +16,12 @@ from stepalign_jax.base.files import write_json
 from stepalign_jax.config.cli import parse_arguments, read_config, run_command
 from stepalign_jax.evaluation.evaluate import evaluate
 from stepalign_jax.parallel.mesh import use_mesh
-from stepalign_jax.problems.sources import SPLITS
+from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.tables import evaluation_table
 from stepalign_jax.runs.checkpoint import restore_latest
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.setup import (
     initial_state,
-    load_checked_problems,
     make_grader,
     open_solver,
     select_problems,
@@ -50,8 +49,9 @@ def main(argv: list[str]) -> None:
         ),
     )
     config = read_config(arguments)
+    candidates = load_problems(config.problems, arguments.split)
     model, roles = open_solver(config)
-    (candidates,) = load_checked_problems(config, roles, [arguments.split]).values()
+    roles.check_problems(candidates)
     model.load()
     with use_mesh(model.mesh), make_grader(config) as grader:
         variables = model.variables()

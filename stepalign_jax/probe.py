@@ -18,9 +18,8 @@ from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import evaluate
 from stepalign_jax.evaluation.probe import Asker, probe_critic, probe_teacher
 from stepalign_jax.parallel.mesh import use_mesh
-from stepalign_jax.problems.sources import SPLITS
+from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.runs.setup import (
-    load_checked_problems,
     make_grader,
     open_run_critic,
     open_solver,
@@ -30,9 +29,10 @@ from stepalign_jax.runs.setup import (
 
 def probe(config: Config, split: str) -> dict[str, Any]:
     """Returns the role metrics of the model that training starts from, on one split."""
+    candidates = load_problems(config.problems, split)
     with make_grader(config) as grader:
         model, roles = open_solver(config)
-        (candidates,) = load_checked_problems(config, roles, [split]).values()
+        roles.check_problems(candidates)
         critic = open_run_critic(config, model, grader, (model.weights,))
         critic.load()
         model.load()

@@ -27,7 +27,7 @@ from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.planning.fits import memory_json, memory_shares, memory_table
 from stepalign_jax.problems.order import make_problem_iterator
-from stepalign_jax.problems.sources import SPLITS
+from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.plots import plot_run
 from stepalign_jax.report.tables import summary_table
 from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
@@ -39,7 +39,6 @@ from stepalign_jax.runs.setup import (
     check_condition,
     example_prompts,
     initial_state,
-    load_checked_problems,
     make_grader,
     make_run_programs,
     open_run_critic,
@@ -58,10 +57,11 @@ def train(config: Config) -> dict[str, Any]:
     condition, loop = check_condition(config), config.train
     with ExitStack() as stack:
         # Open everything: what can be refused is refused before any weights are read.
-        grader = stack.enter_context(make_grader(config))
-        model, roles = open_solver(config)
         splits = SPLITS if loop.validate_every_steps else ("train", "test")
-        problems = load_checked_problems(config, roles, splits)
+        problems = {split: load_problems(config.problems, split) for split in splits}
+        model, roles = open_solver(config)
+        roles.check_problems(problem for split in splits for problem in problems[split])
+        grader = stack.enter_context(make_grader(config))
         programs = make_run_programs(config, model)
         state, critic = Resident(), None
         if condition.needs_critiques:

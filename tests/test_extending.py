@@ -3,6 +3,7 @@
 """docs/extending.md, followed word for word: its files are written out and trained with."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from stepalign_jax import probe, train
 from stepalign_jax.base.files import read_json, read_jsonl
 from stepalign_jax.config.load import load_config
-from stepalign_jax.feedback import contexts
-from stepalign_jax.objectives import token_weights
+from stepalign_jax.feedback.contexts import CONDITIONS
+from stepalign_jax.objectives.token_weights import TOKEN_WEIGHTS
 from stepalign_jax.runs.directory import RunDirectory
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -36,15 +37,19 @@ THREE = ["--problems.min_reasoning_steps=3", "--problems.max_reasoning_steps=3"]
 
 
 @pytest.fixture(autouse=True)
-def own_registries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(contexts, "CONDITIONS", dict(contexts.CONDITIONS))
-    weights = dict(token_weights.TOKEN_WEIGHTS)
-    monkeypatch.setattr(token_weights, "TOKEN_WEIGHTS", weights)
+def files_of_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Writes them out, and afterwards forgets the conditions and weights they register."""
+    registries = (CONDITIONS, TOKEN_WEIGHTS)
+    before = [dict(registry) for registry in registries]
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
 
 
 def run(

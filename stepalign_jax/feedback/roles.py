@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three roles' prompts as token ids: where text ends and arrays begin."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,7 @@ class Roles:
         """Number of tokens of a section of a prompt."""
         return len(encode_plain(self.tokenizer, text))
 
-    def check_problems(self, problems: list[Problem]) -> None:
+    def check_problems(self, problems: Iterable[Problem]) -> None:
         """Refuses, before anything expensive, a problem over its token budget.
 
         Raises:

@@ -32,7 +32,6 @@ from stepalign_jax.objectives.token_weights import check_token_weights
 from stepalign_jax.parallel.mesh import make_mesh
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.problems.problem import Problem
-from stepalign_jax.problems.sources import load_problems
 from stepalign_jax.training.optimizer import make_optimizer
 from stepalign_jax.training.packing import check_parts
 from stepalign_jax.training.programs import Programs, make_programs
@@ -179,20 +178,6 @@ def open_run_critic(
 def make_grader(config: Config) -> Grader:
     """Returns the judge of answers; use it as a context manager."""
     return Grader(deadline_secs=config.evaluation.grading_secs, num_workers=GRADING_WORKERS)
-
-
-def load_checked_problems(
-    config: Config, roles: Roles, splits: Iterable[str]
-) -> dict[str, list[Problem]]:
-    """Returns the problems of each split, before the difficulty filter.
-
-    Raises:
-      UserError: a split has no problems, or a problem is over its token budget.
-    """
-    found = {split: load_problems(config.problems, split) for split in splits}
-    for problems in found.values():
-        roles.check_problems(problems)
-    return found
 
 
 def select_problems(

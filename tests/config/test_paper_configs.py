@@ -10,7 +10,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.fields import leaves
 from stepalign_jax.config.load import load_config
 from stepalign_jax.config.schema import CheckpointCritic, Config, EngineCritic, SelfCritic
-from stepalign_jax.feedback.conditions import get_condition
+from stepalign_jax.feedback.contexts import get_condition
 from stepalign_jax.feedback.prompts import check_templates, critic_prompt, teacher_prompt
 from stepalign_jax.feedback.reasoning_steps import parse_reasoning_steps
 from stepalign_jax.grading.answers import extract_answer, normalize

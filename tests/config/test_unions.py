@@ -28,7 +28,7 @@ from stepalign_jax.config.schema import (
     SelfCritic,
     section,
 )
-from stepalign_jax.feedback.conditions import CONDITIONS
+from stepalign_jax.feedback.contexts import CONDITIONS
 
 SECOND = (
     "--critic=checkpoint",

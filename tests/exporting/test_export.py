@@ -26,8 +26,10 @@ from stepalign_jax.huggingface.weights import load_model
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, open_run
-from stepalign_jax.runs.setup import assemble, initial_state, make_state
+from stepalign_jax.runs.setup import initial_state, open_solver
 from stepalign_jax.tiny.tokenizer import encode
+from stepalign_jax.training.optimizer import make_optimizer
+from stepalign_jax.training.state import make_state
 
 TINY_BASE = resolve_checkpoint("packaged:tiny")
 TARGETS = ("q_proj", "down_proj")
@@ -40,8 +42,13 @@ def make_run(config: Config, trees: list[Any]) -> RunDirectory:
     run = open_run(config)
     checkpoints = Checkpoints(run.checkpoints, num_to_keep=len(trees))
     for step, tree in enumerate(trees, start=1):
-        state = make_state(config, jax.tree.map(jnp.asarray, tree))
-        checkpoints.save(step, state, data_state={}, extra={})
+        state = make_state(
+            jax.tree.map(jnp.asarray, tree),
+            make_optimizer(config.optimizer, config.train.num_steps),
+            config.teacher,
+            starts_from_adapter=False,
+        )
+        checkpoints.save(step, state, data_state={})
     checkpoints.close()
     text = "Step 1: 1+2=3\nAnswer: 3"
     row = {"problem": "1+2", "answer": "3", "tokens": encode(text)}
@@ -84,11 +91,12 @@ def test_a_run_end_to_end(tmp_path):
         train={"num_steps": 1, "validate_every_steps": 0},
     )
     train.train(config)
-    run, bench = RunDirectory.of(config), assemble(config)
-    restored = restore_latest(run.checkpoints, initial_state(config, bench))
+    run, (model, roles) = RunDirectory.of(config), open_solver(config)
+    model.load()
+    restored = restore_latest(run.checkpoints, initial_state(config, model))
     assert restored is not None
     do_export(run, tmp_path / "adapter", "--form=adapter")
-    _, lora = load_adapter(tmp_path / "adapter", bench.model_config)
+    _, lora = load_adapter(tmp_path / "adapter", model.sizes)
     for a, b in zip(
         jax.tree.leaves({"lora": lora}), jax.tree.leaves(restored.state.trainable), strict=True
     ):
@@ -96,10 +104,10 @@ def test_a_run_end_to_end(tmp_path):
     do_export(run, tmp_path / "merged")
     record = read_json(tmp_path / "merged" / "export.json")
     assert record["num_texts"] == 4 and record["kl_of_training"] > 10 * record["kl_of_rounding"]
-    texts = probe_texts(find_trained(run, (), step=None, metric=None), bench.roles.tokenizer, 4)
+    texts = probe_texts(find_trained(run, (), step=None, metric=None), 4)
     for text, row in zip(texts, read_jsonl(run.rollouts_file(0)), strict=True):
         assert text.completion == row["tokens"]
-        assert bench.roles.tokenizer.decode(text.prompt).count(row["problem"]) == 1
+        assert roles.tokenizer.decode(text.prompt).count(row["problem"]) == 1
 
 
 def test_merged_export_is_base_plus_delta(run, tmp_path, capsys):

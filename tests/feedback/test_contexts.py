@@ -57,7 +57,7 @@ def test_the_conditions_and_who_asks_the_critic():
 
 
 def test_a_function_becomes_a_condition(monkeypatch):
-    monkeypatch.setattr("stepalign_jax.feedback.contexts.CONDITIONS", dict(CONDITIONS))
+    monkeypatch.delitem(CONDITIONS, "answer_only", raising=False)  # and again at the end
 
     @condition("answer_only", needs_critiques=False)
     def answer_only(attempts, _critiques):

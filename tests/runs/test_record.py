@@ -128,7 +128,7 @@ def test_a_first_step_whose_sampler_and_scorer_disagree_is_refused(dtype):
         step_metrics(shifted(1.1 * limit, (0, 0), step=0), compute_dtype=dtype)
     # Later the weights have moved between sampling and nothing: only the number is kept.
     found = step_metrics(shifted(1.1 * limit, (0, 0), step=1), compute_dtype=dtype)
-    assert found["sampler_logprob_gap"] == pytest.approx(1.1 * limit)
+    assert found["sampler_logprob_gap"] == pytest.approx(1.1 * limit, rel=1e-4)
 
 
 def test_timings_by_hand():

@@ -274,7 +274,7 @@ def test_what_cannot_work_is_refused_before_any_weight_is_read(
 ):
     monkeypatch.setattr(language_model, "load_params", None)
     config = small_config(
-        tmp_path, critic=checkpoint(same_model, **{"placement": InTurns()} | critic)
+        tmp_path, critic=checkpoint(**{"path": same_model, "placement": InTurns()} | critic)
     )
     with pytest.raises(UserError) as error:
         train.train(config)

@@ -159,4 +159,4 @@ class ScriptedEngine:
             tokens[i, : len(row)] = row
         zeros = np.zeros(tokens.shape, np.float32)
         lengths = np.array([len(row) for row in rows], np.int32)
-        return Rollouts(tokens, zeros, zeros, lengths, finished)
+        return Rollouts(tokens, zeros, lengths, finished)
