@@ -95,7 +95,6 @@ def batch() -> tuple[MicroBatch, Sequences]:
     rollouts = Rollouts(
         tokens=completions.astype(np.int32),
         logprobs=np.zeros((rows, length), np.float32),
-        sampling_logprobs=np.zeros((rows, length), np.float32),
         lengths=np.full(rows, length, np.int32),
         finished=np.ones(rows, bool),
     )

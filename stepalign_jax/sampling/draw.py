@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# A filter looks among so many of the most probable tokens: first among the fewest, then among
-# more, and in the end it sorts the vocabulary.
+# A filter looks among the first number of most probable tokens if no row's top-k asks for more,
+# else among the second, and sorts the vocabulary where their mass falls short of top-p.
 NUM_CANDIDATES = (64, 512)
 
 
+@jax.jit
 def make_row_keys(addresses: jax.Array) -> jax.Array:
     """Random keys [B] of the requests at `addresses`, [B, 6] uint32 in the order of `Address`.
 
@@ -73,8 +74,7 @@ def sample_token(
         return _argmax(logits * factors + _noise(keys, logits.shape[1]))
 
     def filtered() -> jax.Array:
-        noise = _noise(keys, logits.shape[1])
-        return _draw_filtered(logits * factors, noise, top_k, top_p, is_filtered)
+        return _draw_filtered(logits * factors, keys, top_k, top_p, is_filtered)
 
     tokens = jnp.where(
         is_greedy,
@@ -94,42 +94,45 @@ def _if_any(rows: jax.Array, draw: Callable[[], jax.Array]) -> jax.Array:
 
 
 def _draw_filtered(
-    scaled: jax.Array, noise: jax.Array, top_k: jax.Array, top_p: jax.Array, rows: jax.Array
+    scaled: jax.Array, keys: jax.Array, top_k: jax.Array, top_p: jax.Array, rows: jax.Array
 ) -> jax.Array:
     """Tokens [B] of `rows`, which filter; the result is that of a full sort.
 
     Args:
       scaled: [B, V] logits over temperature.
-      noise: [B, V] Gumbel noise, by token id.
+      keys: [B] keys of the noise.
       top_k: [B], see `SamplingParams`.
       top_p: [B].
       rows: [B] bool; the others are ignored.
     """
     vocab_size = scaled.shape[-1]
-    by_mass = top_k == 0  # top-p alone: mass is counted among the whole vocabulary
-    total = lax.cond(
-        jnp.any(rows & by_mass),
-        lambda: jax.nn.logsumexp(scaled, axis=-1),
-        lambda: jnp.zeros(rows.shape),
-    )
+    few, many = (min(size, vocab_size) for size in NUM_CANDIDATES)
+    by_mass = top_k == 0  # top-p alone
+    noise = lambda: _noise(keys, vocab_size)  # noqa: E731
 
-    def draw(sizes: list[int]) -> jax.Array:
-        values, ids = lax.top_k(scaled, sizes[0])
-        among = lambda: _draw_sorted(values, ids, noise, total, top_k, top_p)  # noqa: E731
-        if len(sizes) == 1:
-            return among()
+    def among_few() -> jax.Array:
+        values, ids = lax.top_k(scaled, few)
+        return _draw_sorted(values, ids, noise, None, top_k, top_p)
+
+    def among_many() -> jax.Array:
+        total = jax.nn.logsumexp(scaled, axis=-1)
+        values, ids = lax.top_k(scaled, many)
         mass = jnp.sum(jnp.exp(values - total[:, None]), axis=-1)
-        enough = jnp.where(by_mass, mass >= top_p, top_k <= sizes[0])
-        return lax.cond(jnp.all(enough | ~rows), among, lambda: draw(sizes[1:]))
+        enough = jnp.where(by_mass, mass >= top_p, top_k <= many)
+        return lax.cond(
+            jnp.all(enough | ~rows),
+            lambda: _draw_sorted(values, ids, noise, total, top_k, top_p),
+            lambda: _draw_sorted(*lax.top_k(scaled, vocab_size), noise, total, top_k, top_p),
+        )
 
-    return draw([n for n in NUM_CANDIDATES if n < vocab_size] + [vocab_size])
+    return lax.cond(jnp.all((~by_mass & (top_k <= few)) | ~rows), among_few, among_many)
 
 
 def _draw_sorted(
     values: jax.Array,
     ids: jax.Array,
-    noise: jax.Array,
-    total: jax.Array,
+    noise: Callable[[], jax.Array],
+    total: jax.Array | None,
     top_k: jax.Array,
     top_p: jax.Array,
 ) -> jax.Array:
@@ -138,21 +141,23 @@ def _draw_sorted(
     Args:
       values: [B, C] scaled logits of the candidates.
       ids: [B, C] their token ids.
-      noise: [B, V] Gumbel noise, by token id.
-      total: [B] log of the vocabulary's mass, where top-p is alone.
+      noise: gives the noise [B, V], by token id.
+      total: [B] log of the whole vocabulary's mass, which top-p alone is a share of; None
+        where every row has a top-k.
       top_k: [B], see `SamplingParams`.
       top_p: [B].
     """
-    ranks = jnp.arange(values.shape[1])[None]
-    top_k, top_p, by_mass = top_k[:, None], top_p[:, None], top_k == 0
-    values = jnp.where((top_k == 0) | (ranks < top_k), values, -jnp.inf)
-    total = jnp.where(by_mass, total, jax.nn.logsumexp(values, axis=-1))
+    by_mass, ranks = (top_k == 0)[:, None], jnp.arange(values.shape[1])[None]
+    values = jnp.where(by_mass | (ranks < top_k[:, None]), values, -jnp.inf)
+    kept = jax.nn.logsumexp(values, axis=-1)
+    total = kept if total is None else jnp.where(by_mass[:, 0], total, kept)
     probs = jnp.exp(values - total[:, None])
     mass_before = jnp.cumsum(probs, axis=-1) - probs
     # At top_p = 1 rounding must not end the sum before the last candidate.
-    values = jnp.where((mass_before < top_p) | (top_p >= 1), values, -jnp.inf)
-    choice = _argmax(values + jnp.take_along_axis(noise, ids, axis=-1))
-    return _pick(ids, choice)
+    nucleus = (mass_before < top_p[:, None]) | (top_p[:, None] >= 1)
+    # Noise is looked up where it is used, so XLA computes no more of it than that.
+    noise = jnp.take_along_axis(noise(), ids, axis=-1)
+    return _pick(ids, _argmax(jnp.where(nucleus, values, -jnp.inf) + noise))
 
 
 def _noise(keys: jax.Array, vocab_size: int) -> jax.Array:

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in the layout of decoding: layers unrolled, and on a CPU in blocks of rows.
 
-    scanned     {"params": {"layers": ..., ...}, "lora": ...}     training, and what callers hold
+    stacked     {"params": {"layers": ..., ...}, "lora": ...}         what callers hold
     decode      {"params": {"layer_0": ..., "layer_1": ..., ...}, "lora": ..., "decode": ...}
 
-`decode` holds the matrices that are cut into blocks; it is there on a CPU alone.
+The collection `decode` holds the matrices that are cut into blocks; it is there on a CPU alone.
 """
 
 import functools

@@ -131,6 +131,6 @@ def check_requests(requests: Sequence[Request], max_length: int) -> None:
             raise UserError(f"Prompt {index} is empty: a prompt needs at least one token.")
         if length + room > max_length:
             raise UserError(
-                f"Prompt {index} has {length} tokens, which with max_new_tokens = {room} exceeds "
-                f"the {max_length} positions there are: lower one."
+                f"Prompt {index} has {length} tokens, which with max_new_tokens = {room} "
+                f"exceeds the {max_length} positions there are: lower one."
             )

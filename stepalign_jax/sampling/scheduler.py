@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which request is in which slot, and which widths are compiled: plain functions of plain numbers.
+"""Which request is in which slot, and which widths are compiled, in plain numbers.
 
 Nothing here knows arrays on a device. Every decision follows from the requests and from
 the done flags, which all hosts see alike, so that all hosts take it alike.
@@ -73,7 +73,7 @@ class Schedule:
         return min(enough, self.num_waiting) or num_slots
 
     def retire(self, done: np.ndarray) -> list[int]:
-        """Frees the slots whose request is done, `done` being [B] bool; returns the requests."""
+        """Frees the slots that are `done`, [B] bool; returns the requests they held."""
         through = done & (self.request >= 0)
         requests = self.request[through].tolist()
         self.request[through] = -1

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from stepalign_jax.base.buckets import bucket
-from stepalign_jax.model.qwen3 import Cache, Qwen3
+from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.sampling.decode import (
     Slots,
     decode_chunk,
@@ -105,7 +105,7 @@ class Session:
         self._model, self._variables, self._dtype = model, variables, dtype
         self._num_slots, self._max_length, self._stop_ids = num_slots, max_length, stop_ids
         self._limit = cache_limit(max_length)
-        self._cache: Cache | None = None  # until the first request tells its width
+        self._cache: Any = None  # until the first request tells its width
         self._schedule = Schedule(num_slots)
         self._live: dict[int, Request] = {}  # that wait or are in a slot
         self._waves: dict[int, Prefills] = {}  # of each request that waits
@@ -244,7 +244,6 @@ class Session:
 
     @property
     def _width(self) -> int:
-        assert self._cache is not None
         return self._cache[0].num_slots
 
     def _reach(self) -> int:

@@ -5,11 +5,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stepalign_jax.sampling.draw import NUM_CANDIDATES, Filter, make_row_keys, sample_token
+from stepalign_jax.sampling import draw
+from stepalign_jax.sampling.draw import NUM_CANDIDATES, make_row_keys, sample_token
 
 SETTINGS = [
     pytest.param(dict(temperature=1.0, top_k=0, top_p=1.0), id="plain"),
@@ -43,23 +43,34 @@ def reference_log_probs(
 
 def keys_for(batch: int, *, seed: int = 0, purpose: int = 0, **fields: int) -> jax.Array:
     """Row keys of `batch` samples of one problem; fields shift the address."""
-    address = [fields.get("step", 3), fields.get("problem", 77), 0, fields.get("retry", 0)]
+    address = [seed, purpose, fields.get("step", 3), fields.get("problem", 77), 0, 0]
     addresses = np.tile(np.array(address, np.uint32), (batch, 1))
-    addresses[:, 2] = np.arange(batch)
-    return make_row_keys(np.uint32(seed), np.uint32(purpose), addresses)
+    addresses[:, 4] = np.arange(batch)
+    return make_row_keys(addresses)
+
+
+def draw_rows(logits: np.ndarray, keys: jax.Array, *rows: dict[str, Any]) -> Any:
+    """(tokens, logprobs) of rows drawn with `rows` in turn: the first with the first, ..."""
+    names = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32}
+    params = {
+        name: np.resize(np.array([row[name] for row in rows], dtype), len(logits))
+        for name, dtype in names.items()
+    }
+    return _sample(logits, keys, **params)
+
+
+_sample = jax.jit(lambda logits, keys, **params: sample_token(logits, keys, **params))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_log_probs_equal_an_independent_computation(settings):
     logits = np.random.default_rng(0).normal(0, 3, (64, 40)).astype(np.float32)
-    tokens, logprobs, sampling_logprobs = sample_token(
-        jnp.asarray(logits), keys_for(64), Filter(**settings)
-    )
+    tokens, logprobs = draw_rows(logits, keys_for(64), settings)
     for row in range(64):
         plain = reference_log_probs(logits[row], **PLAIN)
         drawn_from = reference_log_probs(logits[row], **settings)
         assert logprobs[row] == pytest.approx(plain[tokens[row]], abs=2e-5)
-        assert sampling_logprobs[row] == pytest.approx(drawn_from[tokens[row]], abs=2e-5)
+        assert np.isfinite(drawn_from[tokens[row]])
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -67,7 +78,7 @@ def test_frequencies_follow_the_distribution(settings):
     num_draws = 20_000
     logits = np.random.default_rng(1).normal(0, 1, 10).astype(np.float32)
     rows = np.tile(logits, (num_draws, 1))
-    tokens, _, _ = sample_token(jnp.asarray(rows), keys_for(num_draws), Filter(**settings))
+    tokens, _ = draw_rows(rows, keys_for(num_draws), settings)
     counts = np.bincount(np.asarray(tokens), minlength=10)
     expected = num_draws * np.exp(reference_log_probs(logits, **settings))
     allowed = expected > 0
@@ -81,20 +92,15 @@ def test_temperature_zero_takes_the_argmax_whatever_the_key():
     logits = np.random.default_rng(2).normal(0, 1, (32, 40)).astype(np.float32)
     logits[0, [7, 19]] = 9.0  # equals: the lower id
     for seed in range(3):
-        tokens, _, sampling_logprobs = sample_token(
-            jnp.asarray(logits), keys_for(32, seed=seed), Filter(**GREEDY)
-        )
+        tokens, _ = draw_rows(logits, keys_for(32, seed=seed), GREEDY)
         assert np.array_equal(tokens, logits.argmax(axis=-1))
-        assert not np.any(sampling_logprobs)
 
 
 def test_top_k_of_one_is_greedy_even_among_equals():
     logits = np.round(np.random.default_rng(3).normal(0, 1, (256, 12))).astype(np.float32)
-    tokens, _, sampling_logprobs = sample_token(
-        jnp.asarray(logits), keys_for(256), Filter(1.5, 1, 1.0)
-    )
+    first = dict(temperature=1.5, top_k=1, top_p=1.0)
+    tokens, _ = draw_rows(logits, keys_for(256), first)
     assert np.array_equal(tokens, logits.argmax(axis=-1))
-    assert not np.any(sampling_logprobs)
 
 
 @pytest.mark.parametrize(
@@ -103,40 +109,90 @@ def test_top_k_of_one_is_greedy_even_among_equals():
 )
 def test_top_p_draws_all_of_the_admissible_set_and_nothing_else(top_p, admissible):
     logits = np.log(np.tile(np.array([0.3, 0.05, 0.5, 0.15], np.float32), (2_000, 1)))
-    tokens, _, _ = sample_token(jnp.asarray(logits), keys_for(2_000), Filter(1.0, 0, top_p))
+    tokens, _ = draw_rows(logits, keys_for(2_000), {**PLAIN, "top_p": top_p})
     # The rarest admissible token has mass 0.05: all 2,000 draws miss it once in 10^44.
     assert set(np.asarray(tokens).tolist()) == admissible
 
 
-def primitives(vocab_size: int, settings: dict[str, Any]) -> list[str]:
-    """Every sort and selection in a draw, as the trace writes them."""
-    draw = lambda logits, keys: sample_token(logits, keys, Filter(**settings))  # noqa: E731
-    trace = str(jax.make_jaxpr(draw)(jnp.zeros((2, vocab_size)), keys_for(2)))
-    assert "sort[" not in trace
-    return [part.split("]")[0] for part in trace.split("top_k[")[1:]]
+FILTERED: list[dict[str, Any]] = [
+    {**PLAIN, "top_k": 20},
+    {**PLAIN, "top_k": 20, "top_p": 0.9},
+    {**PLAIN, "top_k": 600},  # more than the most candidates
+    {**PLAIN, "top_p": 0.9},
+    {**PLAIN, "temperature": 1.3, "top_p": 0.2},
+]
+KINDS = [GREEDY, PLAIN, {**PLAIN, "temperature": 0.7}, *FILTERED]
 
 
-def test_the_vocabulary_is_sorted_only_where_a_filter_cannot_do_without():
-    assert primitives(5_000, PLAIN) == primitives(5_000, GREEDY) == []
-    (selection,) = primitives(5_000, {**PLAIN, "top_k": 20, "top_p": 0.9})
-    assert "k=20" in selection
-    # Top-p alone: the selection, and the full sort that a turn may have to take.
-    found = sorted(primitives(5_000, {**PLAIN, "top_p": 0.9}), key=len)
-    assert f"k={NUM_CANDIDATES}" in found[0] and "k=5000" in found[1] and len(found) == 2
+@pytest.mark.parametrize("vocab_size", [40, 300, 4_000])
+def test_rows_of_every_kind_draw_beside_each_other_what_they_draw_alone(vocab_size):
+    logits = np.random.default_rng(5).normal(0, 3, (64, vocab_size)).astype(np.float32)
+    keys = keys_for(64)
+    together, logprobs = draw_rows(logits, keys, *KINDS)
+    for index, kind in enumerate(KINDS):
+        rows = slice(index, None, len(KINDS))
+        alone = draw_rows(logits, keys, kind)
+        np.testing.assert_array_equal(together[rows], alone[0][rows])
+        np.testing.assert_array_equal(logprobs[rows], alone[1][rows])
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a draw has computed of what it can skip: noise, or a selection of so many."""
+    found: list[str] = []
+
+    def note(name: str) -> None:
+        jax.debug.callback(lambda: found.append(name))
+
+    def noise(keys: jax.Array, vocab_size: int) -> jax.Array:
+        note("noise")
+        return plain_noise(keys, vocab_size)
+
+    def top_k(values: jax.Array, k: int) -> Any:
+        note(f"top_k {k}")
+        return plain_top_k(values, k)
+
+    plain_noise, plain_top_k = draw._noise, jax.lax.top_k
+    monkeypatch.setattr(draw, "_noise", noise)
+    monkeypatch.setattr(draw.lax, "top_k", top_k)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ([GREEDY], []),
+        ([PLAIN, GREEDY], ["noise"]),
+        ([FILTERED[0], GREEDY], ["noise", "top_k 64"]),
+        ([FILTERED[0], FILTERED[1], PLAIN], ["noise", "noise", "top_k 64"]),
+        ([FILTERED[0], FILTERED[3]], ["noise", "top_k 512"]),
+        ([FILTERED[2]], ["noise", "top_k 5000", "top_k 512"]),
+    ],
+)
+def test_only_what_some_row_asks_for_is_computed(kinds, expected, computed):
+    logits = np.random.default_rng(6).normal(0, 4, (6, 5_000)).astype(np.float32)
+    one_program = jax.jit(lambda *arrays: sample_token(*arrays))
+    params = [np.resize([kind[name] for kind in kinds], 6) for name in PLAIN]
+    types = (np.float32, np.int32, np.float32)
+    arrays = [p.astype(dtype) for p, dtype in zip(params, types, strict=True)]
+    jax.block_until_ready(one_program(logits, keys_for(6), *arrays))
+    jax.effects_barrier()
+    assert sorted(computed) == expected
 
 
 @pytest.mark.parametrize("spread", [0.3, 4.0])
-def test_partial_selection_equals_the_full_sort(spread, monkeypatch):
+@pytest.mark.parametrize("settings", FILTERED)
+def test_partial_selection_equals_the_full_sort(spread, settings, monkeypatch):
     # At 0.3 the mass of the candidates falls short of 0.9 in every row, at 4 in none.
     logits = np.random.default_rng(3).normal(0, spread, (64, 4_000)).astype(np.float32)
     logits[0, :2_000] = logits[0].max()  # many equals: the lower ids come first
-    nucleus = Filter(1.0, 0, 0.9)
     keys = keys_for(64)
-    partial = sample_token(jnp.asarray(logits), keys, nucleus)
-    monkeypatch.setattr("stepalign_jax.sampling.draw.NUM_CANDIDATES", 4_000)
-    full = sample_token(jnp.asarray(logits), keys, nucleus)
-    np.testing.assert_array_equal(partial[0], full[0])
-    np.testing.assert_allclose(partial[2], full[2], rtol=0, atol=1e-6)
+    partial, _ = draw_rows(logits, keys, settings)
+    monkeypatch.setattr(draw, "NUM_CANDIDATES", (1, 1))
+    _sample.clear_cache()
+    full, _ = draw_rows(logits, keys, settings)
+    _sample.clear_cache()
+    np.testing.assert_array_equal(partial, full)
     top = np.sort(np.exp(logits.astype(np.float64)), axis=-1)[:, ::-1]
-    short = top[:, :NUM_CANDIDATES].sum(-1) / top.sum(-1) < 0.9
+    short = top[:, : NUM_CANDIDATES[1]].sum(-1) / top.sum(-1) < 0.9
     assert short[1:].all() if spread < 1 else not short[1:].any()

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler serves every request once, whatever the lengths, slots and chunks are."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from stepalign_jax.sampling.scheduler import (
     Schedule,
     cache_bucket,
+    cache_widths,
     deal,
     prefill_batches,
     prompt_bucket,
@@ -26,12 +29,13 @@ def simulate(lengths: list[int], num_slots: int, turns: int) -> tuple[list[int],
       The requests in the order in which they were seated, the turns taken, and the turns
       in which a slot stood idle while somebody waited.
     """
-    schedule = Schedule(range(len(lengths)), num_slots)
+    schedule = Schedule(num_slots)
+    schedule.submit(range(len(lengths)))
     left = np.zeros(num_slots, int)
     seated, num_turns, wasted = [], 0, 0
     while not schedule.over:
         fresh = schedule.refill()
-        assert (left[fresh] == 0).all()  # nobody is put onto somebody's seat
+        assert (left[fresh] == 0).all()  # no request takes the slot of another
         left[fresh] = np.array(lengths)[schedule.request[fresh]]
         seated += schedule.request[fresh].tolist()
         assert np.array_equal(left > 0, schedule.request >= 0)
@@ -60,6 +64,38 @@ def test_every_request_is_served_once_and_in_order(lengths, num_slots, turns):
         assert num_turns == list_scheduling(lengths, num_slots)
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6), st.lists(st.integers(0, 20), max_size=3)), max_size=20
+    ),
+    st.integers(1, 5),
+)
+def test_submitting_and_cancelling_lose_and_repeat_no_request(events, num_slots):
+    """Each event submits requests, cancels some that may be anywhere, and serves a little."""
+    schedule, generator = Schedule(num_slots), np.random.default_rng(0)
+    seated: list[int] = []
+    cancelled: set[int] = set()
+    done: set[int] = set()
+    for number, to_cancel in [*events, *[(0, [])] * 200]:
+        first = schedule.num_submitted
+        schedule.submit(range(first, first + number))
+        for request in {r for r in to_cancel if r < schedule.num_submitted}:
+            if request not in cancelled | done:
+                schedule.cancel(request)
+                cancelled.add(request)
+                assert request not in schedule.request
+        fresh = schedule.refill()
+        seated += schedule.request[fresh].tolist()
+        assert not cancelled & set(schedule.request.tolist())
+        # No slot is idle while a request waits.
+        assert not schedule.num_waiting or (schedule.request >= 0).all()
+        assert 1 <= schedule.idle_limit() <= num_slots
+        done |= set(schedule.retire(generator.random(num_slots) < 0.5))
+        assert schedule.num_done == len(done) + len(cancelled)
+    assert schedule.over and done | cancelled == set(range(schedule.num_submitted))
+    assert seated == sorted(set(seated)) and done <= set(seated)
+
+
 def list_scheduling(lengths: list[int], num_slots: int) -> int:
     """Turns until all are through if each request goes to the slot that is free first."""
     free_at = [0] * num_slots
@@ -70,7 +106,8 @@ def list_scheduling(lengths: list[int], num_slots: int) -> int:
 
 
 def test_many_slots_wait_for_a_sixteenth_of_them():
-    schedule = Schedule(range(70), 64)
+    schedule = Schedule(64)
+    schedule.submit(range(70))
     assert schedule.refill().tolist() == list(range(64))
     assert schedule.idle_limit() == 4  # 64 / 16
     schedule.retire(np.arange(64) < 4)
@@ -78,7 +115,7 @@ def test_many_slots_wait_for_a_sixteenth_of_them():
     assert schedule.idle_limit() == 2  # no more are waiting
     schedule.retire(np.arange(64) < 2)
     schedule.refill()
-    assert schedule.idle_limit() == 64  # nobody is: the chunk ends with the last request
+    assert schedule.idle_limit() == 64  # none is: the chunk ends with the last request
 
 
 def test_equal_prompts_are_served_side_by_side_and_longest_first():
@@ -87,14 +124,14 @@ def test_equal_prompts_are_served_side_by_side_and_longest_first():
 
 
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(1, 5))
-def test_lanes_keep_equal_prompts_together_and_are_about_equally_long(prompts, num_lanes):
-    lanes = deal([[prompt] for prompt in prompts], num_lanes)
-    assert len(lanes) == num_lanes
-    assert sorted(request for lane in lanes for request in lane) == list(range(len(prompts)))
-    of_lane = [{prompts[request] for request in lane} for lane in lanes]
-    assert sum(map(len, of_lane)) == len(set(prompts))
+def test_sessions_keep_equal_prompts_together_and_are_about_equally_long(prompts, number):
+    shares = deal([[prompt] for prompt in prompts], number)
+    assert len(shares) == number
+    assert sorted(itertools.chain(*shares)) == list(range(len(prompts)))
+    of_share = [{prompts[request] for request in share} for share in shares]
+    assert sum(map(len, of_share)) == len(set(prompts))
     largest = max((prompts.count(prompt) for prompt in prompts), default=0)
-    sizes = [len(lane) for lane in lanes]
+    sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= largest
 
 
@@ -111,7 +148,7 @@ def test_buckets_are_powers_of_two_and_their_halves_between():
 def test_each_prompt_is_in_one_prefill_batch_that_holds_it(lengths, num_slots):
     prompts = [(7,) * length for length in lengths]
     order = serving_order(prompts)
-    batches = prefill_batches(prompts, order, 0, num_slots)
+    batches = prefill_batches(dict(enumerate(prompts)), order, 0, num_slots)
     held = [prompts[request] for batch in batches for request in batch.requests]
     assert held == sorted(set(prompts), key=len, reverse=True)
     for batch in batches:
@@ -148,7 +185,8 @@ def test_one_prompt_shares_nothing():
 def test_the_cache_is_wide_enough_and_seldom_changes(needed, more, current):
     limit = needed + more
     width = cache_bucket(needed, limit)
-    assert needed <= width <= limit or width == 128 or width < 2 * needed
+    assert needed <= width <= max(limit, 128)
+    assert width == limit or width == 128 or width < 2 * needed
     assert width <= max(limit, 1)
     again = resized(current, needed, limit)
     assert again >= needed
@@ -157,6 +195,16 @@ def test_the_cache_is_wide_enough_and_seldom_changes(needed, more, current):
 
 
 def test_the_cache_widths_of_one_call_are_few():
+    assert cache_widths(longest_prompt=65, max_new_tokens=128) == [128, 192]
+    assert cache_widths(longest_prompt=513, max_new_tokens=2_048) == [
+        128,
+        256,
+        512,
+        1_024,
+        2_560,
+    ]
+    # 128 tokens of a prefix, and 24 for the other 17.
+    assert cache_widths(longest_prompt=146, max_new_tokens=8, prefix=128) == [160]
     assert sorted({cache_bucket(n, 192) for n in range(1, 193)}) == [128, 192]
     assert {cache_bucket(n, 152) for n in range(1, 153)} == {152}
     widths = {cache_bucket(n, 512 + 2_048) for n in range(1, 2_561)}
