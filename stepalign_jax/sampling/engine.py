@@ -130,7 +130,7 @@ class Engine:
 
         def serve(index: int) -> None:
             share = np.array(shares[index])
-            session = self._session(variables, num_slots, shapes.widest + num_columns)
+            session = self._session(variables, num_slots, shapes.max_length(num_columns))
             session.submit([requests[i] for i in share], shapes)
             while not session.over:
                 _place(results, share, session.step(DECODE_STEPS))

@@ -124,11 +124,16 @@ class PromptLayout(NamedTuple):
 
     Attributes:
       prefix: leading tokens that all share and that are prefilled once.
-      widest: cache slots that the longest prompt fills, padding included.
+      widest: cache slots that the longest prompt fills, padding included and its last token
+        left out.
     """
 
     prefix: int
     widest: int
+
+    def max_length(self, max_new_tokens: int) -> int:
+        """Tokens of the longest prompt, padded, and its completion."""
+        return self.widest + 1 + max_new_tokens
 
 
 def prompt_layout(prompts: Sequence[tuple[int, ...]]) -> PromptLayout:
@@ -198,9 +203,10 @@ def prefill_batches(
 def cache_limit(longest: int) -> int:
     """The most cache slots that rows of up to `longest` tokens take.
 
-    A multiple of 16, as any other width: `attention.can_stream` does not take every one.
+    The last token is drawn and never fed. The result is a multiple of 16, as any other width:
+    `attention.can_stream` does not take every one.
     """
-    return -(-longest // 16) * 16
+    return -(-(longest - 1) // 16) * 16
 
 
 def cache_bucket(needed: int, limit: int) -> int:
@@ -226,5 +232,6 @@ def cache_widths(longest_prompt: int, max_new_tokens: int, *, prefix: int = 0) -
       max_new_tokens: the most that a request draws.
       prefix: leading tokens that all prompts share, see `shared_prefix`.
     """
-    limit = cache_limit(_filled(longest_prompt, prefix) + max_new_tokens)
+    layout = PromptLayout(prefix, _filled(longest_prompt, prefix))
+    limit = cache_limit(layout.max_length(max_new_tokens))
     return sorted({cache_bucket(needed, limit) for needed in range(1, limit + 1)})

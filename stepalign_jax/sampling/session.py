@@ -197,7 +197,7 @@ class Session:
     def _make_room(self, requests: Sequence[Request], layout: PromptLayout) -> None:
         """Widens what a wave does not fit into: the cache's bounds, and the stop tokens."""
         # A prompt's padding may reach further than `max_length`.
-        self._limit = max(self._limit, cache_limit(layout.widest))
+        self._limit = max(self._limit, cache_limit(layout.max_length(0)))
         if self._cache is None:
             width = cache_bucket(layout.widest, self._limit)
             self._cache = empty_cache(self._model.config, self._num_slots, width, self._dtype)

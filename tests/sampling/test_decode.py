@@ -73,7 +73,7 @@ def session_for(requests: Sequence[Request], **changes: Any) -> Session:
         model=MODEL,
         variables=VARIABLES,
         num_slots=len(requests),
-        max_length=layout.widest + budget,
+        max_length=layout.max_length(budget),
         stop_ids=(),
         dtype=jnp.float32,
     )

@@ -10,14 +10,13 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import pytest
 
+from stepalign_jax.config.schema import ParallelConfig
 from stepalign_jax.model.config import Qwen3Config
-from stepalign_jax.model.qwen3 import Qwen3, init_cache, init_params
-from stepalign_jax.sampling.decode import Slots, decode_chunk
-from stepalign_jax.sampling.draw import Filter
-from stepalign_jax.sampling.engine import _decode_layout
+from stepalign_jax.parallel.mesh import make_mesh, use_mesh
+from stepalign_jax.sampling.decode import decode_chunk
+from stepalign_jax.sampling.programs import decode_arguments, decode_model
 
 pytestmark = pytest.mark.slow
 
@@ -48,34 +47,11 @@ def compile_decode(topology: str) -> tuple[Any, Any, Any]:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     chip = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    sharding = jax.sharding.SingleDeviceSharding(chip)
-
-    def placed(tree: Any) -> Any:
-        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
-        return jax.tree.map(shape, tree)
-
-    def weights() -> Any:
-        params = init_params(CONFIG, jax.random.key(0), jnp.bfloat16)
-        return _decode_layout(
-            {"params": params}, num_layers=2, dtype=jnp.dtype("bfloat16"), num_blocks=0
-        )
-
-    variables = placed(jax.eval_shape(weights))
-    cache = placed(jax.eval_shape(lambda: init_cache(CONFIG, BATCH, WIDTH, jnp.bfloat16)))
-    row, scalar = jnp.zeros(BATCH, jnp.int32), jnp.int32(0)
-    slots = Slots(row, row, row, jnp.zeros(BATCH, bool))
-    small = (slots, jnp.zeros((BATCH, 4), jnp.uint32), jnp.uint32(0), jnp.uint32(0))
-    traced = decode_chunk.trace(
-        Qwen3(CONFIG, jnp.bfloat16, scan_layers=False),
-        variables,
-        cache,
-        *placed((*small, scalar, scalar)),
-        num_turns=64,
-        max_new_tokens=2_048,
-        chosen_by=Filter(1.1, 0, 1.0),
-        stop_ids=(1,),
-    )
-    return traced.lower(lowering_platforms=("tpu",)).compile(), variables, cache
+    mesh = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), [chip])
+    model = decode_model(CONFIG, "bfloat16", None)
+    with use_mesh(mesh):
+        arguments = decode_arguments(model, mesh, num_slots=BATCH, width=WIDTH)
+        return decode_chunk.lower(*arguments).compile(), arguments[1], arguments[2]
 
 
 def num_bytes(tree: Any) -> int:

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine gives each request its own tokens, whatever it is batched with."""
 
-import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import merged
 
+from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import SamplingConfig
@@ -24,7 +25,18 @@ from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3, init_params, unstack_layers
 from stepalign_jax.sampling import engine as engine_module
-from stepalign_jax.sampling.engine import Engine, Purpose, _decode_layout, _num_lanes
+from stepalign_jax.sampling import layout
+from stepalign_jax.sampling.engine import Engine
+from stepalign_jax.sampling.layout import decode_layout, num_sessions
+from stepalign_jax.sampling.request import (
+    Address,
+    Purpose,
+    Request,
+    SamplingParams,
+    make_requests,
+    sample_addresses,
+)
+from stepalign_jax.sampling.session import Session
 
 CONFIG = Qwen3Config(
     vocab_size=24,
@@ -49,21 +61,26 @@ PARAMS = jax.tree.map(lambda leaf: leaf * 8, init_params(CONFIG, jax.random.key(
 LORA = jax.tree.map(lambda leaf: leaf + 0.1, init_lora(CONFIG, SPEC, jax.random.key(1)))
 BASE = {"params": PARAMS}
 ENGINE = Engine(CONFIG, jnp.float32, SPEC, stop_ids=(1, 2), pad_id=PAD)
-SAMPLING = SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=8, batch_size=4)
+SAMPLING = SamplingParams(1.0, 0, 1.0, max_new_tokens=8, stop_ids=())
 
 # Requests whose prompts need the buckets 16, 24 and 32.
 LENGTHS = [3, 30, 16, 7, 17, 1, 22, 12, 5]
 PROMPTS = [np.random.default_rng(length).integers(3, 24, length).tolist() for length in LENGTHS]
-ADDRESSES = np.stack(
-    [np.full(9, 2), 1_000 + np.arange(9), np.arange(9) % 2, np.zeros(9)], axis=1
-).astype(np.uint32)
+ADDRESSES = [Address(11, Purpose.SOLVER, 2, 1_000 + row, row % 2, 0) for row in range(9)]
 
 
-def sample(rows: list[int], variables: dict[str, Any] = BASE, **changes: Any) -> Rollouts:
-    """Samples the requests `rows` of PROMPTS, in that order."""
-    options: dict[str, Any] = dict(seed=11, purpose=Purpose.SOLVER, settings=SAMPLING)
-    prompts = [PROMPTS[row] for row in rows]
-    return ENGINE.sample(variables, prompts, ADDRESSES[rows], **{**options, **changes})
+def requests_for(
+    rows: Sequence[int], params: SamplingParams = SAMPLING, **fields: int
+) -> list[Request]:
+    """The requests `rows` of PROMPTS, in that order; fields change their addresses."""
+    addresses = [ADDRESSES[row]._replace(**fields) for row in rows]
+    return make_requests([PROMPTS[row] for row in rows], addresses, params)
+
+
+def sample(rows: Sequence[int], variables: dict[str, Any] = BASE, **changes: Any) -> Rollouts:
+    """Samples the requests `rows` on four slots."""
+    options = {"batch_size": 4, **changes}
+    return ENGINE.sample(variables, requests_for(rows), **options)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +91,7 @@ def expected() -> Rollouts:
 def assert_rows_equal(rollouts: Rollouts, expected: Rollouts, rows: list[int]) -> None:
     for field in ("tokens", "lengths", "finished"):
         np.testing.assert_array_equal(getattr(rollouts, field), getattr(expected, field)[rows])
-    for field in ("logprobs", "sampling_logprobs"):
-        values, wanted = getattr(rollouts, field), getattr(expected, field)[rows]
-        np.testing.assert_allclose(values, wanted, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(rollouts.logprobs, expected.logprobs[rows], atol=1e-4, rtol=0)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -88,46 +103,45 @@ def test_order_neighbours_and_padding_change_no_token(expected, order, count):
 
 def test_batch_size_changes_no_token(expected):
     rows = list(range(9))
-    other = sample(rows, settings=dataclasses.replace(SAMPLING, batch_size=9))
+    other = sample(rows, batch_size=9)
     assert_rows_equal(other, expected, rows)
 
 
-@pytest.mark.parametrize("num_lanes", [1, 2, 3])
-def test_lanes_change_no_token(expected, num_lanes, monkeypatch):
-    monkeypatch.setattr("stepalign_jax.sampling.engine._num_lanes", lambda _prepared: num_lanes)
-    sessions: list[list[int]] = []
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_sessions_beside_each_other_change_no_token(expected, number, monkeypatch):
+    monkeypatch.setattr(layout, "num_sessions", lambda _variables: number)
+    submitted: list[int] = []
 
-    class Counted(engine_module.Session):
-        def __init__(self, *args: Any, **options: Any):
-            sessions.append(args[4])
-            super().__init__(*args, **options)
+    class Counted(Session):
+        def submit(self, requests: Sequence[Request], *layout: Any) -> list[int]:
+            submitted.append(len(requests))
+            return super().submit(requests, *layout)
 
     monkeypatch.setattr(engine_module, "Session", Counted)
     rows = [*range(9), 0, 0, 3]
     assert_rows_equal(sample(rows), expected, rows)
-    assert len(sessions) == num_lanes
-    assert sorted(itertools.chain(*sessions)) == list(range(len(rows)))
+    assert len(submitted) == number and sum(submitted) == len(rows)
 
 
-def test_only_a_model_without_blocks_has_lanes(monkeypatch):
-    monkeypatch.setattr("stepalign_jax.sampling.engine._num_blocks", lambda: 2)
-    assert _num_lanes(ENGINE.prepare(BASE)) == 2
+def test_only_a_model_without_blocks_has_several_sessions(monkeypatch):
+    monkeypatch.setattr(layout, "num_blocks", lambda: 2)
+    assert num_sessions(ENGINE.prepare(BASE)) == 2
     monkeypatch.setattr("stepalign_jax.model.products._SMALLEST", 0)
     jax.clear_caches()  # the layout was compiled with the other size
-    assert _num_lanes(ENGINE.prepare(BASE)) == 1
-    monkeypatch.setattr("stepalign_jax.sampling.engine._num_blocks", lambda: 0)
+    assert num_sessions(ENGINE.prepare(BASE)) == 1
+    monkeypatch.setattr(layout, "num_blocks", lambda: 0)
     jax.clear_caches()
-    assert _num_lanes(ENGINE.prepare(BASE)) == 1
+    assert num_sessions(ENGINE.prepare(BASE)) == 1
 
 
-def test_what_fails_in_a_lane_is_raised(monkeypatch):
-    monkeypatch.setattr("stepalign_jax.sampling.engine._num_lanes", lambda _prepared: 2)
+def test_what_fails_in_one_of_several_sessions_is_raised(monkeypatch):
+    monkeypatch.setattr(layout, "num_sessions", lambda _variables: 2)
 
     def fail(_done: int) -> None:
         raise RuntimeError("the reader of progress is gone")
 
     with pytest.raises(RuntimeError, match="is gone"):
-        sample(list(range(9)), progress=fail)
+        sample(range(9), progress=fail)
 
 
 def test_completions_vary_in_length_and_in_content(expected):
@@ -181,36 +195,57 @@ def test_the_adapter_is_on_exactly_where_it_is_given(expected):
 
 
 def test_purpose_and_seed_change_the_noise(expected):
-    rows = list(range(9))
-    for other in (sample(rows, purpose=Purpose.CRITIC), sample(rows, seed=12)):
+    for change in ({"purpose": Purpose.CRITIC}, {"seed": 12}):
+        other = ENGINE.sample(BASE, requests_for(range(9), **change), batch_size=4)
         assert np.any(other.tokens != expected.tokens)
 
 
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-    """The compilations within the block, as JAX itself reports them."""
-    events: list[str] = []
+def test_requests_of_many_kinds_in_one_call_equal_calls_of_one_kind():
+    kinds = [
+        SAMPLING._replace(temperature=0.0, max_new_tokens=3),
+        SAMPLING._replace(temperature=1.4, top_k=5, stop_ids=(7, 9)),
+        SAMPLING._replace(top_p=0.7, max_new_tokens=6),
+    ]
+    requests = [
+        request._replace(params=kinds[row % 3])
+        for row, request in enumerate(requests_for(range(9)))
+    ]
+    mixed = ENGINE.sample(BASE, requests, batch_size=4)
+    assert mixed.tokens.shape == (9, 8)
+    for index, kind in enumerate(kinds):
+        rows = list(range(index, 9, 3))
+        alone = ENGINE.sample(BASE, requests_for(rows, kind), batch_size=4)
+        columns = slice(kind.max_new_tokens)
+        np.testing.assert_array_equal(mixed.tokens[rows][:, columns], alone.tokens)
+        np.testing.assert_array_equal(mixed.lengths[rows], alone.lengths)
+        np.testing.assert_array_equal(mixed.finished[rows], alone.finished)
+        assert (mixed.tokens[rows][:, kind.max_new_tokens :] == PAD).all()
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(event)
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(listen)
+def test_a_completion_is_finished_by_its_own_stop_token_too(expected):
+    (row, *_) = np.flatnonzero(~np.asarray(expected.finished))
+    stop = int(expected.tokens[row, 2])
+    first = expected.tokens[row].tolist().index(stop)
+    own = requests_for([row, row], SAMPLING._replace(stop_ids=(stop,)))
+    own[1] = requests_for([row])[0]
+    rollouts = ENGINE.sample(BASE, own, batch_size=4)
+    assert rollouts.lengths.tolist() == [first + 1, 8]
+    assert rollouts.finished.tolist() == [True, False]
 
 
 def test_nothing_compiles_after_the_first_call_with_such_widths(expected):
-    changed = dataclasses.replace(SAMPLING, max_new_tokens=7)
-    with compilations() as first:
-        sample(list(range(9)), settings=changed)
-    assert first  # what is counted can be counted
     other = {"params": jax.tree.map(lambda leaf: leaf * 0.5, PARAMS)}
-    with compilations() as second:
+    jax.clear_caches()
+    with closing(CompilationCounter()) as counter:
+        sample(range(9))
+        assert counter.take()["compilations"]  # what is counted can be counted
         # Fewer requests, other lengths of the same widths, weights, seed and order.
-        sample([8, 1, 4, 0, 2, 6], other, settings=changed, seed=5)
-        sample([3, 1, 4, 0, 2, 6, 8, 5, 7], other, settings=changed, purpose=Purpose.CRITIC)
-    assert second == []
+        changed = SAMPLING._replace(temperature=0.3, top_k=7, top_p=0.4, max_new_tokens=7)
+        ENGINE.sample(other, requests_for([8, 1, 4, 0, 2, 6], changed, seed=5), batch_size=4)
+        greedy = SAMPLING._replace(temperature=0.0, stop_ids=(4, 5))
+        last = requests_for([3, 1, 4, 0, 2, 6, 8, 5, 7], greedy, purpose=Purpose.CRITIC)
+        ENGINE.sample(BASE, last, batch_size=4)
+        assert counter.take()["compilations"] == 0
 
 
 def test_progress_reports_the_requests_done_so_far():
@@ -219,21 +254,30 @@ def test_progress_reports_the_requests_done_so_far():
     assert reports == sorted(reports) and reports[-1] == 9 and len(reports) > 2
 
 
-def test_a_stream_is_the_sample_in_pieces(expected):
-    options: dict[str, Any] = dict(seed=11, purpose=Purpose.SOLVER, settings=SAMPLING)
+def test_a_session_gives_the_sample_in_pieces(expected):
     prepared = ENGINE.prepare(BASE)
     for row in (0, 1):
-        pieces = list(ENGINE.stream(prepared, PROMPTS[row], ADDRESSES[row], turns=3, **options))
-        tokens = [token for piece in pieces for token in piece]
+        session = ENGINE.session(prepared, num_slots=1, max_length=len(PROMPTS[row]) + 8)
+        session.submit(requests_for([row]))
+        pieces = [session.step(1).tokens_of(0)]
+        while not session.over:
+            pieces.append(session.step(3).tokens_of(0))
+        tokens = list(itertools.chain(*pieces))
         assert tokens == expected.tokens[row, : expected.lengths[row]].tolist()
         assert [len(piece) for piece in pieces[:-1]] == [1, 3, 3][: len(pieces) - 1]
+
+
+def test_prepared_weights_stay_as_they_are(expected):
+    prepared = ENGINE.prepare(BASE)
+    assert ENGINE.prepare(prepared) is prepared
+    assert_rows_equal(sample(range(9), prepared), expected, list(range(9)))
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_weights_in_blocks_sample_like_the_full_forward(tied, monkeypatch):
     # At this size kernels stay as they are; here the smallest is cut like the largest.
     monkeypatch.setattr("stepalign_jax.model.products._SMALLEST", 0)
-    monkeypatch.setattr("stepalign_jax.sampling.engine._num_blocks", lambda: 3)
+    monkeypatch.setattr(layout, "num_blocks", lambda: 3)
     streamed = []
     monkeypatch.setattr(
         "stepalign_jax.model.attention.streamed_attention",
@@ -244,22 +288,20 @@ def test_weights_in_blocks_sample_like_the_full_forward(tied, monkeypatch):
     lora = jax.tree.map(lambda leaf: leaf + 0.1, init_lora(config, SPEC, jax.random.key(1)))
     engine = Engine(config, jnp.float32, SPEC, stop_ids=(1, 2), pad_id=PAD)
     prepared = engine.prepare({"params": params, "lora": lora})
-    assert "lm_head" not in prepared.variables["params"]
-    assert prepared.variables["params"]["layer_0"]["mlp"] == {
+    assert "lm_head" not in prepared["params"]
+    assert prepared["params"]["layer_0"]["mlp"] == {
         "gate_proj": {}, "up_proj": {}, "down_proj": {}
     }  # fmt: skip
-    blocks = prepared.variables["decode"]["layer_1"]["mlp"]["up_proj"]["rows"]
+    blocks = prepared["decode"]["layer_1"]["mlp"]["up_proj"]["rows"]
     assert [block.shape for block in blocks] == [(16, 32)] * 3
-    rollouts = engine.sample(
-        prepared, PROMPTS, ADDRESSES, seed=1, purpose=Purpose.SOLVER, settings=SAMPLING
-    )
+    rollouts = engine.sample(prepared, requests_for(range(9), seed=1), batch_size=4)
     assert streamed
     logprobs = full_forward_logprobs(merged(params, lora, SPEC), rollouts, config)
     np.testing.assert_allclose(rollouts.logprobs, logprobs, atol=3e-4, rtol=0)
 
 
 def test_the_decode_layout_rounds_ahead_what_the_model_rounds_anyway():
-    layout = _decode_layout(BASE, num_layers=2, dtype=jnp.dtype("bfloat16"), num_blocks=0)
+    layout = decode_layout(BASE, num_layers=2, dtype=jnp.dtype("bfloat16"), num_blocks=0)
     model = Qwen3(CONFIG, jnp.bfloat16, scan_layers=False)
     unrounded = {"params": unstack_layers(PARAMS, 2)}
     tokens = np.array([PROMPTS[1]], np.int32)
@@ -277,10 +319,7 @@ def test_a_biased_model_samples_with_the_log_probs_that_it_is_scored_with(dtype)
         init_params(config, jax.random.key(0)),
     )
     engine = Engine(config, dtype, None, stop_ids=(1, 2), pad_id=PAD)
-    rollouts = engine.sample(
-        {"params": params}, [PROMPTS[0]], ADDRESSES[:1], seed=11, purpose=Purpose.SOLVER,
-        settings=SAMPLING,
-    )  # fmt: skip
+    rollouts = engine.sample({"params": params}, requests_for([0]), batch_size=4)
     start, length = len(PROMPTS[0]), int(rollouts.lengths[0])
     tokens = np.array([[*PROMPTS[0], *rollouts.tokens[0]]], np.int32)
     model = Qwen3(config, jnp.dtype(dtype))
@@ -305,7 +344,7 @@ def test_a_biased_model_samples_with_the_log_probs_that_it_is_scored_with(dtype)
 def test_the_decode_layout_changes_no_bit_of_a_biased_model(dtype):
     config = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
     params = jax.tree.map(lambda leaf: leaf * 8 + 0.3, init_params(config, jax.random.key(0)))
-    layout = _decode_layout(
+    layout = decode_layout(
         {"params": params}, num_layers=2, dtype=jnp.dtype(dtype), num_blocks=0
     )
     model = Qwen3(config, jnp.dtype(dtype), scan_layers=False)
@@ -318,15 +357,33 @@ def test_the_decode_layout_changes_no_bit_of_a_biased_model(dtype):
 
 def test_no_requests_give_no_rows(monkeypatch):
     monkeypatch.setattr(ENGINE, "prepare", None)  # which would copy the weights
-    assert sample([]).tokens.shape == (0, 8)
+    rollouts = sample([])
+    assert rollouts.tokens.shape == (0, 0) and rollouts.lengths.shape == (0,)
 
 
 def test_prompts_that_do_not_fit_are_refused():
-    address = ADDRESSES[:1]
-    options: dict[str, Any] = dict(seed=0, purpose=Purpose.SOLVER, settings=SAMPLING)
+    long, empty = (Request(prompt, ADDRESSES[0], SAMPLING) for prompt in ([3] * 57, []))
     with pytest.raises(UserError, match=r"57 tokens.* 64 positions"):
-        ENGINE.sample(BASE, [[3] * 57], address, **options)
+        ENGINE.sample(BASE, [long], batch_size=4)
     with pytest.raises(UserError, match="Prompt 0 is empty"):
-        ENGINE.sample(BASE, [[]], address, **options)
-    with pytest.raises(ValueError, match="for 2 prompts"):
-        ENGINE.sample(BASE, [[3], [4]], address, **options)
+        ENGINE.sample(BASE, [empty], batch_size=4)
+    with pytest.raises(UserError, match="65 tokens"):
+        ENGINE.session(BASE, num_slots=1, max_length=65)
+
+
+def test_addresses_count_the_samples_of_a_problem_that_stands_twice():
+    found = sample_addresses([7, 9, 7], 2, seed=3, purpose=Purpose.EVALUATION, step=5)
+    assert [(a.problem, a.sample) for a in found] == [
+        (7, 0), (7, 1), (9, 0), (9, 1), (7, 2), (7, 3),
+    ]  # fmt: skip
+    assert {(a.seed, a.purpose, a.step, a.retry) for a in found} == {(3, 2, 5, 0)}
+    assert sample_addresses([], 2, seed=3, purpose=0, step=5) == []
+    with pytest.raises(ValueError, match="zip"):
+        make_requests([[1]], found, SAMPLING)
+
+
+def test_parameters_are_those_of_a_section_of_the_config():
+    section = SamplingConfig(
+        temperature=0.7, top_k=20, top_p=0.9, max_new_tokens=5, batch_size=4
+    )
+    assert SamplingParams.of(section) == SamplingParams(0.7, 20, 0.9, 5, ())
