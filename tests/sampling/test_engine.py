@@ -36,6 +36,7 @@ from stepalign_jax.sampling.request import (
     make_requests,
     sample_addresses,
 )
+from stepalign_jax.sampling.scheduler import prompt_layout
 from stepalign_jax.sampling.session import Session
 
 CONFIG = Qwen3Config(
@@ -110,17 +111,20 @@ def test_batch_size_changes_no_token(expected):
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_sessions_beside_each_other_change_no_token(expected, number, monkeypatch):
     monkeypatch.setattr(layout, "num_sessions", lambda _variables: number)
-    submitted: list[int] = []
+    submitted, layouts = [], []
 
     class Counted(Session):
-        def submit(self, requests: Sequence[Request], *layout: Any) -> list[int]:
+        def submit(self, requests: Sequence[Request], layout: Any = None) -> list[int]:
             submitted.append(len(requests))
-            return super().submit(requests, *layout)
+            layouts.append(layout)
+            return super().submit(requests, layout)
 
     monkeypatch.setattr(engine_module, "Session", Counted)
     rows = [*range(9), 0, 0, 3]
     assert_rows_equal(sample(rows), expected, rows)
     assert len(submitted) == number and sum(submitted) == len(rows)
+    # They share their programs: each pads as the prompts of all need it.
+    assert layouts == [prompt_layout([tuple(prompt) for prompt in PROMPTS])] * number
 
 
 def test_only_a_model_without_blocks_has_several_sessions(monkeypatch):
