@@ -133,14 +133,14 @@ class EmptySteps:
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        counts = ", ".join(
-            f"{n} {name} ({FAILURES[name]})" for name, n in failures.items() if n
-        )
+        found = {name: n for name, n in failures.items() if n}
+        counts = ", ".join(f"{n} {name} ({FAILURES[name]})" for name, n in found.items())
         words = f"no rollout of step {results.step} has a usable context: {counts}"
         if self._in_a_row == self._most:
             raise UserError(
-                f"{words}; that makes {self._most} such steps in a row (train.max_empty_steps), "
-                "from which nothing is learnt: change the critic, its budget or its prompt"
+                f"{words}; that makes {self._most} such steps in a row "
+                "(train.max_empty_steps), from which nothing is learnt: change the critic, its "
+                "budget or its prompt"
             )
         print(f"warning: {words}", file=sys.stderr, flush=True)
 
