@@ -4,27 +4,33 @@
 
 The start is the base model, with the adapter of `trainable.adapter` if there is one.
 
-python -m stepalign_jax.evaluate --config configs/tiny.py
-python -m stepalign_jax.evaluate --config configs/tiny.py --run runs/tiny-stepalign
+    python -m stepalign_jax.evaluate --config tiny
+    python -m stepalign_jax.evaluate --run runs/tiny-stepalign
+
+A run's own config.json is read; what overrides or --config change of it is named.
 """
 
 import json
+import sys
 from pathlib import Path
 
-from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_json
 from stepalign_jax.config.cli import parse_arguments, read_config, run_command
 from stepalign_jax.evaluation.evaluate import evaluate
+from stepalign_jax.exporting.trained import Trained, choose_step, load_trained
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.tables import evaluation_table
-from stepalign_jax.runs.checkpoint import restore_latest
-from stepalign_jax.runs.directory import RunDirectory
+from stepalign_jax.runs.directory import RunDirectory, differing_keys
 from stepalign_jax.runs.setup import (
-    initial_state,
     make_grader,
     open_solver,
     select_problems,
+)
+
+SECTIONS = (
+    *("seed", "runs_dir", "model", "trainable", "problems", "prompts", "critic"),
+    *("evaluation", "parallel"),
 )
 
 
@@ -33,8 +39,7 @@ def main(argv: list[str]) -> None:
     arguments = parse_arguments(
         argv,
         description="Evaluates what training starts from, or a run's newest checkpoint.",
-        example="python -m stepalign_jax.evaluate --config configs/tiny.py "
-        "--run runs/tiny-stepalign --split validation",
+        example="python -m stepalign_jax.evaluate --run runs/tiny-stepalign --split validation",
         options={
             "--run": {"metavar": "DIR", "help": "evaluate this run's newest checkpoint"},
             "--split": {"default": "test", "choices": SPLITS, "help": "default: test"},
@@ -43,12 +48,15 @@ def main(argv: list[str]) -> None:
                 "help": "write intervals and per-problem values (JSON)",
             },
         },
-        sections=(
-            *("seed", "runs_dir", "model", "trainable", "problems", "prompts", "critic"),
-            *("evaluation", "parallel"),
-        ),
+        sections=SECTIONS,
+        config="optional",
     )
-    config = read_config(arguments)
+    config, run = read_config(arguments), None
+    if arguments.run:
+        run = RunDirectory(Path(arguments.run))
+        step = choose_step(run, step=None, metric=None)
+        if changed := differing_keys(run, config, SECTIONS):
+            print(f"warning: not as in the run: {', '.join(changed)}", file=sys.stderr)
     candidates = load_problems(config.problems, arguments.split)
     model, roles = open_solver(config)
     roles.check_problems(candidates)
@@ -58,13 +66,9 @@ def main(argv: list[str]) -> None:
         source = " with ".join(
             filter(None, [config.model.path, getattr(config.trainable, "adapter", "")])
         )
-        if arguments.run:
-            run = RunDirectory(Path(arguments.run))
-            restored = restore_latest(run.checkpoints, initial_state(config, model))
-            if restored is None:
-                raise UserError(f"{run.checkpoints} holds no finished checkpoint; train first.")
-            variables |= restored.state.trainable
-            source = f"{run.path}, step {restored.step}"
+        if run is not None:
+            variables |= load_trained(Trained(run, config, model, step))
+            source = f"{run.path}, step {step}"
         problems = select_problems(config, model, roles, grader, candidates, arguments.split)
         found = evaluate(
             model.engine,

@@ -23,7 +23,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from stepalign_jax.base.errors import UserError
@@ -139,8 +139,7 @@ def open_run(config: Config) -> RunDirectory:
       UserError: the directory cannot be written, or holds a run of another config.
     """
     run = RunDirectory.of(config)
-    # Through JSON, so that tuples compare with the lists that they become in the file.
-    resolved = json.loads(json.dumps(dataclasses.asdict(config)))
+    resolved = _as_json(config)
     _make_directories(run)
     if run.config_file.exists() and _has_results(run):
         _require_same_config(run, resolved)
@@ -149,9 +148,25 @@ def open_run(config: Config) -> RunDirectory:
     return run
 
 
+def differing_keys(run: RunDirectory, config: Config, sections: Iterable[str]) -> list[str]:
+    """Returns the keys of `sections` whose values are not those that the run was made with.
+
+    Raises:
+      UserError: the run's config.json cannot be read.
+    """
+    saved, wanted = read_json(run.config_file), set(sections) - set(_LOCATION_KEYS)
+    keys = (key for key, *_ in _differences(saved, _as_json(config)))
+    return [key for key in keys if key.partition(".")[0] in wanted]
+
+
 def _has_results(run: RunDirectory) -> bool:
     """False where a mistake in the config stopped the run before it measured anything."""
     return run.metrics_file.exists() or any(run.path.glob("evaluations/*.json"))
+
+
+def _as_json(config: Config) -> Any:
+    # Through JSON, so that tuples compare with the lists that they become in the file.
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _make_directories(run: RunDirectory) -> None:

@@ -196,19 +196,28 @@ def test_another_config_in_the_same_directory_is_refused(unbroken):
 
 
 def test_evaluating_the_run_gives_what_the_run_found(unbroken, tmp_path, capsys):
-    config = write_config(tmp_path / "config.py", stepalign_config(unbroken.path.parent))
+    """By its own config.json: nobody has to say again how it was made."""
     to = tmp_path / "found.json"
-    evaluate.main(["--config", config, "--run", str(unbroken.path), "--to", str(to)])
+    evaluate.main(["--run", str(unbroken.path), "--to", str(to)])
     found = read_json(to)
     after = read_json(unbroken.evaluation_file("after"))
     assert {name: found["per_problem"][name] for name in SCORES} == after
     assert found["intervals"] == read_json(unbroken.summary_file)["after"]
     assert len(found["per_problem"]["problems"]) == 4
-    assert "step 4: 4 test problems" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "step 4: 4 test problems" in out and "warning" not in err
     # Without a run it is the base that is evaluated.
+    config = write_config(tmp_path / "config.py", stepalign_config(unbroken.path.parent))
     evaluate.main(["--config", config, "--to", str(to)])
     before = read_json(unbroken.evaluation_file("before"))
     assert {name: read_json(to)["per_problem"][name] for name in SCORES} == before
+
+
+def test_what_differs_from_the_run_is_named(unbroken, tmp_path, capsys):
+    prompt = "--prompts.solver=Sum: {problem}"
+    evaluate.main(["--run", str(unbroken.path), prompt, "--evaluation.num_samples=1"])
+    named = "warning: not as in the run: prompts.solver, evaluation.num_samples\n"
+    assert named in capsys.readouterr().err
 
 
 KILLED_AFTER_A_ROW = """
