@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -19,7 +18,7 @@ from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
 from stepalign_jax.model.lora import LoraSpec, abstract_lora
 from stepalign_jax.model.qwen3 import abstract_params
-from stepalign_jax.parallel.mesh import make_mesh, param_shardings
+from stepalign_jax.parallel.mesh import make_mesh, param_shardings, unboxed
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.checkpoint import finished_steps, restore_part
 from stepalign_jax.runs.directory import RunDirectory
@@ -122,7 +121,7 @@ def load_trained(trained: Trained) -> dict[str, Any]:
         name, boxed = "lora", abstract_lora(model.sizes, model.lora)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding),
-        nn.meta.unbox(boxed),
+        unboxed(boxed),
         param_shardings(model.mesh, boxed),
     )
     part = {"trainable": {name: abstract}}

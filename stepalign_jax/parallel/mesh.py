@@ -79,6 +79,15 @@ def active_mesh() -> AbstractMesh | None:
     return mesh if not mesh.empty and mesh.size > 1 else None
 
 
+def unboxed(abstract: Any) -> Any:
+    """The shapes in a boxed abstract tree (`abstract_params`, `abstract_lora`).
+
+    Unlike `nn.meta.unbox` it works within `use_mesh`, and constrains nothing.
+    """
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    return jax.tree.map(lambda box: box.value, abstract, is_leaf=is_box)
+
+
 def param_shardings(mesh: Mesh, abstract: Any, *, section: str = "parallel") -> Any:
     """One NamedSharding per leaf of a boxed abstract tree (`abstract_params`, `abstract_lora`).
 
@@ -91,9 +100,7 @@ def param_shardings(mesh: Mesh, abstract: Any, *, section: str = "parallel") -> 
       UserError: a mesh axis does not divide the axis of a weight that it cuts.
     """
     specs = logical_to_mesh(nn.get_partition_spec(abstract), RULES)
-    # Not `nn.meta.unbox`, which within `use_mesh` would constrain what is only a shape.
-    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    shapes = jax.tree.map(lambda box: box.value.shape, abstract, is_leaf=is_box)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, unboxed(abstract))
 
     def sharding(path: Any, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
         for size, axis in zip(shape, spec, strict=False):

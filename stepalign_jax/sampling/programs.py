@@ -16,7 +16,6 @@ without a mesh. Which widths a call meets, `scheduler.cache_widths` says of the 
 import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.spmd import logical_to_mesh_axes
@@ -25,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, abstract_lora
 from stepalign_jax.model.qwen3 import Cache, Qwen3, abstract_params, init_cache
-from stepalign_jax.parallel.mesh import RULES, param_shardings
+from stepalign_jax.parallel.mesh import RULES, param_shardings, unboxed
 from stepalign_jax.sampling.decode import CACHE_AXES, SlotRequests, Slots
 from stepalign_jax.sampling.layout import Variables, decode_layout, num_blocks
 from stepalign_jax.sampling.session import DECODE_STEPS, FEWEST_STOPS
@@ -102,7 +101,7 @@ def abstract_variables(model: Qwen3, mesh: Mesh | None) -> Variables:
     boxed = {"params": abstract_params(model.config)}
     if model.lora is not None:
         boxed["lora"] = abstract_lora(model.config, model.lora)
-    stacked = jax.tree.map(lambda box: box.value, boxed, is_leaf=_is_box)
+    stacked = unboxed(boxed)
     unroll = functools.partial(
         decode_layout,
         num_layers=model.config.num_layers,
@@ -132,10 +131,6 @@ def _placed(leaf: Any, mesh: Mesh | None, spec: Any) -> jax.ShapeDtypeStruct:
 
 def _is_on_cpu(mesh: Mesh | None) -> bool:
     return mesh is None or mesh.devices.flat[0].platform == "cpu"
-
-
-def _is_box(leaf: Any) -> bool:
-    return isinstance(leaf, nn.LogicallyPartitioned)
 
 
 def _is_spec(leaf: Any) -> bool:

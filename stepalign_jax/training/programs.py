@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -25,7 +24,7 @@ from jax.sharding import Mesh
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.qwen3 import abstract_params
 from stepalign_jax.objectives.divergence import LossScores
-from stepalign_jax.parallel.mesh import batch_sharding, param_shardings
+from stepalign_jax.parallel.mesh import batch_sharding, param_shardings, unboxed
 from stepalign_jax.training import step
 from stepalign_jax.training.packing import MicroBatch, Sequences, Targets, num_shards
 from stepalign_jax.training.state import TrainState
@@ -134,12 +133,10 @@ def abstract_base(mesh: Mesh, sizes: Qwen3Config, dtype: Any) -> Any:
       UserError: a mesh axis does not divide the axis of a weight that it cuts.
     """
     boxed = abstract_params(sizes)
-    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    shapes = jax.tree.map(lambda box: box.value.shape, boxed, is_leaf=is_box)
     return jax.tree.map(
-        lambda sharding, shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding),
+        lambda sharding, leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
         param_shardings(mesh, boxed),
-        shapes,
+        unboxed(boxed),
     )
 
 

@@ -16,7 +16,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from stepalign_jax.config.schema import (
@@ -28,7 +27,7 @@ from stepalign_jax.config.schema import (
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, abstract_lora, init_lora
 from stepalign_jax.model.qwen3 import abstract_params
-from stepalign_jax.parallel.mesh import param_shardings, replicated
+from stepalign_jax.parallel.mesh import param_shardings, replicated, unboxed
 
 Variables = dict[str, Any]
 
@@ -156,9 +155,7 @@ def abstract_state(
         sharding = next((by_path[end] for end in ends if end in by_path), replicated(mesh))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    shapes = jax.tree.map(lambda box: box.value, boxed, is_leaf=is_box)
-    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(make, shapes))
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(make, unboxed(boxed)))
 
 
 def state_shardings(abstract: TrainState) -> TrainState:

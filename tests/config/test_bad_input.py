@@ -152,7 +152,7 @@ def test_help_shows_an_example_that_parses(command, monkeypatch, capsys):
     assert stop.value.code == 0
     example = shlex.split(printed.rpartition("example:\n")[2])
     assert example[:3] == ["python", "-m", f"stepalign_jax.{command}"]
-    if command in ("export", "generate"):
+    if command in ("evaluate", "export", "generate"):
         return  # their config is a run's own, or none
     monkeypatch.chdir(ROOT)
     spec = example[example.index("--config") + 1]
