@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.models import random_adapter
+from support.run_files import rollout_row
 from support.runs import refusal, small_config
 
 from stepalign_jax import export, train
@@ -27,7 +28,6 @@ from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, open_run
 from stepalign_jax.runs.setup import initial_state, open_solver
-from stepalign_jax.tiny.tokenizer import encode
 from stepalign_jax.training.optimizer import make_optimizer
 from stepalign_jax.training.state import make_state
 
@@ -50,8 +50,7 @@ def make_run(config: Config, trees: list[Any]) -> RunDirectory:
         )
         checkpoints.save(step, state, data_state={})
     checkpoints.close()
-    text = "Step 1: 1+2=3\nAnswer: 3"
-    row = {"problem": "1+2", "answer": "3", "tokens": encode(text)}
+    row = rollout_row()
     write_jsonl(run.rollouts_file(0), [row, row | {"tokens": []}])
     return run
 

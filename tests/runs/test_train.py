@@ -15,6 +15,7 @@ from typing import Any, get_args
 import jax
 import numpy as np
 import pytest
+from support.run_files import finish, rollout_row
 from support.runs import ROOT, small_config, write_config
 
 from stepalign_jax import evaluate, train
@@ -174,6 +175,35 @@ def test_a_run_with_its_own_critic(unbroken):
         for done in (2, 4)
     ]
     assert curve == [None, found[0], None, found[1]]
+
+
+def require_same_shape(imitation: Any, real: Any, where: str = "") -> None:
+    """Every key of an imitation is one of the real thing, and holds the same kind of value."""
+    if isinstance(imitation, dict):
+        assert isinstance(real, dict) and imitation.keys() <= real.keys(), where
+        for key, value in imitation.items():
+            require_same_shape(value, real[key], f"{where}/{key}")
+    elif isinstance(imitation, list):
+        assert isinstance(real, list), where
+        require_same_shape(imitation[0], real[0], f"{where}[]")
+    elif not (imitation is None or real is None):
+        number = isinstance(imitation, (int, float)) and isinstance(real, (int, float))
+        assert number or type(imitation) is type(real), where
+
+
+def test_imitated_run_files_are_like_those_of_a_run(unbroken, tmp_path):
+    """Tests of comparisons, reports and exports read imitations in place of this run."""
+    imitation = RunDirectory(tmp_path)
+    finish(imitation, step_seconds=[1.0, 1.0, 1.0], validation={2: 0.5}, critic_exact=0.5)
+    assert unbroken.evaluation_file("validation_00002").exists()
+    for path in filter(Path.is_file, tmp_path.rglob("*")):
+        read = read_json if path.suffix == ".json" else read_jsonl
+        real = read(unbroken.path / path.relative_to(tmp_path))
+        own = read(path)
+        if path == imitation.timings_file:  # rows of steps with a validation
+            own, real = own[2], next(row for row in real if "validate" in row)
+        require_same_shape(own, real, path.name)
+    require_same_shape(rollout_row(), contexts(unbroken)[0], "rollouts")
 
 
 def test_starting_again_returns_the_summary_without_work(unbroken, monkeypatch, capsys):
