@@ -127,7 +127,9 @@ def test_merged_export_is_base_plus_delta(run, tmp_path, capsys):
     assert {"tokenizer.json", "chat_template.jinja", "generation_config.json"} <= names
     assert read_json(target / "config.json") == read_json(TINY_BASE / "config.json")
     out, err = capsys.readouterr()
-    assert "step 2, merged" in out and "rollouts" in out and "warning" not in err
+    size = sum(path.stat().st_size for path in target.iterdir())
+    assert f"step 2, merged: {target} ({size / 1e6:.1f} MB)" in out and size > 1e6
+    assert "rollouts" in out and "warning" not in err
     record = read_json(target / "export.json")
     # What float32 leaves of two forwards that are equal on paper is below 1e-6.
     assert record["kl_of_training"] > 1e-4 > 1e-6 > record["kl_of_rounding"]
