@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grades and token counts of a step, worked by hand from two rollouts of one problem."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from support.runs import tiny_roles
 
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import ParallelConfig
+from stepalign_jax.critics.oracle import Oracle
 from stepalign_jax.critics.protocol import CriticReply
 from stepalign_jax.feedback.contexts import Attempt, Context, get_condition
 from stepalign_jax.grading.grader import Grader
@@ -73,16 +76,11 @@ def test_tokens_of_a_failed_context_do_not_count():
     assert set(rollouts.tolist()) == {0}
 
 
-class FixedCritic:
+class FixedCritic(Oracle):
     """Finds the right words for the wrong rollout, the second."""
 
-    def load(self) -> None: ...
-
-    def review(self, _attempts: object, _addresses: object) -> CriticReply:
+    def review(self, attempts: Any, addresses: Any) -> CriticReply:
         return CriticReply([Context("", "empty"), Context(RIGHT, None)], [1, 9], [True, True])
-
-    def example_prompt(self, _problem: Problem) -> str:
-        return ""
 
 
 def test_the_exact_share_is_of_the_critiques_and_not_of_the_contexts():
