@@ -61,7 +61,12 @@ SHORT = {
 
 def stepalign_config(runs_dir: Path) -> Config:
     """Four steps, two checkpoints, and every tree of the state in use."""
-    return small_config(runs_dir, "stepalign", teacher={"kind": "ema", "decay": 0.95})
+    return small_config(
+        runs_dir,
+        "stepalign",
+        teacher={"kind": "ema", "decay": 0.95},
+        evaluation={"num_validation_samples": 3},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +269,20 @@ def final_state(run: RunDirectory, config: Config) -> TrainState:
     return restored.state
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path):
+def watched_evaluations(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, int]]:
+    """(problems, samples of each) of the evaluations of runs from now on, by label."""
+    asked, run_evaluation = {}, train.evaluate
+
+    def watch(*arguments: Any, label: str, **options: Any) -> Any:
+        *_, problems, how = arguments
+        asked[label] = (len(problems), how.num_samples)
+        return run_evaluation(*arguments, label=label, **options)
+
+    monkeypatch.setattr(train, "evaluate", watch)
+    return asked
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatch):
     config = stepalign_config(tmp_path)
     run = RunDirectory.of(config)
     program = KILLED_AFTER_A_ROW.format(config=config)
@@ -277,9 +295,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path):
     with run.metrics_file.open("a") as file:
         file.write('{"loss": 0.1')
     before = run.evaluation_file("before").stat().st_mtime_ns
+    asked = watched_evaluations(monkeypatch)
 
     summary = train.train(config)
 
+    assert asked == {"validation_00004": (2, 3), "after": (4, 2)}
     assert run.evaluation_file("before").stat().st_mtime_ns == before  # not done twice
     assert run.metrics_file.read_bytes() == unbroken.metrics_file.read_bytes()
     for folder in ("rollouts", "evaluations"):
