@@ -5,16 +5,19 @@
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.runs import refusal
 
+from stepalign_jax import generate
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.generate import main, sampling_for
 from stepalign_jax.huggingface.config import read_sizes
 from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.text_stream import TextStream
+from stepalign_jax.huggingface.tokenizer import load_tokenizer, render_prompt
 
 TINY = resolve_checkpoint("packaged:tiny")
 POSITIONS = read_sizes(TINY).max_positions
@@ -52,6 +55,34 @@ def test_the_answer_goes_to_stdout_and_the_rest_to_stderr(capsys):
     assert out.startswith("Step 1: ") and "tokens/s" not in out
     assert err.startswith("greedy; cpu, float32")
     assert "prompt tokens" in err and "tokens/s after the first" in err
+
+
+def test_the_rate_is_of_the_tokens_after_the_first():
+    arrivals = [(1, 0.25), (9, 1.0), (21, 5.25)]  # tokens so far, seconds since the start
+    assert generate._report(17, arrivals, 2.5) == (
+        "17 prompt tokens, first token after 0.25 s; 21 new tokens, 4.0 tokens/s after the "
+        "first (compilation, 2.5 s, not counted)"
+    )
+    alone = generate._report(17, [(1, 0.25)], 0.0)
+    assert "1 new tokens, no rate after the first" in alone
+
+
+def test_seconds_of_compilation_do_not_count(monkeypatch, capsys):
+    """Each look at the clock is a second later, and each chunk compiles for half of one."""
+    seconds = iter(range(100))
+    clock = SimpleNamespace(perf_counter=lambda: next(seconds))
+    monkeypatch.setattr(generate, "time", clock)
+    half = {"compile_seconds": 0.5}
+    monkeypatch.setattr(generate.CompilationCounter, "take", lambda _: half)
+    reported: list[Any] = []
+    monkeypatch.setattr(generate, "_report", lambda *found: reported.append(found) or "")
+    main(["--model", "packaged:tiny", "--prompt", "1 + 2 - 3", "--max-new-tokens", "17"])
+    ((prompt_length, arrivals, compile_seconds),) = reported
+    tokenizer = load_tokenizer(TINY)
+    assert prompt_length == len(render_prompt(tokenizer, "1 + 2 - 3", thinking=False))
+    assert [count for count, _ in arrivals] == [1, 9, 17]
+    assert [moment for _, moment in arrivals] == [0.5, 1.0, 1.5]
+    assert compile_seconds == 1.5
 
 
 def options(**changes: Any) -> argparse.Namespace:

@@ -29,10 +29,6 @@ class Stopwatch:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
-    def totals(self) -> dict[str, float]:
-        """The seconds by phase, and their `total`."""
-        return {**self.seconds, "total": sum(self.seconds.values())}
-
 
 def token_rates(
     seconds: Mapping[str, float], num_tokens: Mapping[str, int], num_devices: int

@@ -97,6 +97,9 @@ def test_other_weights_and_other_problems_make_it_anew(tmp_path):
     select(config, tmp_path, initial)
     assert select(config, tmp_path, initial, PROBLEMS[1:]) == ["seldom"]
     assert len(initial.asked) == 3
+    corrected = [dataclasses.replace(problem, answer="2") for problem in PROBLEMS[1:]]
+    select(config, tmp_path, initial, corrected)
+    assert len(initial.asked) == 4
 
 
 def test_no_problem_left_is_refused(tmp_path):

@@ -22,7 +22,7 @@ PROBLEMS = [Problem(f"{n}+0*1", str(n), None, "arithmetic") for n in (71, 5, 9)]
 SAMPLED = [
     *("Answer: 71", "Answer: 61", "Step 1: Answer: 071"),  # the majority is right
     *("Answer: 4", "Answer: 4", "Step 1: 0*1=..."),  # never right, once cut
-    *("Answer: 9", "Answer: 8", "9"),  # a tie, and no answer
+    *("Answer: 8", "Answer: 9", "9"),  # a tie, and no answer
 ]
 GREEDY = ["Answer: 71", "Answer: 4", "Answer: 9"]
 

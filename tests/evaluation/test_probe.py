@@ -27,8 +27,8 @@ ATTEMPTS = [RIGHT, "Step 1: 2*4=9\nAnswer: 9", WRONG, OTHER_RIGHT]
 CRITIQUES = [
     Context(RIGHT, None),
     Context(OTHER_RIGHT, None),
-    Context(WRONG, "wrong_answer"),
-    Context("Step 1: 2*4=8\nAnswer: 8", None),
+    Context(RIGHT, "truncated"),  # the right words do not make up for the failure
+    Context(OTHER_RIGHT, None),
 ]
 
 
@@ -55,9 +55,9 @@ def test_critic_numbers_by_hand(tmp_path):
         "attempts": 4,
         "wrong_attempts": 2,
         "exact_on_wrong": 1 / 2,
-        "exact": 2 / 4,
+        "exact": 3 / 4,
         "mean_tokens": 25.0,
-        "failed": {"wrong_answer": 1},
+        "failed": {"truncated": 1},
     }
     requests = engine.calls[0]["requests"]
     assert [request.address for request in requests] == critic.asked[1]
@@ -91,6 +91,8 @@ def test_teacher_accuracy_by_hand(tmp_path):
     read = [
         [tiny_roles().tokenizer.decode(r.prompt) for r in c["requests"]] for c in engine.calls
     ]
+    at = {r.address.purpose for c in engine.calls for r in c["requests"]}
+    assert at == {Purpose.EVALUATION}  # the solver's own noise would repeat its attempts
     assert CRITIQUES[0].text in read[0][0] and CRITIQUES[1].text in read[0][1]
     assert all(str(SUM.reference) in prompt for prompt in read[1])
     assert OTHER_RIGHT in read[3][0]  # of another problem

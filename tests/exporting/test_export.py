@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.models import random_adapter
+from support.run_files import rollout_row
 from support.runs import refusal, small_config
 
 from stepalign_jax import export, train
@@ -27,7 +28,6 @@ from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, open_run
 from stepalign_jax.runs.setup import initial_state, open_solver
-from stepalign_jax.tiny.tokenizer import encode
 from stepalign_jax.training.optimizer import make_optimizer
 from stepalign_jax.training.state import make_state
 
@@ -50,8 +50,7 @@ def make_run(config: Config, trees: list[Any]) -> RunDirectory:
         )
         checkpoints.save(step, state, data_state={})
     checkpoints.close()
-    text = "Step 1: 1+2=3\nAnswer: 3"
-    row = {"problem": "1+2", "answer": "3", "tokens": encode(text)}
+    row = rollout_row()
     write_jsonl(run.rollouts_file(0), [row, row | {"tokens": []}])
     return run
 
@@ -128,7 +127,9 @@ def test_merged_export_is_base_plus_delta(run, tmp_path, capsys):
     assert {"tokenizer.json", "chat_template.jinja", "generation_config.json"} <= names
     assert read_json(target / "config.json") == read_json(TINY_BASE / "config.json")
     out, err = capsys.readouterr()
-    assert "step 2, merged" in out and "rollouts" in out and "warning" not in err
+    size = sum(path.stat().st_size for path in target.iterdir())
+    assert f"step 2, merged: {target} ({size / 1e6:.1f} MB)" in out and size > 1e6
+    assert "rollouts" in out and "warning" not in err
     record = read_json(target / "export.json")
     # What float32 leaves of two forwards that are equal on paper is below 1e-6.
     assert record["kl_of_training"] > 1e-4 > 1e-6 > record["kl_of_rounding"]

@@ -16,6 +16,7 @@ from stepalign_jax.exporting.merge import merge
 from stepalign_jax.exporting.rounding import (
     ProbeText,
     View,
+    describe_rounding,
     hidden_states,
     mean_kl,
     measure_rounding,
@@ -43,6 +44,23 @@ def test_a_small_delta_is_rounded_away_and_a_large_one_stays(size, lost):
     pairs = [lora["layers"]["attention"]["o_proj"], lora["layers"]["mlp"]["up_proj"]]
     square = sum(np.sum(np.square(p["a"].astype(np.float64) @ p["b"] * 2.0)) for p in pairs)
     np.testing.assert_allclose(exact.delta_norm, square**0.5, rtol=1e-3)
+
+
+def test_norms_are_over_what_trained_alone():
+    """The base is float32, so rounding moves every weight, also those without an adapter."""
+    base = enlarged(init_params(CONFIG, jax.random.key(0)), 4)
+    lora = random_adapter(CONFIG, MODEL_SPEC)
+    merged = merge(base, {"lora": lora}, MODEL_SPEC, jnp.dtype("bfloat16"))
+    errors = []
+    for group, name in (("attention", "o_proj"), ("mlp", "up_proj")):
+        pair = lora["layers"][group][name]
+        delta = pair["a"].astype(np.float64) @ pair["b"] * 2.0
+        exact = np.asarray(base["layers"][group][name]["kernel"], np.float64) + delta
+        kernel = merged.params["layers"][group][name]["kernel"]
+        errors.append(np.sum(np.square(kernel.astype(np.float64) - exact)))
+    # The sum is computed in float32, which has 16 more bits than the rounding's 8.
+    np.testing.assert_allclose(merged.error_norm, sum(errors) ** 0.5, rtol=1e-3)
+    assert merged.lost == merged.error_norm / merged.delta_norm
 
 
 def test_merged_kernels_are_the_sum_and_all_else_keeps_its_bits():
@@ -151,3 +169,17 @@ def test_an_export_that_loses_nothing_is_not_warned_of():
     found = {"dtype": "float32", "lost": 1e-6, "kl_of_training": 1e-9, "kl_of_rounding": 1e-9}
     assert rounding_warning(found) is None
     assert rounding_warning(found | {"lost": 0.1}) is not None
+
+
+def test_the_description_to_the_letter():
+    found = {"dtype": "bfloat16", "lost": 0.125, "num_tokens": 900, "num_texts": 4}
+    line = "  rounding to bfloat16: error of 12 % of the delta\n"
+    assert describe_rounding(found) == (
+        line + "  KL not measured: there are no rollouts to measure it on"
+    )
+    kls = {"kl_of_training": 0.5, "kl_of_rounding": 0.0025}
+    assert describe_rounding(found | kls) == (
+        line
+        + "  KL(trained || exported) 0.0025, KL(trained || base) 0.5 nats a token, over 900 "
+        "tokens of 4 rollouts"
+    )

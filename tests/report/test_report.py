@@ -5,29 +5,12 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from support.run_files import interval, make_summary
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_json, write_jsonl
 from stepalign_jax.report import plots, tables
 from stepalign_jax.runs.directory import RunDirectory
-
-
-def interval(mean: float, half_width: float = 0.03) -> dict[str, float]:
-    return {"mean": mean, "low": mean - half_width, "high": mean + half_width}
-
-
-def make_summary(before: float = 0.4, after: float = 0.7) -> dict:
-    def scores(mean: float, tokens: float) -> dict:
-        named = {name: interval(mean) for name in ("avg_at_k", "pass_at_k", "maj_at_k")}
-        return {**named, "mean_tokens": tokens}
-
-    return {
-        "k": 12,
-        "before": scores(before, 40.0),
-        "after": scores(after, 38.5),
-        "gain": scores(after - before, -1.5),
-        "seconds": 1234.5,
-    }
 
 
 def make_seed(seed: int, gain: float, num_points: int = 3) -> dict:
@@ -70,8 +53,25 @@ def test_summary_table_to_the_letter():
         "Avg@12             40.0 [37.0, 43.0]  70.0 [67.0, 73.0]  +30.0 [+27.0, +33.0]\n"
         "Pass@12            40.0 [37.0, 43.0]  70.0 [67.0, 73.0]  +30.0 [+27.0, +33.0]\n"
         "Maj@12             40.0 [37.0, 43.0]  70.0 [67.0, 73.0]  +30.0 [+27.0, +33.0]\n"
-        "tokens per answer  40.0               38.5               -1.5\n"
+        "greedy             40.0 [37.0, 43.0]  70.0 [67.0, 73.0]  +30.0 [+27.0, +33.0]\n"
+        "tokens per answer  40.0 [39.5, 40.5]  38.5 [38.0, 39.0]  -1.5 [-2.0, -1.0]\n"
         "Shares in percent, gains in points, [intervals] over problems. The run took 1,234 s.\n"
+    )
+
+
+def test_evaluation_table_to_the_letter():
+    names = ("avg_at_k", "pass_at_k", "maj_at_k", "greedy", "truncated", "unparsed")
+    shares = {name: interval(0.1 * i, 0.01) for i, name in enumerate(names, start=1)}
+    assert tables.evaluation_table({**shares, "mean_tokens": interval(40.0, 0.5)}, 12) == (
+        "                   percent\n"
+        "-----------------  -----------------\n"
+        "Avg@12             10.0 [9.0, 11.0]\n"
+        "Pass@12            20.0 [19.0, 21.0]\n"
+        "Maj@12             30.0 [29.0, 31.0]\n"
+        "greedy             40.0 [39.0, 41.0]\n"
+        "truncated          50.0 [49.0, 51.0]\n"
+        "no answer          60.0 [59.0, 61.0]\n"
+        "tokens per answer  40.0 [39.5, 40.5]\n"
     )
 
 
@@ -114,6 +114,39 @@ def test_plot_run_draws_what_there_is(tmp_path, drawn):
     np.testing.assert_allclose(heights, [40] * 3 + [70] * 3)
 
 
+def test_plot_run_shows_shares_in_percent_and_a_loss_as_it_is(tmp_path, drawn):
+    run = RunDirectory(tmp_path)
+    row = {"step": 3, "loss": 0.5, "reward": 0.25, "critic_exact_on_wrong": 0.75}
+    write_jsonl(run.metrics_file, [row])
+    plots.plot_run(run)
+    points = {a.get_title(loc="left"): np.asarray(a.lines[0].get_xydata()) for a in drawn[:3]}
+    assert {title: xy.tolist() for title, xy in points.items()} == {
+        "Reward: share of correct rollouts (%)": [[3, 25]],
+        "Loss": [[3, 0.5]],
+        "Critic exact on wrong rollouts (%)": [[3, 75]],
+    }
+
+
+def test_bars_have_their_own_numbers_and_intervals(tmp_path, drawn):
+    run, summary = RunDirectory(tmp_path), make_summary()
+    for i, name in enumerate(tables.SCORES):
+        # No interval is symmetric, and no two scores are alike.
+        mean = 0.4 + 0.1 * i
+        summary["before"][name] = {"mean": mean, "low": mean - 0.1, "high": mean + 0.2}
+        mean += 0.05
+        summary["after"][name] = {"mean": mean, "low": mean - 0.02, "high": mean + 0.03}
+    write_json(run.summary_file, summary)
+    plots.plot_run(run)
+    (axes,) = drawn
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["Avg@12", "Pass@12", "Maj@12"]
+    assert [t.get_text() for t in axes.texts] == ["40", "50", "60", "45", "55", "65"]
+    heights = [bar.get_height() for bar in axes.patches]
+    np.testing.assert_allclose(heights, [40, 50, 60, 45, 55, 65])
+    segments = np.concatenate([lines.get_segments() for lines in axes.collections])
+    ends = [[30, 60], [40, 70], [50, 80], [43, 48], [53, 58], [63, 68]]
+    np.testing.assert_allclose(segments[:, :, 1], ends)
+
+
 def test_plot_run_draws_trailing_means_of_long_runs(tmp_path, drawn):
     run = RunDirectory(tmp_path)
     write_jsonl(run.metrics_file, [{"step": s, "loss": float(s)} for s in range(40)])
@@ -138,6 +171,29 @@ def test_plot_comparison_draws_means_over_common_steps(tmp_path, drawn):
     assert [t.get_text() for t in drawn[2].get_yticklabels()] == ["stepalign", "no_context"]
     assert [t.get_text() for t in drawn[2].texts] == ["+25.0", "+0.0"]
     assert curves["stepalign"].get_color() != curves["no_context"].get_color()
+
+
+def test_plot_comparison_draws_bands_the_critic_and_each_seeds_gain(tmp_path, drawn):
+    seeds = [make_seed(0, 0.3), make_seed(1, 0.1), make_seed(2, 0.1)]
+    for seed, share in zip(seeds, (0.25, 0.5, 1.0), strict=True):
+        seed["critic_exactness"] = [[1, share], [2, None], [3, share]]
+    seeds[0]["summary"]["gain"]["avg_at_k"] = {"mean": 0.3, "low": 0.1, "high": 0.35}
+    comparison = {"k": 12, "variants": {"equal_tokens": {"stepalign": seeds}}}
+    plots.plot_comparison(comparison, tmp_path / "comparison.png")
+    left, middle, right = drawn
+    curve = np.asarray(left.lines[0].get_xydata())
+    np.testing.assert_allclose(curve, [[0, 40], [10, 40 + 25 / 3], [20, 40 + 50 / 3]])
+    band = np.asarray(left.collections[0].get_paths()[0].vertices)
+    at_the_end = band[band[:, 0] == 20, 1]
+    np.testing.assert_allclose([at_the_end.min(), at_the_end.max()], [50, 70])
+    np.testing.assert_allclose(np.asarray(middle.lines[0].get_xydata()), [[3, 175 / 3]])
+    zero, diamond, dots = right.lines
+    np.testing.assert_allclose(np.asarray(zero.get_xdata()), [0, 0])
+    np.testing.assert_allclose(np.asarray(diamond.get_xdata()), [50 / 3])
+    np.testing.assert_allclose(np.asarray(dots.get_xdata()), [30, 10, 10])
+    assert [t.get_text() for t in right.texts] == ["+16.7"]
+    segments = np.array(right.collections[0].get_segments())  # pyright: ignore[reportAttributeAccessIssue]
+    np.testing.assert_allclose(segments[:, :, 0], [[10, 35], [7, 13], [7, 13]])
 
 
 def test_critic_exactness_is_averaged_over_windows_and_skips_gaps():

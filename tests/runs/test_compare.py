@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.run_files import finish
 from support.runs import TINY, small_config, write_config
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import read_json, write_json, write_jsonl
+from stepalign_jax.base.files import read_json
 from stepalign_jax.base.stopping import Stopped, stop_signals
 from stepalign_jax.compare import main
 from stepalign_jax.report.plots import plot_comparison
@@ -25,35 +26,11 @@ from stepalign_jax.report.tables import comparison_markdown
 from stepalign_jax.runs import compare
 from stepalign_jax.runs.compare import Job, make_job
 
-INTERVAL = {"mean": 0.5, "low": 0.4, "high": 0.6}
-SCORES = dict.fromkeys(("avg_at_k", "pass_at_k", "maj_at_k", "mean_tokens"), INTERVAL)
-
 
 def job(tmp_path: Path, condition: str, seed: int = 0, spec: str = TINY) -> Job:
     return make_job(
         spec, [f"--runs_dir={tmp_path}", "--train.num_steps=40"], condition, seed, ()
     )
-
-
-def finish(done: Job, *, step_seconds: list[float], validation: dict[int, float]) -> None:
-    """Writes what `train` would have left behind."""
-    steps = range(len(step_seconds))
-    critic_exact = 0.75 if done.condition == "stepalign" else None
-    rows: list[dict[str, Any]] = [
-        {"step": step, "critic_exact_on_wrong": critic_exact} for step in steps
-    ]
-    timings: list[dict[str, Any]] = [
-        {"step": step, "total": seconds} for step, seconds in enumerate(step_seconds)
-    ]
-    for step, value in validation.items():
-        write_json(
-            done.run.evaluation_file(f"validation_{step:05d}"), {"avg_at_k": [value, value]}
-        )
-        timings[step] |= {"validate": 9.0, "total": timings[step]["total"] + 9.0}
-    write_jsonl(done.run.metrics_file, rows)
-    write_jsonl(done.run.timings_file, timings)
-    summary = {"before": SCORES, "after": SCORES, "gain": SCORES, "solver_tokens": 640}
-    write_json(done.run.summary_file, summary | {"step_seconds": sum(step_seconds)})
 
 
 @pytest.mark.parametrize(
@@ -87,7 +64,7 @@ def test_a_condition_that_the_config_does_not_know_is_refused(tmp_path):
 
 def test_seconds_per_step_is_a_median_without_validation(tmp_path):
     made = job(tmp_path, "stepalign")
-    finish(made, step_seconds=[30.0, 1.0, 2.0, 1.5, 1.0], validation={3: 0.5, 4: 0.5})
+    finish(made.run, step_seconds=[30.0, 1.0, 2.0, 1.5, 1.0], validation={3: 0.5, 4: 0.5})
     assert compare.seconds_per_step(made) == 1.5
 
 
@@ -114,7 +91,13 @@ def test_equal_time_gives_each_condition_the_slowest_ones_time(tmp_path, monkeyp
 def test_what_is_collected(tmp_path):
     jobs = [job(tmp_path, c, s) for s in (0, 1) for c in ("grpo", "stepalign")]
     for made in jobs:
-        finish(made, step_seconds=[1.0, 2.0, 1.0], validation={1: 0.6, 2: 0.7})
+        exact = 0.75 if made.condition == "stepalign" else None
+        finish(
+            made.run,
+            step_seconds=[1.0, 2.0, 1.0],
+            validation={1: 0.6, 2: 0.7},
+            critic_exact=exact,
+        )
     found = compare.collect(jobs)
     assert list(found) == ["grpo", "stepalign"]
     assert found["stepalign"][1] == {
@@ -130,13 +113,37 @@ def test_what_is_collected(tmp_path):
     assert found["grpo"][0]["critic_exactness"] == [[1, None], [2, None], [3, None]]
     comparison = {"k": 12, "variants": {"equal_tokens": found, "equal_wall_clock": found}}
     table = comparison_markdown(comparison)
-    assert table.count("| stepalign | 2 | 50.0 | 50.0 |") == 2
+    assert table.count("| stepalign | 2 | 40.0 | 70.0 |") == 2
     assert plot_comparison(comparison, tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_each_variant_has_its_own_runs(tmp_path, monkeypatch):
+    def run_jobs(jobs: list[Job], *_: Any) -> None:
+        for made in jobs:
+            finish(made.run, step_seconds=[2.0 if made.condition == "stepalign" else 1.0])
+
+    monkeypatch.setattr(compare, "run_jobs", run_jobs)
+    overrides = [f"--runs_dir={tmp_path}", "--train.num_steps=40", "--evaluation.num_samples=7"]
+    conditions = ["grpo", "stepalign"]
+    comparison, directory = compare.compare(TINY, overrides, conditions, 2, 1, equal_time=True)
+    steps = {
+        variant: {name: [seed["num_steps"] for seed in seeds] for name, seeds in found.items()}
+        for variant, found in comparison["variants"].items()
+    }
+    assert steps == {
+        "equal_tokens": {"grpo": [40, 40], "stepalign": [40, 40]},
+        "equal_wall_clock": {"grpo": [80, 80], "stepalign": [40, 40]},
+    }
+    assert comparison["k"] == 7
+    assert directory == tmp_path / "comparison-tiny-grpo-stepalign"
+    assert read_json(directory / "comparison.json") == comparison
+    only, _ = compare.compare(TINY, overrides, conditions, 1, 1, equal_time=False)
+    assert list(only["variants"]) == ["equal_tokens"]
 
 
 def test_finished_runs_are_kept_and_workers_share_the_cores(tmp_path, monkeypatch):
     jobs = [job(tmp_path, "grpo", seed) for seed in range(5)]
-    finish(jobs[1], step_seconds=[1.0], validation={})
+    finish(jobs[1].run, step_seconds=[1.0], validation={})
     monkeypatch.setattr(compare.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     together, lock, both = threading.Barrier(2, timeout=30), threading.Lock(), []
 

@@ -130,6 +130,17 @@ def test_truncation_keeps_completed_steps_only(tmp_path):
     assert not run.tensorboard.exists()
 
 
+def test_validation_scores_are_means_by_steps_done_oldest_first(tmp_path):
+    run = directory.RunDirectory(tmp_path)
+    for done, average in ((20, 0.75), (0, 0.25), (5, 0.5)):
+        scores = {"avg_at_k": [average, average + 0.125], "greedy": [0.0, average]}
+        write_json(run.evaluation_file(f"validation_{done:05d}"), scores)
+    write_json(run.evaluation_file("before"), {"avg_at_k": [1.0]})
+    assert run.validation_curve() == [[0, 0.3125], [5, 0.5625], [20, 0.8125]]
+    greedy = run.validation_scores("greedy")
+    assert list(greedy.items()) == [(0, 0.125), (5, 0.25), (20, 0.375)]
+
+
 def test_row_cut_by_a_kill_at_any_byte(tmp_path):
     run = directory.RunDirectory(tmp_path)
     rows = [{"step": 0, "text": "é"}, {"step": 1, "text": "ü"}]

@@ -3,18 +3,22 @@
 """What is kept of a step, worked by hand from two problems with two rollouts each."""
 
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from support.runs import small_config
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import read_jsonl
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.critics.protocol import CriticReply
 from stepalign_jax.feedback.contexts import FAILURES, Attempt, Context
 from stepalign_jax.objectives.divergence import LossScores
 from stepalign_jax.problems.problem import Problem
+from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.phases import Batch, Critiques, Samples
 from stepalign_jax.runs.record import (
     LARGEST_LOGPROB_GAP,
@@ -22,6 +26,7 @@ from stepalign_jax.runs.record import (
     StepResults,
     example_texts,
     logprob_gap,
+    record_step,
     rollout_rows,
     step_metrics,
     step_timings,
@@ -72,7 +77,9 @@ def make_results(**changes: Any) -> StepResults:
         "step": 4,
         "samples": Samples(attempts, [[1]] * 4, [], rollouts),
         "correct": np.array([True, False, True, True]),
-        "critiques": Critiques(CONTEXTS, CriticReply(CONTEXTS, [5, 7], [True, False]), 0.25),
+        "critiques": Critiques(
+            CONTEXTS, CriticReply(CONTEXTS, [5, 3, 4], [True, True, False]), 0.25
+        ),
         "batch": Batch(parts, [wide, wide], solver_tokens=30, teacher_tokens=48),
         "metrics": {"loss": 0.5},
         "scores": scores,
@@ -100,10 +107,22 @@ def test_metrics_by_hand():
         "context_failed/empty": 1.0,
         "critic_exact_on_wrong": 0.25,
         "critic_tokens": 12.0,
-        "critic_mean_tokens": 6.0,
-        "critic_truncated": 0.5,
+        "critic_mean_tokens": 4.0,
+        "critic_truncated": pytest.approx(1 / 3),
     }
     assert "empty" in FAILURES
+
+
+def test_failed_contexts_are_counted_by_kind_and_together():
+    kinds = ["empty", "too_long", "empty", None]
+    critiques = Critiques([Context("", kind) for kind in kinds], None, None)
+    found = step_metrics(make_results(critiques=critiques), compute_dtype="float32")
+    by_name = {name: value for name, value in found.items() if name.startswith("context")}
+    assert by_name == {
+        "contexts_failed": 3.0,
+        "context_failed/empty": 2.0,
+        "context_failed/too_long": 1.0,
+    }
 
 
 def test_a_step_without_a_critic_has_no_critic_numbers():
@@ -204,3 +223,49 @@ def test_a_step_without_a_usable_context_is_warned_of_and_too_many_end_the_run(c
     never = EmptySteps(0)
     for step in range(9):
         never.see(failed(step))
+
+
+class FakeWriter:
+    """Keeps what a `MetricsWriter` is given."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[int, Any] = {}
+        self.timings: dict[int, Any] = {}
+        self.texts: list[tuple[int, str, str]] = []
+
+    def write(self, step: int, metrics: Any) -> None:
+        self.metrics[step] = metrics
+
+    def write_timings(self, step: int, timings: Any) -> None:
+        self.timings[step] = timings
+
+    def add_text(self, step: int, tag: str, text: str) -> None:
+        self.texts.append((step, tag, text))
+
+
+def test_what_is_recorded_of_a_step(tmp_path):
+    config = small_config(
+        tmp_path,
+        train={"num_steps": 9, "sample_texts_every_steps": 2},
+        optimizer={"learning_rate": 0.5, "warmup_steps": 7},
+    )
+    run, writer = RunDirectory(tmp_path), FakeWriter()
+    results = {step: make_results(step=step) for step in (4, 5)}
+    record = partial(
+        record_step,
+        run,
+        writer,
+        EmptySteps(0),
+        config=config,
+        num_devices=2,  # pyright: ignore[reportArgumentType]
+    )
+    words = [record(result) for result in results.values()]
+    assert words == ["loss=0.500 reward=0.75"] * 2
+    for step, result in results.items():
+        # Steps count from 0, so step 4 is the fifth of the eight that lead to the full rate.
+        rate = 0.5 * (step + 1) / 8
+        metrics = step_metrics(result, compute_dtype="float32")
+        assert writer.metrics[step] == metrics | {"learning_rate": rate}
+        assert writer.timings[step] == step_timings(result, num_devices=2)
+        assert read_jsonl(run.rollouts_file(step)) == list(rollout_rows(result))
+    assert writer.texts == [(4, "example", example_texts(results[4]))]

@@ -17,6 +17,7 @@ from typing import Any, get_args
 import jax
 import numpy as np
 import pytest
+from support.run_files import finish, rollout_row
 from support.runs import ROOT, small_config, write_config
 
 from stepalign_jax import evaluate, train
@@ -63,7 +64,12 @@ SHORT = {
 
 def stepalign_config(runs_dir: Path) -> Config:
     """Four steps, two checkpoints, and every tree of the state in use."""
-    return small_config(runs_dir, "stepalign", teacher={"kind": "ema", "decay": 0.95})
+    return small_config(
+        runs_dir,
+        "stepalign",
+        teacher={"kind": "ema", "decay": 0.95},
+        evaluation={"num_validation_samples": 3},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +185,35 @@ def test_a_run_with_its_own_critic(unbroken):
     assert curve == [None, found[0], None, found[1]]
 
 
+def require_same_shape(imitation: Any, real: Any, where: str = "") -> None:
+    """Every key of an imitation is one of the real thing, and holds the same kind of value."""
+    if isinstance(imitation, dict):
+        assert isinstance(real, dict) and imitation.keys() <= real.keys(), where
+        for key, value in imitation.items():
+            require_same_shape(value, real[key], f"{where}/{key}")
+    elif isinstance(imitation, list):
+        assert isinstance(real, list), where
+        require_same_shape(imitation[0], real[0], f"{where}[]")
+    elif not (imitation is None or real is None):
+        number = isinstance(imitation, (int, float)) and isinstance(real, (int, float))
+        assert number or type(imitation) is type(real), where
+
+
+def test_imitated_run_files_are_like_those_of_a_run(unbroken, tmp_path):
+    """Tests of comparisons, reports and exports read imitations in place of this run."""
+    imitation = RunDirectory(tmp_path)
+    finish(imitation, step_seconds=[1.0, 1.0, 1.0], validation={2: 0.5}, critic_exact=0.5)
+    assert unbroken.evaluation_file("validation_00002").exists()
+    for path in filter(Path.is_file, tmp_path.rglob("*")):
+        read = read_json if path.suffix == ".json" else read_jsonl
+        real = read(unbroken.path / path.relative_to(tmp_path))
+        own = read(path)
+        if path == imitation.timings_file:  # rows of steps with a validation
+            own, real = own[2], next(row for row in real if "validate" in row)
+        require_same_shape(own, real, path.name)
+    require_same_shape(rollout_row(), contexts(unbroken)[0], "rollouts")
+
+
 def test_starting_again_returns_the_summary_without_work(unbroken, monkeypatch, capsys):
     config = stepalign_config(unbroken.path.parent)
     monkeypatch.setattr(train, "open_solver", None)  # not even the model is opened
@@ -246,7 +281,20 @@ def final_state(run: RunDirectory, config: Config) -> TrainState:
     return restored.state
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path):
+def watched_evaluations(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, int]]:
+    """(problems, samples of each) of the evaluations of runs from now on, by label."""
+    asked, run_evaluation = {}, train.evaluate
+
+    def watch(*arguments: Any, label: str, **options: Any) -> Any:
+        *_, problems, how = arguments
+        asked[label] = (len(problems), how.num_samples)
+        return run_evaluation(*arguments, label=label, **options)
+
+    monkeypatch.setattr(train, "evaluate", watch)
+    return asked
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatch):
     config = stepalign_config(tmp_path)
     run = RunDirectory.of(config)
     program = KILLED_AFTER_A_ROW.format(config=config)
@@ -259,9 +307,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path):
     with run.metrics_file.open("a") as file:
         file.write('{"loss": 0.1')
     before = run.evaluation_file("before").stat().st_mtime_ns
+    asked = watched_evaluations(monkeypatch)
 
     summary = train.train(config)
 
+    assert asked == {"validation_00004": (2, 3), "after": (4, 2)}
     assert run.evaluation_file("before").stat().st_mtime_ns == before  # not done twice
     assert run.metrics_file.read_bytes() == unbroken.metrics_file.read_bytes()
     for folder in ("rollouts", "evaluations"):
