@@ -88,3 +88,14 @@ def test_the_counter_counts_programs_and_not_calls():
         assert counter.take() == {"compilations": 0, "compile_seconds": 0}
     double(jnp.ones(4))
     assert counter.take()["compilations"] == 0
+
+
+def test_the_seconds_of_all_phases_add_up():
+    with closing(CompilationCounter()) as counter:
+        counter.take()
+        for event, seconds in (("jaxpr_trace", 0.5), ("backend_compile", 2.0)):
+            jax.monitoring.record_event_duration_secs(
+                f"/jax/core/compile/{event}_duration", seconds
+            )
+        jax.monitoring.record_event_duration_secs("/jax/another/event", 9.0)
+        assert counter.take() == {"compilations": 1, "compile_seconds": 2.5}

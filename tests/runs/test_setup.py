@@ -1,0 +1,37 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""How a run asks its initial solver which problems are hard."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from support.runs import small_config
+
+from stepalign_jax.evaluation import difficulty
+from stepalign_jax.evaluation.evaluate import Evaluation
+from stepalign_jax.problems.problem import Problem
+from stepalign_jax.runs import setup
+
+
+def test_the_choice_of_problems_does_not_depend_on_the_runs_seed(monkeypatch):
+    problems = [Problem("easy", "1", None, "jsonl"), Problem("hard", "1", None, "jsonl")]
+    asked: list[Any] = []
+
+    def evaluate(*arguments: Any, seed: int, label: str) -> Evaluation:
+        asked.append((arguments, seed, label))
+        return Evaluation({"avg_at_k": np.array([1.0, 0.0])})
+
+    monkeypatch.setattr(setup, "evaluate", evaluate)
+    model: Any = SimpleNamespace(engine="engine", variables=lambda: "start", directory=Path())
+    roles, grader = "roles", "grader"
+    changes = {"base_avg_below": 0.5, "base_avg_samples": 8}
+    for seed in (5, 6):
+        config = small_config(Path(f"{seed}"), seed=seed, problems=changes)
+        monkeypatch.setattr(difficulty, "write_json", lambda *_: None)
+        chosen = setup.select_problems(config, model, roles, grader, problems, "train")  # pyright: ignore[reportArgumentType]
+        assert chosen == problems[1:]
+        arguments, used, label = asked.pop()
+        assert arguments[:5] == ("engine", "start", roles, grader, problems)
+        assert (arguments[5].num_samples, used, label) == (8, difficulty.SEED, "select train")
