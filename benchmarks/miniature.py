@@ -24,9 +24,16 @@ import numpy as np
 from benchmarks.measure import interleaved, machine, ratios, summary, write_json
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.load import load_config
-from stepalign_jax.feedback.roles import addresses
-from stepalign_jax.runs.setup import assemble, problem_set
-from stepalign_jax.sampling.engine import Purpose
+from stepalign_jax.config.schema import EngineCritic, SamplingConfig
+from stepalign_jax.problems.problem import Problem
+from stepalign_jax.problems.sources import load_problems
+from stepalign_jax.runs.setup import open_solver
+from stepalign_jax.sampling.request import (
+    Purpose,
+    SamplingParams,
+    make_requests,
+    sample_addresses,
+)
 
 RESULT = Path("docs/data/performance/miniature.json")
 ONE, MANY = "one session", "one per core"
@@ -35,43 +42,41 @@ ONE, MANY = "one session", "one per core"
 def make_jobs() -> dict[str, Callable[[], Rollouts]]:
     """Returns what samples each job, by what it is called in the document."""
     config = load_config("configs/tiny.py")
-    bench = assemble(config)
-    prepared = bench.engine.prepare({"params": bench.base})
+    model, roles = open_solver(config)
+    model.load()
+    prepared = model.engine.prepare({"params": model.base})
 
-    def job(prompts: list[Any], at: np.ndarray, purpose: Purpose, settings: Any) -> Any:
-        return lambda: bench.engine.sample(
-            prepared, prompts, at, seed=0, purpose=purpose, settings=settings
-        )
+    def job(
+        problems: list[Problem], prompts: list[Any], purpose: Purpose, how: SamplingConfig
+    ) -> Callable[[], Rollouts]:
+        ids, number = [problem.id for problem in problems], len(prompts) // len(problems)
+        addresses = sample_addresses(ids, number, seed=0, purpose=purpose, step=0)
+        requests = make_requests(prompts, addresses, SamplingParams.of(how))
+        return lambda: model.engine.sample(prepared, requests, batch_size=how.batch_size)
 
-    problems = problem_set(config.problems, "train")[: config.train.problems_per_step]
-    at = addresses(problems, 1, 0)
-    prompts = [bench.roles.solver(problem) for problem in problems]
-    rollouts = job(prompts, at, Purpose.SOLVER, config.sampling)
-    attempts = bench.roles.texts(rollouts())
-    sees = config.critic.sees  # pyright: ignore[reportAttributeAccessIssue]
+    problems = load_problems(config.problems, "train")[: config.train.problems_per_step]
+    prompts = [roles.solver(problem) for problem in problems]
+    rollouts = job(problems, prompts, Purpose.SOLVER, config.sampling)
+    critic = config.critic
+    assert isinstance(critic, EngineCritic)
     asked = [
-        bench.roles.critic(problem, attempt, sees)
-        for problem, attempt in zip(problems, attempts, strict=True)
+        roles.critic(problem, attempt, critic.sees)
+        for problem, attempt in zip(problems, roles.texts(rollouts()), strict=True)
     ]
-    test, k = problem_set(config.problems, "test"), config.evaluation.num_samples
-    samples = [bench.roles.solver(problem) for problem in test for _ in range(k)]
+    test, k = load_problems(config.problems, "test"), config.evaluation.num_samples
+    samples = [roles.solver(problem) for problem in test for _ in range(k)]
     return {
         f"{len(prompts)} rollouts": rollouts,
-        f"{len(asked)} critiques": job(
-            asked,
-            at,
-            Purpose.CRITIC,
-            config.critic,
-        ),
+        f"{len(asked)} critiques": job(problems, asked, Purpose.CRITIC, critic),
         f"{len(samples)} samples on {config.evaluation.batch_size} slots": job(
-            samples, addresses(test, k, 0), Purpose.EVALUATION, config.evaluation
+            test, samples, Purpose.EVALUATION, config.evaluation
         ),
     }
 
 
 def only_one_session() -> Any:
     """Within it, every call of an engine has one session."""
-    return mock.patch("stepalign_jax.sampling.engine._num_lanes", lambda _prepared: 1)
+    return mock.patch("stepalign_jax.sampling.layout.num_sessions", lambda _variables: 1)
 
 
 def sample_once(sample: Callable[[], Rollouts], way: str, tokens: Any, cores: Any) -> None:

@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -38,18 +37,22 @@ from benchmarks.shapes import QWEN3_0_6B, write_checkpoint
 from stepalign_jax.huggingface.weights import load_model
 from stepalign_jax.model import attention
 from stepalign_jax.model.products import rows_product
-from stepalign_jax.model.qwen3 import Qwen3
-from stepalign_jax.sampling.decode import Slots, decode_chunk, empty_cache
-from stepalign_jax.sampling.draw import Filter
-from stepalign_jax.sampling.engine import Engine, Prepared, Purpose
-from stepalign_jax.sampling.scheduler import Schedule, cache_bucket
+from stepalign_jax.sampling.decode import Slots, decode_chunk, empty_cache, slot_requests
+from stepalign_jax.sampling.engine import Engine
+from stepalign_jax.sampling.layout import Variables
+from stepalign_jax.sampling.programs import decode_model
+from stepalign_jax.sampling.request import Address, Request, SamplingParams, make_requests
+from stepalign_jax.sampling.scheduler import Schedule, cache_widths
+from stepalign_jax.sampling.session import DECODE_STEPS as MOST_STEPS
+from stepalign_jax.sampling.session import FEWEST_STOPS
 
 RESULTS = Path("docs/data/performance")
 PLOT = Path("docs/images/performance-sampling.png")
 PARTS = ("rivals", "decode", "long-tail")
 PROMPT, NEW = 64, 128
-DECODE_TURNS = 16
-DECODE_WIDTHS = [cache_bucket(needed, PROMPT + NEW) for needed in (PROMPT, PROMPT + NEW)]
+DECODE_STEPS = 16
+DECODE_WIDTHS = cache_widths(PROMPT + 1, NEW)
+ADDRESS = Address(0, 0, 0, 0, 0, 0)
 TAIL_PROMPT, TAIL_BUDGET, TAIL_REQUESTS = 16, 128, 64
 PYTHON = {"ours": ".venv", "tunix": ".venv-peers"}
 
@@ -98,7 +101,7 @@ def peer(name: str, directory: Path) -> Iterator[Callable[[], object]]:
     process.wait()
 
 
-def load(directory: Path, stop_ids: Sequence[int]) -> tuple[Any, Engine, Prepared]:
+def load(directory: Path, stop_ids: Sequence[int]) -> tuple[Any, Engine, Variables]:
     """The model's sizes, an engine for it, and the weights in the layout of decoding."""
     config, params = load_model(str(directory))
     engine = Engine(config, jnp.float32, None, stop_ids, 0)
@@ -108,13 +111,13 @@ def load(directory: Path, stop_ids: Sequence[int]) -> tuple[Any, Engine, Prepare
 def decode(directory: Path, rounds: int) -> dict[str, Any]:
     """How fast the decode loop reads its weights, beside what the memory gives.
 
-    Candidates take turns: DECODE_TURNS turns of the decode program at each of the two cache
-    widths that 64 + 128 tokens meet; as many turns of its products with weights alone, and of
+    Candidates take turns: DECODE_STEPS steps of the decode program at each of the two cache
+    widths that 64 + 128 tokens meet; as many steps of its products with weights alone, and of
     its attention alone in both forms; and the sum of 1 GiB, which no cache holds. Of the decode
-    loop weights are counted, once per turn; what it reads of the cache is given besides.
+    loop weights are counted, once per step; what it reads of the cache is given besides.
     """
     config, _, prepared = load(directory, ())
-    weights = prepared.variables["decode"]
+    weights = prepared["decode"]
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
     caches = {width: empty_cache(config, BATCH, width, jnp.float32) for width in DECODE_WIDTHS}
     cache_bytes = {
@@ -124,7 +127,7 @@ def decode(directory: Path, rounds: int) -> dict[str, Any]:
     widest = caches[DECODE_WIDTHS[-1]]
     probe, total = jnp.ones(2**28, jnp.float32), jax.jit(jnp.sum)
     candidates: dict[str, Callable[[], object]] = {
-        f"decode loop, {width} slots": _turns(config, prepared, cache)
+        f"decode loop, {width} slots": _steps(config, prepared, cache)
         for width, cache in caches.items()
     }
     candidates |= {
@@ -137,16 +140,16 @@ def decode(directory: Path, rounds: int) -> dict[str, Any]:
         run()  # and once more below: decoding is compiled again for the cache it returns
     seconds = interleaved(candidates, rounds=rounds)
     loops = [name for name in seconds if name.startswith("decode loop")]
-    # Half of the turns of 64 + 128 tokens are at one width, half at the other.
+    # Half of the steps of 64 + 128 tokens are at one width, half at the other.
     seconds["decode loop"] = [
         sum(both) / len(loops)
         for both in zip(*map(seconds.get, loops), strict=True)  # pyright: ignore[reportArgumentType]
     ]
     mean_cache = sum(cache_bytes.values()) / len(cache_bytes)
     seconds["decode loop and cache"] = seconds["decode loop"]
-    attended = DECODE_TURNS * cache_bytes[DECODE_WIDTHS[-1]]
-    read = dict.fromkeys(seconds, DECODE_TURNS * weight_bytes) | {
-        "decode loop and cache": DECODE_TURNS * (weight_bytes + mean_cache),
+    attended = DECODE_STEPS * cache_bytes[DECODE_WIDTHS[-1]]
+    read = dict.fromkeys(seconds, DECODE_STEPS * weight_bytes) | {
+        "decode loop and cache": DECODE_STEPS * (weight_bytes + mean_cache),
         "its attention alone": attended,
         "its attention as products": attended,
         "memory": probe.nbytes,
@@ -160,7 +163,7 @@ def decode(directory: Path, rounds: int) -> dict[str, Any]:
             if name != "memory"
         },
         "turn_ms": {
-            name: summary(1e3 * s / DECODE_TURNS for s in values)
+            name: summary(1e3 * s / DECODE_STEPS for s in values)
             for name, values in seconds.items()
             if name not in ("memory", "decode loop and cache")
         },
@@ -170,56 +173,53 @@ def decode(directory: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def _turns(config: Any, prepared: Prepared, cache: Any) -> Callable[[], None]:
-    """DECODE_TURNS turns of the decode program, greedy, rows half full."""
-    model = Qwen3(config, jnp.float32, scan_layers=False)
+def _steps(config: Any, prepared: Variables, cache: Any) -> Callable[[], None]:
+    """DECODE_STEPS steps of the decode program, greedy, rows half full."""
+    model = decode_model(config, jnp.float32, None)
     zeros = np.zeros(BATCH, np.int32)
     half = zeros + cache[0].num_slots // 2
     slots = Slots(zeros, half, zeros, np.zeros(BATCH, bool))
     kept = [jax.tree.map(jnp.copy, cache)]
+    greedy = SamplingParams(0.0, 0, 1.0, NEW, ())
+    requests = slot_requests([Request([0], ADDRESS, greedy)] * BATCH, (), FEWEST_STOPS)
 
     def run() -> None:
-        kept[0], chunk = decode_chunk(
+        kept[0], *drawn = decode_chunk(
             model,
-            prepared.variables,
+            prepared,
             kept[0],
             slots,
-            np.zeros((BATCH, 4), np.uint32),
-            np.uint32(0),
-            np.uint32(0),
-            np.int32(DECODE_TURNS),
+            requests,
+            np.int32(DECODE_STEPS),
             np.int32(BATCH),
-            num_turns=DECODE_TURNS,
-            max_new_tokens=NEW,
-            chosen_by=Filter(temperature=0.0, top_k=0, top_p=1.0),
-            stop_ids=(config.vocab_size,),
+            MOST_STEPS,
         )
-        jax.block_until_ready(chunk)
+        jax.block_until_ready(drawn)
 
     return run
 
 
 def _products(weights: Any) -> Callable[[], object]:
-    """As many turns of all products with weights in row blocks, one after the other."""
+    """As many steps of all products with weights in row blocks, one after the other."""
     blocks = jax.tree.leaves(weights, is_leaf=lambda node: isinstance(node, tuple))
     inputs = [jnp.ones((BATCH, weight[0].shape[1])) for weight in blocks]
 
     @jax.jit
     def multiply(inputs: list[jax.Array], blocks: Any) -> Any:
-        # Each turn's inputs depend on the last one's results, as in decoding.
+        # Each step's inputs depend on the last one's results, as in decoding.
         def once(_: jax.Array, inputs: list[jax.Array]) -> list[jax.Array]:
             pairs = zip(inputs, blocks, strict=True)
             outs = [rows_product(x, weight, jnp.float32) for x, weight in pairs]
             means = [jnp.mean(y, keepdims=True) for y in outs]
             return [x + 1e-9 * m for x, m in zip(inputs, means, strict=True)]
 
-        return jax.lax.fori_loop(0, DECODE_TURNS, once, inputs)
+        return jax.lax.fori_loop(0, DECODE_STEPS, once, inputs)
 
     return lambda: jax.block_until_ready(multiply(inputs, blocks))
 
 
 def _attention(config: Any, cache: Any, attend: Callable[..., jax.Array]) -> Any:
-    """As many turns of one query per row over every layer's cache, one after the other."""
+    """As many steps of one query per row over every layer's cache, one after the other."""
     query = jnp.ones((BATCH, 1, config.num_heads, config.head_dim))
 
     @jax.jit
@@ -232,7 +232,7 @@ def _attention(config: Any, cache: Any, attend: Callable[..., jax.Array]) -> Any
                 query = query + attend(query, layer.k, layer.v, mask)
             return query
 
-        return jax.lax.fori_loop(0, DECODE_TURNS, once, query)
+        return jax.lax.fori_loop(0, DECODE_STEPS, once, query)
 
     return lambda: jax.block_until_ready(run(query, cache))
 
@@ -244,7 +244,7 @@ def long_tail(directory: Path, rounds: int) -> dict[str, Any]:
     they are geometric, cut at the budget.
 
     The bound is what slots that refill at no cost would gain over static batches, counted
-    in turns from the recorded lengths: (sum over batches of the longest) / (turns until all
+    in steps from the recorded lengths: (sum over batches of the longest) / (steps until all
     are through if each request takes the slot that is free first).
     """
     generator = np.random.default_rng(1)
@@ -252,21 +252,12 @@ def long_tail(directory: Path, rounds: int) -> dict[str, Any]:
     stops = generator.choice(vocab_size, vocab_size * 4 // TAIL_BUDGET, False)
     _, engine, prepared = load(directory, stops.tolist())
     prompts = generator.integers(0, 100_000, (TAIL_REQUESTS, TAIL_PROMPT)).tolist()
-    addresses = np.zeros((TAIL_REQUESTS, 4), np.uint32)
-    addresses[:, 2] = np.arange(TAIL_REQUESTS)
-    settings: Any = SimpleNamespace(
-        temperature=4.0, top_k=0, top_p=1.0, max_new_tokens=TAIL_BUDGET, batch_size=BATCH
-    )
+    addresses = [ADDRESS._replace(sample=sample) for sample in range(TAIL_REQUESTS)]
+    params = SamplingParams(4.0, 0, 1.0, TAIL_BUDGET, ())
+    requests = make_requests(prompts, addresses, params)
 
     def sample(rows: slice) -> Any:
-        return engine.sample(
-            prepared,
-            prompts[rows],
-            addresses[rows],
-            seed=0,
-            purpose=Purpose.SOLVER,
-            settings=settings,
-        ).lengths
+        return engine.sample(prepared, requests[rows], batch_size=BATCH).lengths
 
     batches = [slice(i, i + BATCH) for i in range(0, TAIL_REQUESTS, BATCH)]
     ways = {"static": batches, "continuous": [slice(None)]}
@@ -282,7 +273,7 @@ def long_tail(directory: Path, rounds: int) -> dict[str, Any]:
     if not np.array_equal(lengths["static"], lengths["continuous"]):
         raise SystemExit("static and continuous batching drew completions of unlike lengths")
     found = lengths["static"]
-    bound = int(found.reshape(-1, BATCH).max(1).sum()) / scheduled_turns(found)
+    bound = int(found.reshape(-1, BATCH).max(1).sum()) / scheduled_steps(found)
     speedups = ratios(seconds, "static", to="continuous")
     return {
         "lengths": found.tolist(),
@@ -298,16 +289,17 @@ def long_tail(directory: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def scheduled_turns(lengths: np.ndarray) -> int:
-    """Turns until all requests are through, in order, on BATCH slots that refill at once."""
-    schedule, left, turns = Schedule(range(len(lengths)), BATCH), np.zeros(BATCH, int), 0
+def scheduled_steps(lengths: np.ndarray) -> int:
+    """Steps until all requests are through, in order, on BATCH slots that refill at once."""
+    schedule, left, steps = Schedule(BATCH), np.zeros(BATCH, int), 0
+    schedule.submit(range(len(lengths)))
     while not schedule.over:
         fresh = schedule.refill()
         left[fresh] = lengths[schedule.request[fresh]]
         jump = int(left[left > 0].min())
-        left, turns = np.maximum(left - jump, 0), turns + jump
+        left, steps = np.maximum(left - jump, 0), steps + jump
         schedule.retire(left == 0)
-    return turns
+    return steps
 
 
 def plot(found: dict[str, dict[str, Any]]) -> None:

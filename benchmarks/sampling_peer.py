@@ -30,18 +30,17 @@ def ours(directory: Path, prompt_length: int, new_tokens: int) -> Callable[[], o
     import jax.numpy as jnp
 
     from stepalign_jax.huggingface.weights import load_model
-    from stepalign_jax.sampling.engine import Engine, Purpose
+    from stepalign_jax.sampling.engine import Engine
+    from stepalign_jax.sampling.request import Address, SamplingParams, make_requests
 
     config, params = load_model(str(directory))
     engine = Engine(config, jnp.float32, None, (config.vocab_size,), 0)
     prepared = engine.prepare({"params": params})
     del params
-    settings: Any = SimpleNamespace(
-        temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=new_tokens, batch_size=BATCH
-    )
-    options: dict[str, Any] = dict(seed=0, purpose=Purpose.SOLVER, settings=settings)
-    ids = prompts(prompt_length).tolist()
-    return lambda: engine.sample(prepared, ids, np.zeros((BATCH, 4), np.uint32), **options)
+    greedy = SamplingParams(0.0, 0, 1.0, new_tokens, ())
+    addresses = [Address(0, 0, 0, 0, 0, 0)] * BATCH  # of noise that greedy decoding ignores
+    requests = make_requests(prompts(prompt_length).tolist(), addresses, greedy)
+    return lambda: engine.sample(prepared, requests, batch_size=BATCH)
 
 
 def transformers(dtype: str, compiled: bool) -> Callable[..., Callable[[], object]]:

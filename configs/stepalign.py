@@ -243,6 +243,7 @@ def get_config(variant: str) -> Config:
             checkpoints_to_keep=7,  # ours: all, so that validation can choose among them
             validate_every_steps=10,  # ours: at each checkpoint
             sample_texts_every_steps=10,  # ours
+            max_empty_steps=5,  # ours
         ),
         evaluation=EvaluationConfig(
             num_samples=12,  # paper

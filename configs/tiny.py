@@ -129,6 +129,7 @@ def _easy(condition: str) -> Config:
             checkpoints_to_keep=2,
             validate_every_steps=10,
             sample_texts_every_steps=20,
+            max_empty_steps=5,
         ),
         evaluation=EvaluationConfig(
             num_samples=12,

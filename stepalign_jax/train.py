@@ -8,6 +8,7 @@
 The same command again goes on where the run was stopped.
 """
 
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -20,6 +21,7 @@ import jax
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.base.progress import progress
+from stepalign_jax.base.stopping import stop_signals
 from stepalign_jax.config.cli import ALL_SECTIONS, parse_arguments, read_config, run_command
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
@@ -32,9 +34,10 @@ from stepalign_jax.report.plots import plot_run
 from stepalign_jax.report.tables import summary_table
 from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, open_run
+from stepalign_jax.runs.lock import lock_run
 from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.runs.phases import critique, grade, pack, sample, score, update
-from stepalign_jax.runs.record import StepResults, record_step
+from stepalign_jax.runs.record import EmptySteps, StepResults, record_step
 from stepalign_jax.runs.setup import (
     check_condition,
     example_prompts,
@@ -51,11 +54,16 @@ from stepalign_jax.runs.summary import summarise
 
 def train(config: Config) -> dict[str, Any]:
     """Runs, or goes on with, the run that `config` describes, and returns its summary."""
-    run, started = open_run(config), time.monotonic()
-    if run.summary_file.exists():
-        return read_json(run.summary_file)
-    condition, loop = check_condition(config), config.train
+    run, started = RunDirectory.of(config), time.monotonic()
     with ExitStack() as stack:
+        if run.summary_file.exists():
+            open_run(config)  # refuses another config
+            _say(f"{run.path} is finished: nothing was run")
+            return read_json(run.summary_file)
+        stop = stack.enter_context(stop_signals())
+        stack.enter_context(lock_run(run))
+        open_run(config)
+        condition, loop = check_condition(config), config.train
         # Open everything: what can be refused is refused before any weights are read.
         splits = SPLITS if loop.validate_every_steps else ("train", "test")
         problems = {split: load_problems(config.problems, split) for split in splits}
@@ -81,6 +89,8 @@ def train(config: Config) -> dict[str, Any]:
             state.replace(restored.state)
             stream.set_state(restored.data_state)
         first_step = int(state.tree.step)
+        if first_step:
+            _say(f"goes on from step {first_step} of {loop.num_steps}")
         run.truncate_after(first_step)
         shares = memory_shares(model, state.tree, critic)
         print(memory_table(shares))
@@ -96,25 +106,27 @@ def train(config: Config) -> dict[str, Any]:
         def solver() -> dict[str, Any]:
             return {"params": model.base} | state.tree.trainable
 
-        def evaluate_once(split: str, label: str, num_samples: int) -> Evaluation:
-            """Evaluates the solver, unless an interrupted run has done so."""
+        def evaluate_once(split: str, label: str, weights: dict[str, Any]) -> Evaluation:
+            """Evaluates weights, unless an interrupted run has done so."""
             path, how = run.evaluation_file(label), config.evaluation
             if path.exists():
                 return Evaluation.from_lists(read_json(path))
-            how = replace(how, num_samples=num_samples)
+            if split == "validation":
+                how = replace(how, num_samples=how.num_validation_samples)
             found = evaluate(
-                model.engine, solver(), roles, grader, problems[split], how,
+                model.engine, weights, roles, grader, problems[split], how,
                 seed=config.seed, label=label,
             )  # fmt: skip
             write_json(path, found.as_lists())
             return found
 
         def validate(done: int) -> float:
-            label, k = f"validation_{done:05d}", config.evaluation.num_validation_samples
-            found = evaluate_once("validation", label, k)
+            found = evaluate_once("validation", f"validation_{done:05d}", solver())
             return float(found.per_problem["avg_at_k"].mean())
 
-        before = evaluate_once("test", "before", config.evaluation.num_samples)
+        # Should the file be lost on the way: before training, not before this process.
+        initial = model.variables() if first_step else solver()
+        before = evaluate_once("test", "before", initial)
         if loop.validate_every_steps and first_step == 0:
             validate(0)  # where the curve starts
 
@@ -124,56 +136,76 @@ def train(config: Config) -> dict[str, Any]:
         # One thread beside this one: it grades while the critic writes, and records a step
         # while the next one is sampled. Its exceptions are raised when a result is asked for.
         beside = stack.enter_context(ThreadPoolExecutor(1))
-        record = partial(record_step, run, writer, config=config, num_devices=model.mesh.size)
+        record = partial(
+            record_step,
+            run,
+            writer,
+            EmptySteps(loop.max_empty_steps),
+            config=config,
+            num_devices=model.mesh.size,
+        )
         recorded: Future[str] | None = None
-        for step in range(first_step, loop.num_steps):
-            watch, asked = Stopwatch(), next(stream)
-            with watch.phase("sample"):
-                samples = sample(
-                    model.engine, solver(), roles, asked, config.sampling,
-                    num_samples=loop.samples_per_problem, seed=config.seed, step=step,
+        with stop.deferred():
+            for step in range(first_step, loop.num_steps):
+                watch, asked = Stopwatch(), next(stream)
+                with watch.phase("sample"):
+                    samples = sample(
+                        model.engine, solver(), roles, asked, config.sampling,
+                        num_samples=loop.samples_per_problem, seed=config.seed, step=step,
+                    )  # fmt: skip
+                grading = beside.submit(
+                    grade, grader, samples.attempts, config.prompts.answer_pattern
+                )
+                with watch.phase("critique"):
+                    critiques = critique(condition, critic, samples, roles)
+                with watch.phase("host"):
+                    correct = grading.result()
+                    batch = pack(
+                        condition, samples, correct, critiques.contexts, roles,
+                        num_samples=loop.samples_per_problem,
+                        weight_names=config.objective.token_weights,
+                        num_parts=loop.micro_batches, mesh=model.mesh,
+                    )  # fmt: skip
+                with watch.phase("score"):
+                    hidden = jax.block_until_ready(
+                        score(programs, state.tree, model.base, batch)
+                    )
+                with watch.phase("update"):
+                    new, metrics, scores = update(
+                        programs, state.tree, model.base, batch, hidden
+                    )
+                    state.replace(new)
+                    jax.block_until_ready(metrics)
+                done = step + 1
+                last = done == loop.num_steps
+                if loop.validate_every_steps and (
+                    done % loop.validate_every_steps == 0 or last
+                ):
+                    with watch.phase("validate"):
+                        metrics |= {"validation_avg_at_k": validate(done)}
+                with watch.phase("host"):
+                    if recorded is not None:
+                        bar.set_postfix_str(recorded.result())
+                results = StepResults(
+                    step, samples, correct, critiques, batch, metrics, scores, watch.seconds,
+                    compiled.take(),
                 )  # fmt: skip
-            grading = beside.submit(
-                grade, grader, samples.attempts, config.prompts.answer_pattern
-            )
-            with watch.phase("critique"):
-                critiques = critique(condition, critic, samples, roles)
-            with watch.phase("host"):
-                correct = grading.result()
-                batch = pack(
-                    condition, samples, correct, critiques.contexts, roles,
-                    num_samples=loop.samples_per_problem,
-                    weight_names=config.objective.token_weights,
-                    num_parts=loop.micro_batches, mesh=model.mesh,
-                )  # fmt: skip
-            with watch.phase("score"):
-                hidden = jax.block_until_ready(score(programs, state.tree, model.base, batch))
-            with watch.phase("update"):
-                new, metrics, scores = update(programs, state.tree, model.base, batch, hidden)
-                state.replace(new)
-                jax.block_until_ready(metrics)
-            done = step + 1
-            last = done == loop.num_steps
-            if loop.validate_every_steps and (done % loop.validate_every_steps == 0 or last):
-                with watch.phase("validate"):
-                    metrics |= {"validation_avg_at_k": validate(done)}
-            with watch.phase("host"):
-                if recorded is not None:
-                    bar.set_postfix_str(recorded.result())
-            results = StepResults(
-                step, samples, correct, critiques, batch, metrics, scores, watch.seconds,
-                compiled.take(),
-            )  # fmt: skip
-            recorded = beside.submit(record, results)
-            if done % loop.checkpoint_every_steps == 0 or last:
-                recorded.result()  # the rows before a checkpoint are on disk when it is
-                saver.save(done, state.tree, data_state=stream.get_state())
-            bar.update()
-        after = evaluate_once("test", "after", config.evaluation.num_samples)
+                recorded = beside.submit(record, results)
+                if done % loop.checkpoint_every_steps == 0 or last or stop.requested:
+                    recorded.result()  # the rows before a checkpoint are on disk when it is
+                    saver.save(done, state.tree, data_state=stream.get_state())
+                bar.update()
+                if stop.requested and not last:
+                    stop.now(f"{done} of {loop.num_steps} steps are saved")
+        after = evaluate_once("test", "after", solver())
     summary = summarise(config, run, before, after, time.monotonic() - started)
     write_json(run.summary_file, summary)
     plot_run(run)
     return summary
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> None:

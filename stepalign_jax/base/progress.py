@@ -1,29 +1,80 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Progress bars."""
+"""How far a job has come: a bar on a terminal, a line a minute elsewhere."""
 
-from collections.abc import Callable, Iterable
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
 
+HEARTBEAT_SECS = 60.0
+
+
+class Heartbeat:
+    """Stands for a progress bar where stderr is no terminal: a line a minute, then and there.
+
+    The lines come from a thread of their own, so that a long compilation is no silence.
+    """
+
+    def __init__(self, iterable: Iterable[Any] | None, total: int | None, description: str):
+        self._iterable, self._total, self._description = iterable, total, description
+        self.n, self._postfix, self._started = 0, "", time.monotonic()
+        self._closed = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def update(self, count: int = 1) -> None:
+        """Counts items that are done."""
+        self.n += count
+
+    def set_postfix_str(self, text: str) -> None:
+        """Words for the next line."""
+        self._postfix = text
+
+    def close(self) -> None:
+        """Ends the lines."""
+        self._closed.set()
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            for item in self._iterable or ():
+                yield item
+                self.update()
+        finally:
+            self.close()
+
+    def __enter__(self) -> "Heartbeat":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(HEARTBEAT_SECS):
+            of = "" if self._total is None else f"/{self._total}"
+            minutes = (time.monotonic() - self._started) / 60
+            line = f"{self._description}: {self.n}{of} after {minutes:.0f} min {self._postfix}"
+            print(line.rstrip(), file=sys.stderr, flush=True)
+
 
 def progress(
     iterable: Iterable[Item] | None = None, *, total: int | None = None, description: str
-) -> "tqdm[Item]":
+) -> Any:
     """Returns a progress bar over `iterable`, or one to update by hand towards `total`.
 
-    It writes nothing where stderr is not a terminal.
+    It has `n`, `update`, `set_postfix_str` and `close`, and is a context manager. Where
+    stderr is no terminal it is a `Heartbeat`.
     """
-    bar: Any = tqdm(
-        iterable, total=total, desc=description, disable=None, dynamic_ncols=True
-    )  # Any: the stubs type a bar without an iterable apart
-    return bar
+    if sys.stderr is None or not sys.stderr.isatty():
+        return Heartbeat(iterable, total, description)
+    return tqdm(iterable, total=total, desc=description, dynamic_ncols=True)
 
 
-def advance(bar: "tqdm[Any]") -> Callable[[int], None]:
+def advance(bar: Any) -> Callable[[int], None]:
     """Returns a callback that moves `bar` to the number of items done so far."""
 
     def move(done: int) -> None:

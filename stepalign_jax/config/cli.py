@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 
 from stepalign_jax.base.compilation import use_compilation_cache
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.stopping import stop_signals
 from stepalign_jax.config.describe import keys_help, resolved
 from stepalign_jax.config.fields import annotations
 from stepalign_jax.config.load import CONFIG_FILE, config_from_json, load_config
@@ -37,19 +38,21 @@ def run_command(main: Callable[[list[str]], None]) -> None:
 
     Programs that it compiles are kept for the next command (`use_compilation_cache`).
 
-    A `UserError` becomes one line on stderr and status 2, an interrupt one line and
-    status 130. Any other exception is a bug and keeps its traceback.
+    A `UserError` becomes one line on stderr and status 2. A stop signal becomes one line and
+    status 75 where the same command goes on, else 128 + its number. Any other exception is a
+    bug and keeps its traceback.
     """
     use_compilation_cache()
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax remarks on how it is opened
     try:
-        main(sys.argv[1:])
+        with stop_signals():
+            main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-    except KeyboardInterrupt:
-        print("interrupted before the command was done", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt as stopped:  # most often Stopped
+        print(str(stopped) or "interrupted before the command was done", file=sys.stderr)
+        sys.exit(getattr(stopped, "exit_code", EXIT_INTERRUPTED))
 
 
 def parse_arguments(

@@ -337,6 +337,7 @@ class TrainConfig:
     checkpoints_to_keep: Count
     validate_every_steps: Natural  # 0 is off
     sample_texts_every_steps: Natural  # 0 is off
+    max_empty_steps: Natural  # steps in a row without a usable context end the run; 0: never
 
 
 @section

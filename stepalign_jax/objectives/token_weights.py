@@ -19,13 +19,13 @@ imports it:
         return columns < inputs.lengths[:, None] / 2
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.names import nearest
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,9 @@ def check_token_weights(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in TOKEN_WEIGHTS:
-            nearest = difflib.get_close_matches(name, TOKEN_WEIGHTS, n=1, cutoff=0.0)[0]
             raise UserError(
                 f"objective.token_weights names {name!r}, which is none of "
-                f"{', '.join(TOKEN_WEIGHTS)}; did you mean {nearest!r}?"
+                f"{', '.join(TOKEN_WEIGHTS)}; did you mean {nearest(name, TOKEN_WEIGHTS)!r}?"
             )
 
 

@@ -16,6 +16,7 @@ import queue
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,10 +68,12 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, description: str) -> None:
     Raises:
       UserError: if a run fails; the others that had started are waited for. Or, before any
         of them starts, if a directory holds a run of another config or cannot be written.
+      Stopped: by a signal; the runs that had started are asked to stop, and save a checkpoint.
     """
     for job in jobs:
         open_run(job.config)
     cores = available_cores()
+    children = _Children()
     shares: queue.Queue[list[int]] = queue.Queue()
     for worker in range(num_workers):
         shares.put(cores[worker::num_workers] or cores)
@@ -78,7 +81,7 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, description: str) -> None:
     def run(job: Job) -> None:
         share = shares.get()
         try:
-            _run_one(job, share)
+            _run_one(job, share, children)
         finally:
             shares.put(share)
             bar.update()
@@ -95,18 +98,47 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, description: str) -> None:
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise
+        except KeyboardInterrupt:
+            children.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def _run_one(job: Job, cores: list[int]) -> None:
+class _Children:
+    """The processes that are under way, so that all of them can be stopped at once."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock, self._stopping = threading.Lock(), False
+
+    def run(self, command: Sequence[str], log: Path, cores: list[int]) -> int:
+        """Runs a command to its end; returns its status, or -1 if all are to stop."""
+        with log.open("w") as file, self._lock:
+            if self._stopping:
+                return -1
+            # In a group of its own: a Ctrl-C reaches it once, from `stop`, and not twice.
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            self._running.add(process)
+        _pin(process.pid, cores)  # long before it starts the threads that inherit this
+        with process:
+            status = process.wait()
+        self._running.discard(process)
+        return status
+
+    def stop(self) -> None:
+        """Asks the running ones to stop, and lets no other start."""
+        with self._lock:
+            self._stopping = True
+            for process in self._running:
+                process.terminate()
+
+
+def _run_one(job: Job, cores: list[int], children: _Children) -> None:
     log = job.run.path / "log.txt"
     command = [sys.executable, "-m", "stepalign_jax.train", *job.arguments]
-    with (
-        log.open("w") as file,
-        subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process,
-    ):
-        _pin(process.pid, cores)  # long before it starts the threads that inherit this
-        status = process.wait()
-    if status:
+    if status := children.run(command, log, cores):
         raise UserError(
             f"{' '.join(['train', *job.arguments])} ended with status {status}; its output is "
             f"in {log}, and this command goes on from there when it is given again."

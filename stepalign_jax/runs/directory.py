@@ -12,6 +12,7 @@
     checkpoints/       see checkpoint.py
     tensorboard/       a view of the metrics; never read back
     summary.json       what the run came to
+    lock.json          which process trains in it, or was the last
     report/            tables and plots made from the above
 
 JSON files appear whole or not at all. Rows of the .jsonl files may be cut by a kill, and are
@@ -51,6 +52,10 @@ class RunDirectory:
     @property
     def config_file(self) -> pathlib.Path:
         return self.path / "config.json"
+
+    @property
+    def lock_file(self) -> pathlib.Path:
+        return self.path / "lock.json"
 
     @property
     def prompts_file(self) -> pathlib.Path:

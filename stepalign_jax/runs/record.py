@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is kept of one optimizer step: metrics, rates, and a row per rollout."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_jsonl
 from stepalign_jax.config.schema import Config
 from stepalign_jax.critics.protocol import CriticReply
-from stepalign_jax.feedback.contexts import count_failures
+from stepalign_jax.feedback.contexts import FAILURES, count_failures
 from stepalign_jax.objectives.divergence import LossScores
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.metrics import MetricsWriter
@@ -114,6 +115,36 @@ def _critic_tokens(reply: CriticReply | None) -> dict[str, float | None]:
     }
 
 
+class EmptySteps:
+    """Watches for steps in which no context can be used, so that nothing is learnt."""
+
+    def __init__(self, most: int):
+        """Args: `most` in a row end the run; 0: never."""
+        self._most, self._in_a_row = most, 0
+
+    def see(self, results: StepResults) -> None:
+        """Warns of an empty step.
+
+        Raises:
+          UserError: it is one too many in a row.
+        """
+        failures = count_failures(results.critiques.contexts)
+        if sum(failures.values()) < len(results.critiques.contexts):
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        found = {name: n for name, n in failures.items() if n}
+        counts = ", ".join(f"{n} {name} ({FAILURES[name]})" for name, n in found.items())
+        words = f"no rollout of step {results.step} has a usable context: {counts}"
+        if self._in_a_row == self._most:
+            raise UserError(
+                f"{words}; that makes {self._most} such steps in a row "
+                "(train.max_empty_steps), from which nothing is learnt: change the critic, its "
+                "budget or its prompt"
+            )
+        print(f"warning: {words}", file=sys.stderr, flush=True)
+
+
 def rollout_rows(results: StepResults) -> Iterator[dict[str, Any]]:
     """One JSON row per rollout; advantages are null where the context failed."""
     advantages = _scores(results).advantage
@@ -165,6 +196,7 @@ def step_timings(results: StepResults, *, num_devices: int) -> dict[str, float]:
 def record_step(
     run: RunDirectory,
     writer: MetricsWriter,
+    empty_steps: EmptySteps,
     results: StepResults,
     config: Config,
     *,
@@ -178,9 +210,10 @@ def record_step(
     step, train = results.step, config.train
     metrics = step_metrics(results, compute_dtype=config.model.compute_dtype)
     rate = learning_rate_at(config.optimizer, train.num_steps, step)
+    writer.write(step, {**metrics, "learning_rate": float(rate)})  # refuses what is not finite
     write_jsonl(run.rollouts_file(step), rollout_rows(results))
-    writer.write(step, {**metrics, "learning_rate": float(rate)})
     writer.write_timings(step, step_timings(results, num_devices=num_devices))
+    empty_steps.see(results)
     if train.sample_texts_every_steps and step % train.sample_texts_every_steps == 0:
         writer.add_text(step, "example", example_texts(results))
     return f"loss={metrics['loss']:.3f} reward={metrics['reward']:.2f}"

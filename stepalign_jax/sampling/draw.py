@@ -106,9 +106,14 @@ def _draw_filtered(
       rows: [B] bool; the others are ignored.
     """
     vocab_size = scaled.shape[-1]
-    few, many = (min(size, vocab_size) for size in NUM_CANDIDATES)
+    few, many = (min(number, vocab_size) for number in NUM_CANDIDATES)
     by_mass = top_k == 0  # top-p alone
     noise = lambda: _noise(keys, vocab_size)  # noqa: E731
+
+    def among_all() -> jax.Array:
+        values, ids = lax.top_k(scaled, vocab_size)
+        total = jax.nn.logsumexp(scaled, axis=-1)
+        return _draw_sorted(values, ids, noise, total, top_k, top_p)
 
     def among_few() -> jax.Array:
         values, ids = lax.top_k(scaled, few)
@@ -122,9 +127,11 @@ def _draw_filtered(
         return lax.cond(
             jnp.all(enough | ~rows),
             lambda: _draw_sorted(values, ids, noise, total, top_k, top_p),
-            lambda: _draw_sorted(*lax.top_k(scaled, vocab_size), noise, total, top_k, top_p),
+            among_all,
         )
 
+    if vocab_size == few:
+        return among_all()
     return lax.cond(jnp.all((~by_mass & (top_k <= few)) | ~rows), among_few, among_many)
 
 
@@ -155,9 +162,9 @@ def _draw_sorted(
     mass_before = jnp.cumsum(probs, axis=-1) - probs
     # At top_p = 1 rounding must not end the sum before the last candidate.
     nucleus = (mass_before < top_p[:, None]) | (top_p[:, None] >= 1)
-    # Noise is looked up where it is used, so XLA computes no more of it than that.
-    noise = jnp.take_along_axis(noise(), ids, axis=-1)
-    return _pick(ids, _argmax(jnp.where(nucleus, values, -jnp.inf) + noise))
+    # Noise is made where it is looked up, so XLA computes no more of it than that.
+    own = jnp.take_along_axis(noise(), ids, axis=-1)
+    return _pick(ids, _argmax(jnp.where(nucleus, values, -jnp.inf) + own))
 
 
 def _noise(keys: jax.Array, vocab_size: int) -> jax.Array:

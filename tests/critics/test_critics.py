@@ -3,6 +3,8 @@
 """Critics: the oracle, and a model whose words are fixed here."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,6 +104,15 @@ def test_the_oracle_cannot_judge_words():
     assert oracle_critique(Attempt(WORDS, "42")) is None
     with pytest.raises(UserError, match="oracle needs problems that check their own"):
         Oracle().review([Attempt(PROBLEM, RIGHT), Attempt(WORDS, "42")], [])
+
+
+def test_the_shipped_critics_are_registered_whoever_asks_first():
+    program = (
+        "from stepalign_jax.critics.protocol import open_critic\n"
+        "print(sorted(kind.__name__ for kind in open_critic.registry))"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert output.stdout == "['CheckpointCritic', 'OracleCritic', 'SelfCritic', 'object']\n"
 
 
 def test_a_config_opens_its_own_critic():

@@ -4,9 +4,12 @@
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from support.runs import TINY, small_config, write_config
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, write_json, write_jsonl
+from stepalign_jax.base.stopping import Stopped, stop_signals
 from stepalign_jax.compare import main
 from stepalign_jax.report.plots import plot_comparison
 from stepalign_jax.report.tables import comparison_markdown
@@ -136,7 +140,7 @@ def test_finished_runs_are_kept_and_workers_share_the_cores(tmp_path, monkeypatc
     monkeypatch.setattr(compare.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     together, lock, both = threading.Barrier(2, timeout=30), threading.Lock(), []
 
-    def run_one(made: Job, cores: list[int]) -> None:
+    def run_one(made: Job, cores: list[int], _children: object) -> None:
         with lock:
             both.append((made.seed, cores))
         together.wait()  # passes only if two runs are under way
@@ -164,6 +168,36 @@ def test_a_failed_run_ends_the_comparison_with_its_log(tmp_path, monkeypatch):
     assert log.read_text() == "error: no such thing\n"
     assert len(asked) < 3 and asked[0][1:3] == ["-m", "stepalign_jax.train"]
     assert tuple(asked[0][3:]) == jobs[0].arguments
+
+
+def test_a_stop_signal_stops_the_runs_that_started_and_starts_no_other(tmp_path, monkeypatch):
+    """The child stands for a run that saves a checkpoint when it is asked to stop."""
+    start, started = subprocess.Popen, []
+    program = (
+        "import pathlib, signal, sys, time\n"
+        "def stop(*_):\n    pathlib.Path(sys.argv[1]).write_text('saved')\n    sys.exit(75)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)"
+    )
+
+    def run(command: list[str], **options: Any) -> Any:
+        started.append(command)
+        return start([sys.executable, "-c", program, str(tmp_path / "saved")], **options)
+
+    monkeypatch.setattr(compare.subprocess, "Popen", run)
+    jobs = [job(tmp_path, "grpo", seed) for seed in range(3)]
+    log = jobs[0].run.path / "log.txt"
+
+    def interrupt() -> None:
+        while not log.exists() or "ready" not in log.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(Stopped), stop_signals():
+        compare.run_jobs(jobs, 1, "testing")
+    assert len(started) == 1 and (tmp_path / "saved").read_text() == "saved"
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.phases import Batch, Critiques, Samples
 from stepalign_jax.runs.record import (
     LARGEST_LOGPROB_GAP,
+    EmptySteps,
     StepResults,
     example_texts,
     logprob_gap,
@@ -182,3 +183,24 @@ def test_the_example_is_the_first_wrong_rollout():
     failed = dataclasses.replace(CONTEXTS[2], text="")
     critiques = make_results().critiques._replace(contexts=[*CONTEXTS[:2], failed, CONTEXTS[3]])
     assert example_texts(right._replace(critiques=critiques)).endswith("context:\n(empty)")
+
+
+def failed(step: int) -> StepResults:
+    contexts = [Context("", "truncated")] * 3 + [Context("", "empty")]
+    return make_results(step=step, critiques=Critiques(contexts, None, None))
+
+
+def test_a_step_without_a_usable_context_is_warned_of_and_too_many_end_the_run(capsys):
+    watch = EmptySteps(3)
+    for results in (failed(0), failed(1), make_results(step=2), failed(3), failed(4)):
+        watch.see(results)
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.split(" has ")[0] for line in warnings] == [
+        f"warning: no rollout of step {step}" for step in (0, 1, 3, 4)
+    ]
+    assert "3 truncated (the token budget ended the critique), 1 empty" in warnings[0]
+    with pytest.raises(UserError, match=r"step 5 .*3 such steps in a row \(train.max_empty"):
+        watch.see(failed(5))
+    never = EmptySteps(0)
+    for step in range(9):
+        never.see(failed(step))

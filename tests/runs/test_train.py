@@ -6,9 +6,11 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +22,7 @@ from support.runs import ROOT, small_config, write_config
 from stepalign_jax import evaluate, train
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl
+from stepalign_jax.base.stopping import EXIT_CAN_GO_ON
 from stepalign_jax.config.schema import Config, Projection
 from stepalign_jax.critics.oracle import oracle_critique
 from stepalign_jax.feedback.contexts import Attempt
@@ -214,14 +217,14 @@ from stepalign_jax.config.schema import *
 from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.train import train
 
-write = MetricsWriter.write
+write = MetricsWriter.write_timings
 
-def write_and_die(self, step, metrics):
-    write(self, step, metrics)
+def write_and_die(self, step, timings):
+    write(self, step, timings)
     if step == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-MetricsWriter.write = write_and_die
+MetricsWriter.write_timings = write_and_die
 train({config!r})
 """
 
@@ -267,3 +270,40 @@ def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path):
         k: finished[k] for k in finished.keys() - timed
     }
     assert len(read_jsonl(run.timings_file)) == 4
+
+
+def test_a_stop_signal_leaves_a_checkpoint_and_the_same_command_goes_on(unbroken, tmp_path):
+    """SIGTERM in the second step, as a preemption sends it."""
+    config = stepalign_config(tmp_path)
+    run = RunDirectory.of(config)
+    spec = write_config(tmp_path / "config.py", config)
+    command = [sys.executable, "-m", "stepalign_jax.train", "--config", spec]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        while not run.rollouts_file(0).exists():
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == EXIT_CAN_GO_ON, errors
+    assert "steps are saved; the same command goes on" in errors
+    (saved,) = finished_steps(run.checkpoints)[-1:]
+    assert 1 <= saved < 4
+    train.train(config)
+    assert run.metrics_file.read_bytes() == unbroken.metrics_file.read_bytes()
+
+
+def test_before_is_measured_before_training_even_if_its_file_is_lost(
+    unbroken, tmp_path, monkeypatch
+):
+    config = stepalign_config(tmp_path)
+    shutil.copytree(unbroken.path, RunDirectory.of(config).path)
+    run = RunDirectory.of(config)
+    run.summary_file.unlink()
+    run.evaluation_file("before").unlink()
+    train.train(config)
+    for label in ("before", "after"):
+        expected = unbroken.evaluation_file(label).read_bytes()
+        assert run.evaluation_file(label).read_bytes() == expected

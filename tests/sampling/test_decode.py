@@ -362,6 +362,19 @@ def test_a_cancelled_request_frees_its_slot_and_draws_no_more():
         assert tokens == alone(MIXTURE[number])
 
 
+def test_no_step_is_taken_for_a_cancelled_request():
+    CALLS.clear()
+    # From 2 on it takes 8 steps to 10; from 11 on the budget of 12 ends it.
+    requests = requests_for([[2], [11]])
+    session = session_for(requests, model=Successor(CONFIG), variables={}, stop_ids=(10,))
+    session.submit(requests)
+    session.step(1)
+    session.cancel(1)
+    assert session.step(64).tokens_of(1) == [] and session.over
+    jax.effects_barrier()
+    assert CALLS.count((2, 1)) == 8
+
+
 def test_a_request_that_is_cancelled_while_it_waits_is_never_prefilled():
     CALLS.clear()
     # Two rows a batch: 0 and 1 in 128 columns, then 2 and 3 in 64, then 4 and 5 in 24.
@@ -410,7 +423,9 @@ def test_other_parameters_and_waves_compile_nothing():
         session.cancel(numbers[1])
         while not session.over:
             session.step(64)
-        assert counter.take()["compilations"] == 0
+        session.submit(requests_for([[9]] * 3, changed))  # in every slot
+        session.step(64)
+        assert session.over and counter.take()["compilations"] == 0
 
 
 def test_a_request_that_does_not_fit_the_session_is_refused_and_changes_nothing():

@@ -59,7 +59,7 @@ def draw_rows(logits: np.ndarray, keys: jax.Array, *rows: dict[str, Any]) -> Any
     return _sample(logits, keys, **params)
 
 
-_sample = jax.jit(lambda logits, keys, **params: sample_token(logits, keys, **params))
+_sample: Any = jax.jit(lambda logits, keys, **params: sample_token(logits, keys, **params))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

@@ -37,6 +37,7 @@ from stepalign_jax.sampling.request import (
     make_requests,
     sample_addresses,
 )
+from stepalign_jax.sampling.scheduler import prompt_layout
 from stepalign_jax.sampling.session import Session
 
 PAD = 0
@@ -95,17 +96,20 @@ def test_batch_size_changes_no_token(expected):
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_sessions_beside_each_other_change_no_token(expected, number, monkeypatch):
     monkeypatch.setattr(layout, "num_sessions", lambda _variables: number)
-    submitted: list[int] = []
+    submitted, layouts = [], []
 
     class Counted(Session):
-        def submit(self, requests: Sequence[Request], *layout: Any) -> list[int]:
+        def submit(self, requests: Sequence[Request], layout: Any = None) -> list[int]:
             submitted.append(len(requests))
-            return super().submit(requests, *layout)
+            layouts.append(layout)
+            return super().submit(requests, layout)
 
     monkeypatch.setattr(engine_module, "Session", Counted)
     rows = [*range(9), 0, 0, 3]
     assert_rows_equal(sample(rows), expected, rows)
     assert len(submitted) == number and sum(submitted) == len(rows)
+    # They share their programs: each pads as the prompts of all need it.
+    assert layouts == [prompt_layout([tuple(prompt) for prompt in PROMPTS])] * number
 
 
 def test_only_a_model_without_blocks_has_several_sessions(monkeypatch):
@@ -172,8 +176,11 @@ def test_the_adapter_is_on_exactly_where_it_is_given(expected):
 
 
 def test_purpose_and_seed_change_the_noise(expected):
-    for change in ({"purpose": Purpose.CRITIC}, {"seed": 12}):
-        other = ENGINE.sample(BASE, requests_for(range(9), **change), batch_size=4)
+    for requests in (
+        requests_for(range(9), purpose=Purpose.CRITIC),
+        requests_for(range(9), seed=12),
+    ):
+        other = ENGINE.sample(BASE, requests, batch_size=4)
         assert np.any(other.tokens != expected.tokens)
 
 
@@ -200,7 +207,7 @@ def test_requests_of_many_kinds_in_one_call_equal_calls_of_one_kind():
 
 
 def test_a_completion_is_finished_by_its_own_stop_token_too(expected):
-    (row, *_) = np.flatnonzero(~np.asarray(expected.finished))
+    row = int(np.argmin(expected.finished))
     stop = int(expected.tokens[row, 2])
     first = expected.tokens[row].tolist().index(stop)
     own = requests_for([row, row], SAMPLING._replace(stop_ids=(stop,)))

@@ -96,24 +96,15 @@ def generate(checkpoint: Path) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from stepalign_jax.config.schema import SamplingConfig
     from stepalign_jax.huggingface.weights import load_model
-    from stepalign_jax.sampling.engine import Engine, Purpose
+    from stepalign_jax.sampling.engine import Engine
+    from stepalign_jax.sampling.request import Address, SamplingParams, make_requests
 
     config, params = load_model(str(checkpoint))
-    settings = SamplingConfig(
-        temperature=0.0, top_k=0, top_p=1.0, max_new_tokens=NUM_TOKENS, batch_size=2
-    )
+    greedy = SamplingParams(0.0, 0, 1.0, NUM_TOKENS, ())
     engine = Engine(config, jnp.float32, None, (config.vocab_size - 1,), config.vocab_size - 1)
-    addresses = np.zeros((2, 4), np.uint32)
-    rollouts = engine.sample(
-        {"params": params},
-        PROMPTS,
-        addresses,
-        seed=0,
-        purpose=Purpose.SOLVER,
-        settings=settings,
-    )
+    requests = make_requests(PROMPTS, [Address(0, 0, 0, 0, 0, 0)] * 2, greedy)
+    rollouts = engine.sample({"params": params}, requests, batch_size=2)
     return {"tokens": np.asarray(rollouts.tokens).tolist()}
 
 

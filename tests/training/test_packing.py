@@ -44,7 +44,7 @@ def draw(num_rows: int, longest: int, *, seed: int) -> dict[str, Any]:
     logprobs = random.standard_normal(tokens.shape).astype(np.float32)
     return {
         "prompts": prompts(9),
-        "rollouts": Rollouts(tokens, logprobs, logprobs, lengths, lengths < longest),
+        "rollouts": Rollouts(tokens, logprobs, lengths, lengths < longest),
         "usable": random.random(num_rows) < 0.8,
         "token_weights": random.random(tokens.shape, np.float32),
         "advantages": random.standard_normal(num_rows).astype(np.float32),
@@ -116,7 +116,6 @@ def test_the_worked_example_of_the_module():
     rollouts = Rollouts(
         tokens=np.array([[5, 6, 7], [8, 9, 0]], np.int32),
         logprobs=np.zeros((2, 3), np.float32),
-        sampling_logprobs=np.zeros((2, 3), np.float32),
         lengths=np.array([3, 2], np.int32),
         finished=np.ones(2, bool),
     )

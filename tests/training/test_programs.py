@@ -65,7 +65,7 @@ def with_data(programs: Programs, mesh: Any, lora: Any, abstract: Any) -> Any:
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, 24, (ROWS, COMPLETION)).astype(np.int32)
     logprobs, lengths = np.full(tokens.shape, -1.0, np.float32), np.full(ROWS, COMPLETION)
-    rollouts = Rollouts(tokens, logprobs, logprobs, lengths, lengths > 0)
+    rollouts = Rollouts(tokens, logprobs, lengths, lengths > 0)
     prompts = [rng.integers(3, 24, PROMPT).tolist() for _ in range(ROWS)]
     contexts = [[*prompt, *range(8)] for prompt in prompts]
     ones = np.ones(tokens.shape, np.float32)

@@ -1,0 +1,58 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Stop signals: at once, at a safe point, and at once again."""
+
+import os
+import signal
+
+import pytest
+
+from stepalign_jax.base.stopping import EXIT_CAN_GO_ON, Stopped, stop_signals
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_outside_of_a_loop_a_signal_stops_at_once(number):
+    with pytest.raises(Stopped, match="before the command was done") as stopped, stop_signals():
+        send(number)
+    assert stopped.value.exit_code == 128 + number
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_deferred_signal_waits_for_the_safe_point(number, capsys):
+    done = 0
+    with pytest.raises(Stopped) as stopped, stop_signals() as stop, stop.deferred():
+        for step in range(9):
+            if step == 3:
+                send(number)
+            done += 1
+            if stop.requested:
+                stop.now(f"{done} steps are saved")
+    assert done == 4 and stopped.value.exit_code == EXIT_CAN_GO_ON
+    name = signal.Signals(number).name
+    assert (
+        str(stopped.value) == f"stopped by {name}: 4 steps are saved; the same command goes on"
+    )
+    assert capsys.readouterr().err.startswith(f"{name}: stops after this step")
+
+
+def test_a_second_signal_is_not_deferred():
+    with pytest.raises(Stopped) as stopped, stop_signals() as stop, stop.deferred():
+        send(signal.SIGTERM)
+        send(signal.SIGINT)
+    assert stopped.value.exit_code == 128 + signal.SIGINT
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with stop_signals() as stop:
+        assert signal.getsignal(signal.SIGTERM) == stop.handle
+        with stop_signals() as inner, inner.deferred():
+            send(signal.SIGHUP)
+        assert (stop.requested, inner.requested) == ("", "SIGHUP")
+    assert [signal.getsignal(number) for number in SIGNALS] == before
