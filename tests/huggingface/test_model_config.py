@@ -188,9 +188,9 @@ def test_every_field_of_yarn_survives_the_round_trip():
     ("rope", "top", "factor", "original"),
     [
         # As transformers: the original context defaults to the config's own ...
-        ({"factor": 2.0}, {}, 2.0, 128),
+        ({"factor": 2.0}, {}, 2.0, 512),
         # ... a null factor is what the two contexts say ...
-        ({"factor": None, "original_max_position_embeddings": 32}, {}, 4.0, 32),
+        ({"factor": None, "original_max_position_embeddings": 128}, {}, 4.0, 128),
         # ... and the top level has the last word on the original context.
         (YARN, {"original_max_position_embeddings": 64}, 4.0, 64),
     ],
@@ -202,7 +202,7 @@ def test_what_yarn_leaves_out_is_filled_as_transformers_does(rope, top, factor, 
 
 def test_yarn_never_lowers_the_positions_of_the_config():
     scaling = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}
-    assert config_from_hf(HF | {"rope_scaling": scaling}).max_positions == 128
+    assert config_from_hf(HF | {"rope_scaling": scaling}).max_positions == 512
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,6 @@
 """Checkpoints: what is read and written, bit for bit. Refusals: test_weights_refusals.py."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +16,13 @@ from support.checkpoint_files import (
     HF,
     KERNEL,
     TIED_HF,
-    assert_same_bits,
     save_model,
     write,
     write_sharded,
 )
 from support.goldens import CASES, case_tokens, random_tensors, torch_logits
+from support.models import assert_same_bits
+from support.runs import output_on_devices
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.schema import ParallelConfig
@@ -194,8 +191,8 @@ def test_the_biases_of_a_qwen2_are_read_and_written(tmp_path):
 
 def test_eight_devices_hold_the_same_weights(tensors, tmp_path):
     write_sharded(tmp_path, tensors)
-    code = """
-        import sys; from pathlib import Path
+    code = f"""
+        from pathlib import Path
         import jax, numpy as np
         from stepalign_jax.config.schema import ParallelConfig
         from stepalign_jax.model.qwen3 import abstract_params
@@ -204,7 +201,7 @@ def test_eight_devices_hold_the_same_weights(tensors, tmp_path):
         from stepalign_jax.huggingface.weights import write_model
         from stepalign_jax.parallel.mesh import make_mesh, param_shardings
 
-        directory = Path(sys.argv[1])
+        directory = Path({str(tmp_path)!r})
         config = read_sizes(directory)
         mesh = make_mesh(ParallelConfig(data=2, fsdp=2, tensor=2))
         shardings = param_shardings(mesh, abstract_params(config))
@@ -216,12 +213,7 @@ def test_eight_devices_hold_the_same_weights(tensors, tmp_path):
         (directory / "out").mkdir()
         write_model(directory / "out", config, params, max_shard_bytes=40_000)
     """
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
-        check=True,
-        env={**os.environ, **flags},
-    )
+    output_on_devices(code, num_devices=8)
     assert_same_bits(all_tensors(tmp_path / "out"), tensors)
 
 

@@ -2,16 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of the divergence at full size, by the compilers' own accounts; nothing is run."""
 
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
 from support.float64 import make_divergence
+from support.runs import output_with_tpu_compiler
 
 from stepalign_jax.objectives.tiled_divergence import tiled_divergence
 
@@ -50,7 +45,7 @@ def test_on_a_cpu_memory_is_under_a_gib_and_flat_in_the_number_of_tokens():
 ON_A_TPU = """
     import jax, jax.numpy as jnp
     from jax.experimental import topologies
-    from test_divergence_memory import temporaries
+    from objectives.test_divergence_memory import temporaries
 
     chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
     place = jax.sharding.SingleDeviceSharding(chips.devices[0])
@@ -61,21 +56,6 @@ ON_A_TPU = """
 @pytest.mark.slow
 def test_the_tpu_compiler_plans_under_a_gib_and_flat_in_the_number_of_tokens():
     pytest.importorskip("libtpu")
-    here = Path(__file__).parent
-    tests = here.parent
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests, here))),
-    }
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(ON_A_TPU)],
-        env=environment, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    fewer, more = (int(found) for found in finished.stdout.split()[-2:])
+    fewer, more = map(int, output_with_tpu_compiler(ON_A_TPU).split())
     assert fewer <= GIB
     assert more - fewer <= 2**20

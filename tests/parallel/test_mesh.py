@@ -3,18 +3,17 @@
 """The mesh: sizes that fit, shardings from the one table, and the same numbers on 8 devices."""
 
 import dataclasses
-import textwrap
-from pathlib import Path
 
 import jax
 import pytest
 from jax.sharding import PartitionSpec
+from support.models import CONFIG
 from support.runs import output_on_devices
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.schema import ParallelConfig
 from stepalign_jax.model.lora import LoraSpec, abstract_lora
-from stepalign_jax.model.qwen3 import Qwen3Config, abstract_params
+from stepalign_jax.model.qwen3 import abstract_params
 from stepalign_jax.parallel.mesh import (
     RULES,
     batch_sharding,
@@ -24,22 +23,6 @@ from stepalign_jax.parallel.mesh import (
     split_devices,
 )
 
-CONFIG = Qwen3Config(
-    vocab_size=32,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=24,
-    rope_theta=1e4,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=False,
-    max_positions=64,
-    qkv_bias=False,
-    qk_norm=True,
-    yarn=None,
-)
 ONE = jax.devices()[:1]
 
 
@@ -96,10 +79,10 @@ def test_biases_are_cut_like_the_outputs_of_their_kernels():
 
 
 def test_an_axis_that_does_not_divide_is_refused_by_name():
-    mesh = make_mesh(parallel(1, 1, 5), devices=ONE * 5)
-    with pytest.raises(UserError, match=r"parallel\.tensor = 5 .* embedding \[32, 16\]"):
+    mesh = make_mesh(parallel(1, 1, 3), devices=ONE * 3)
+    with pytest.raises(UserError, match=r"parallel\.tensor = 3 .* embedding \[50, 32\]"):
         param_shardings(mesh, abstract_params(CONFIG))
-    with pytest.raises(UserError, match=r"^critic\.tensor = 5 does not divide"):
+    with pytest.raises(UserError, match=r"^critic\.tensor = 3 does not divide"):
         param_shardings(mesh, abstract_params(CONFIG), section="critic")
 
 
@@ -125,11 +108,9 @@ def test_batch_sharding_cuts_the_batch_by_both_axes():
 
 
 # A process of its own imports this module too.
-FROM_HERE = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
 EIGHT_DEVICES = """
-    import sys
     import jax, jax.numpy as jnp, numpy as np
-    from test_mesh import CONFIG, parallel
+    from parallel.test_mesh import CONFIG, parallel
     from stepalign_jax.model.lora import LoraSpec, abstract_lora, init_lora
     from stepalign_jax.model.qwen3 import Qwen3, abstract_params, init_params
     from stepalign_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings, use_mesh
@@ -154,9 +135,9 @@ EIGHT_DEVICES = """
         placed = jax.device_put(tokens, batch_sharding(mesh, 2))
         many = jax.jit(jax.value_and_grad(loss, has_aux=True))(sharded, placed)
     kernel = sharded["params"]["layers"]["mlp"]["up_proj"]["kernel"]
-    assert kernel.addressable_shards[0].data.shape == (2, 8, 12), kernel.sharding
+    assert kernel.addressable_shards[0].data.shape == (2, 16, 24), kernel.sharding
     (_, hidden), _ = many
-    assert hidden.addressable_shards[0].data.shape == (2, 6, 16), hidden.sharding
+    assert hidden.addressable_shards[0].data.shape == (2, 6, 32), hidden.sharding
     single = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables, tokens)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, many, single)
@@ -165,5 +146,4 @@ EIGHT_DEVICES = """
 
 
 def test_eight_devices_give_the_numbers_of_one():
-    code = FROM_HERE + textwrap.dedent(EIGHT_DEVICES)
-    assert output_on_devices(code, num_devices=8) == "equal on 8 devices"
+    assert output_on_devices(EIGHT_DEVICES, num_devices=8) == "equal on 8 devices"

@@ -3,8 +3,6 @@
 """Trees in host memory: nothing stays on the devices, and all of it comes back."""
 
 import gc
-import textwrap
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -99,11 +97,10 @@ def test_a_tree_that_was_replaced_is_moved_anew():
 
 
 # A process of its own imports this module too.
-FROM_HERE = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
 EIGHT_DEVICES = """
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
-    from test_offload import bits, bytes_in
+    from parallel.test_offload import bits, bytes_in
     from stepalign_jax.config.schema import ParallelConfig
     from stepalign_jax.parallel.mesh import make_mesh, use_mesh
     from stepalign_jax.parallel.offload import offload, restore
@@ -130,5 +127,4 @@ EIGHT_DEVICES = """
 
 
 def test_eight_devices_get_back_what_they_had():
-    code = FROM_HERE + textwrap.dedent(EIGHT_DEVICES)
-    assert output_on_devices(code, num_devices=8) == "restored on 8 devices"
+    assert output_on_devices(EIGHT_DEVICES, num_devices=8) == "restored on 8 devices"

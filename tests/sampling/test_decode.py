@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.models import CONFIG, full_log_probs
 
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.errors import UserError
@@ -21,23 +22,11 @@ from stepalign_jax.sampling.request import Address, Request, SamplingParams
 from stepalign_jax.sampling.scheduler import prompt_layout
 from stepalign_jax.sampling.session import DecodeChunk, Session
 
-CONFIG = Qwen3Config(
-    vocab_size=24,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    rope_theta=10_000.0,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=True,
-    max_positions=1024,
-    qkv_bias=False,
-    qk_norm=True,
-    yarn=None,
-)
 PAD, BUDGET = 0, 12
+# Of every session that needs no other number, in a cache of 128 slots: each pair of them is a
+# program that has to be compiled.
+SLOTS, LENGTH = 5, 129
+WIDER = 209  # a session's that starts with a cache of 128 slots, and may need 208
 # Large weights, so that the distributions are far from uniform and differ by position.
 PARAMS = jax.tree.map(lambda leaf: leaf * 8, init_params(CONFIG, jax.random.key(0)))
 VARIABLES = {"params": unstack_layers(PARAMS, CONFIG.num_layers)}
@@ -66,14 +55,14 @@ def requests_for(
 
 
 def session_for(requests: Sequence[Request], **changes: Any) -> Session:
-    """A session on the tiny model as wide as `requests` need; by default a slot for each."""
+    """A session on the toy model that is wide enough for `requests`."""
     layout = prompt_layout([tuple(request.prompt) for request in requests])
     budget = max(request.params.max_new_tokens for request in requests)
     options: dict[str, Any] = dict(
         model=MODEL,
         variables=VARIABLES,
-        num_slots=len(requests),
-        max_length=layout.max_length(budget),
+        num_slots=SLOTS,
+        max_length=max(LENGTH, layout.max_length(budget)),
         stop_ids=(),
         dtype=jnp.float32,
     )
@@ -125,15 +114,7 @@ def full_forward_log_probs(prompts: list[list[int]], rollouts: Rollouts) -> np.n
     rows = [prompt + list(row) for prompt, row in zip(prompts, rollouts.tokens, strict=True)]
     width = max(map(len, rows))
     tokens = np.array([row + [PAD] * (width - len(row)) for row in rows], np.int32)
-    model = Qwen3(CONFIG, jnp.float32)
-
-    @jax.jit
-    def forward(params: Any) -> jax.Array:
-        hidden, _ = model.apply({"params": params}, tokens)
-        logits: Any = model.apply({"params": params}, hidden, method=model.logits)
-        return jax.nn.log_softmax(logits)
-
-    log_probs = np.asarray(forward(PARAMS))
+    log_probs = np.asarray(full_log_probs(CONFIG, "float32", PARAMS, tokens))
     starts = [len(prompt) - 1 for prompt in prompts]
     return np.stack(
         [row[start : start + BUDGET] for row, start in zip(log_probs, starts, strict=True)]
@@ -270,7 +251,7 @@ def test_a_shared_prefix_is_prefilled_once_and_changes_no_token():
     run_successor(prompts)
     assert CALLS[:2] == [(1, 128), (3, 16)]
     # One prompt alone shares nothing, and prefills whole.
-    shared, addresses = run(prompts), addresses_for(3)
+    shared, addresses = run(prompts, max_length=WIDER), addresses_for(3)
     alone = [run([p], addresses=addresses[i : i + 1]) for i, p in enumerate(prompts)]
     for row, rollouts in enumerate(alone):
         np.testing.assert_array_equal(shared.tokens[row], rollouts.tokens[0])
@@ -285,7 +266,7 @@ def test_a_cache_that_grows_and_shrinks_changes_no_token():
     rollouts = run(prompts, num_slots=2, params=GREEDY)
     expected = full_forward_log_probs(prompts, rollouts)
     assert np.array_equal(rollouts.tokens, expected.argmax(axis=-1))
-    assert np.array_equal(rollouts.tokens, run(prompts, num_slots=4, params=GREEDY).tokens)
+    assert np.array_equal(rollouts.tokens, run(prompts, params=GREEDY).tokens)
 
 
 # --- requests of their own kinds, and while the session runs ------------------------------
@@ -305,12 +286,11 @@ MIXTURE = [
 
 
 def alone(request: Request, **changes: Any) -> list[int]:
-    """The tokens of a request that nothing else is decoded beside, in as many slots."""
-    (found,) = [chunks([request], num_slots=5, max_length=64, **changes)]
-    return [token for chunk in found for token in chunk.tokens_of(0)]
+    """The tokens of a request that nothing else is decoded beside."""
+    return [token for chunk in chunks([request], **changes) for token in chunk.tokens_of(0)]
 
 
-@pytest.mark.parametrize("num_slots", [2, 5])
+@pytest.mark.parametrize("num_slots", [2, SLOTS])
 def test_requests_of_many_kinds_draw_together_what_they_draw_alone(num_slots):
     found = chunks(MIXTURE, num_slots=num_slots)
     for number, request in enumerate(MIXTURE):
@@ -346,7 +326,7 @@ def test_a_request_submitted_while_others_run_draws_what_it_draws_alone():
             ([4, 5], [6], [7, 8, 9]), addresses_for(3, problem=5), KINDS, strict=False
         )
     ]
-    session = session_for(MIXTURE, num_slots=5, max_length=160)
+    session = session_for(MIXTURE, max_length=WIDER)
     assert session.submit(MIXTURE) == [0, 1, 2, 3, 4]
     found = [session.step(3)]
     assert session.submit(late) == [5, 6, 7] and session.submit([]) == []
@@ -359,12 +339,11 @@ def test_a_request_submitted_while_others_run_draws_what_it_draws_alone():
     assert session.num_done == 9
     for number, request in enumerate([*MIXTURE, *late, MIXTURE[2]]):
         tokens = [token for chunk in found for token in chunk.tokens_of(number)]
-        expected = chunks([request], num_slots=5, max_length=160)
-        assert tokens == [token for chunk in expected for token in chunk.tokens_of(0)]
+        assert tokens == alone(request, max_length=WIDER)
 
 
 def test_a_cancelled_request_frees_its_slot_and_draws_no_more():
-    session = session_for(MIXTURE, num_slots=2, max_length=64)
+    session = session_for(MIXTURE, num_slots=2)
     session.submit(MIXTURE)
     chunk = session.step(2)
     running = [number for number in chunk.requests.tolist() if number >= 0]
@@ -416,7 +395,7 @@ def test_a_request_that_is_cancelled_while_it_waits_is_never_prefilled():
 
 
 def test_cancelling_all_ends_a_session_and_it_takes_requests_again():
-    session = session_for(MIXTURE, max_length=64)
+    session = session_for(MIXTURE)
     session.submit(MIXTURE)
     session.step(2)
     for number in range(5):
@@ -432,7 +411,7 @@ def test_cancelling_all_ends_a_session_and_it_takes_requests_again():
 
 
 def test_other_parameters_and_waves_compile_nothing():
-    session = session_for(MIXTURE, num_slots=3, max_length=64)
+    session = session_for(MIXTURE, num_slots=2)
     session.submit(MIXTURE[:1])
     while not session.over:
         session.step(64)

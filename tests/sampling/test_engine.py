@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.models import merged
+from support.models import CONFIG, full_log_probs, merged
 
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.errors import UserError
@@ -26,6 +26,7 @@ from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3, init_params, unstack_layers
 from stepalign_jax.sampling import engine as engine_module
 from stepalign_jax.sampling import layout
+from stepalign_jax.sampling.decode import decode_chunk
 from stepalign_jax.sampling.engine import Engine
 from stepalign_jax.sampling.layout import decode_layout, num_sessions
 from stepalign_jax.sampling.request import (
@@ -39,22 +40,6 @@ from stepalign_jax.sampling.request import (
 from stepalign_jax.sampling.scheduler import prompt_layout
 from stepalign_jax.sampling.session import Session
 
-CONFIG = Qwen3Config(
-    vocab_size=24,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    rope_theta=10_000.0,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=True,
-    max_positions=64,
-    qkv_bias=False,
-    qk_norm=True,
-    yarn=None,
-)
 PAD = 0
 SPEC = LoraSpec(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))
 PARAMS = jax.tree.map(lambda leaf: leaf * 8, init_params(CONFIG, jax.random.key(0)))
@@ -131,10 +116,10 @@ def test_only_a_model_without_blocks_has_several_sessions(monkeypatch):
     monkeypatch.setattr(layout, "num_blocks", lambda: 2)
     assert num_sessions(ENGINE.prepare(BASE)) == 2
     monkeypatch.setattr("stepalign_jax.model.products._SMALLEST", 0)
-    jax.clear_caches()  # the layout was compiled with the other size
+    decode_layout.clear_cache()  # it was compiled with the other size
     assert num_sessions(ENGINE.prepare(BASE)) == 1
     monkeypatch.setattr(layout, "num_blocks", lambda: 0)
-    jax.clear_caches()
+    decode_layout.clear_cache()
     assert num_sessions(ENGINE.prepare(BASE)) == 1
 
 
@@ -166,19 +151,11 @@ def full_forward_logprobs(
     params: dict[str, Any], rollouts: Rollouts, config: Qwen3Config = CONFIG
 ) -> np.ndarray:
     """[N, T] log-probabilities of the completions by an uncached forward; 0 after the end."""
-    model = Qwen3(config, jnp.float32)
     tokens = np.zeros((9, 48), np.int32)
     for row, prompt in enumerate(PROMPTS):
         tokens[row, : len(prompt)] = prompt
         tokens[row, len(prompt) : len(prompt) + 8] = rollouts.tokens[row]
-
-    @jax.jit
-    def forward(params: Any) -> jax.Array:
-        hidden, _ = model.apply({"params": params}, tokens)
-        logits: Any = model.apply({"params": params}, hidden, method=model.logits)
-        return jax.nn.log_softmax(logits)
-
-    log_probs = np.asarray(forward(params))
+    log_probs = np.asarray(full_log_probs(config, "float32", params, tokens))
     result = np.zeros((9, 8), np.float32)
     for row, prompt in enumerate(PROMPTS):
         for t in range(rollouts.lengths[row]):
@@ -242,7 +219,7 @@ def test_a_completion_is_finished_by_its_own_stop_token_too(expected):
 
 def test_nothing_compiles_after_the_first_call_with_such_widths(expected):
     other = {"params": jax.tree.map(lambda leaf: leaf * 0.5, PARAMS)}
-    jax.clear_caches()
+    decode_chunk.clear_cache()
     with closing(CompilationCounter()) as counter:
         sample(range(9))
         assert counter.take()["compilations"]  # what is counted can be counted
@@ -329,15 +306,8 @@ def test_a_biased_model_samples_with_the_log_probs_that_it_is_scored_with(dtype)
     rollouts = engine.sample({"params": params}, requests_for([0]), batch_size=4)
     start, length = len(PROMPTS[0]), int(rollouts.lengths[0])
     tokens = np.array([[*PROMPTS[0], *rollouts.tokens[0]]], np.int32)
-    model = Qwen3(config, jnp.dtype(dtype))
-
-    @jax.jit
-    def score(params: Any) -> Any:
-        hidden, _ = model.apply({"params": params}, tokens)  # pyright: ignore[reportAssignmentType]
-        logits: Any = model.apply({"params": params}, hidden, method="logits")
-        return jax.nn.log_softmax(logits)[0, start - 1 : -1]
-
-    expected = np.asarray(score(params))[np.arange(8), np.asarray(rollouts.tokens[0])]
+    score = np.asarray(full_log_probs(config, dtype, params, tokens))[0, start - 1 : -1]
+    expected = score[np.arange(8), np.asarray(rollouts.tokens[0])]
     # Rounding differs between compiled shapes; a bias that is rounded in one of the two
     # alone would add its own error, of 0.7 x 2**-9 in bf16, to every channel.
     tolerance = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.01}[dtype]
@@ -369,13 +339,13 @@ def test_no_requests_give_no_rows(monkeypatch):
 
 
 def test_prompts_that_do_not_fit_are_refused():
-    long, empty = (Request(prompt, ADDRESSES[0], SAMPLING) for prompt in ([3] * 57, []))
-    with pytest.raises(UserError, match=r"57 tokens.* 64 positions"):
+    long, empty = (Request(prompt, ADDRESSES[0], SAMPLING) for prompt in ([3] * 505, []))
+    with pytest.raises(UserError, match=r"505 tokens.* 512 positions"):
         ENGINE.sample(BASE, [long], batch_size=4)
     with pytest.raises(UserError, match="Prompt 0 is empty"):
         ENGINE.sample(BASE, [empty], batch_size=4)
-    with pytest.raises(UserError, match="65 tokens"):
-        ENGINE.session(BASE, num_slots=1, max_length=65)
+    with pytest.raises(UserError, match="513 tokens"):
+        ENGINE.session(BASE, num_slots=1, max_length=513)
 
 
 def test_addresses_count_the_samples_of_a_problem_that_stands_twice():

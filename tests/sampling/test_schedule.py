@@ -185,9 +185,12 @@ def test_one_prompt_shares_nothing():
 def test_the_cache_is_wide_enough_and_seldom_changes(needed, more, current):
     limit = needed + more
     width = cache_bucket(needed, limit)
-    assert needed <= width <= max(limit, 128)
-    assert width == limit or width == 128 or width < 2 * needed
-    assert width <= max(limit, 1)
+    assert needed <= width <= limit
+    if width < limit:  # the narrowest of 128, 256, 512, ... that holds them
+        assert width >= 128 and width.bit_count() == 1
+        assert width == 128 or width // 2 < needed
+    else:  # which is near that
+        assert width < 1.5 * max(128, 2 * needed)
     again = resized(current, needed, limit)
     assert again >= needed
     # It stays unless it must grow, or can shrink to half.

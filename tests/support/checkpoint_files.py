@@ -44,13 +44,6 @@ def write_index(directory: Path, weight_map: dict[str, str]) -> None:
     (directory / INDEX).write_text(json.dumps(index))
 
 
-def assert_same_bits(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
-    assert left.keys() == right.keys()
-    for name in left:
-        assert left[name].dtype == right[name].dtype
-        assert left[name].tobytes() == right[name].tobytes(), name
-
-
 def save_model(
     target: Path, config: Qwen3Config, params: Any, *, max_shard_bytes: int, overwrite: bool
 ) -> None:

@@ -1,8 +1,9 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Toy models, and what tests do to their weights."""
+"""The toy model of all tests, its variants, and what tests do to its weights."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,9 @@ from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.model.rope import YarnScaling
 
+# One size, so that tests share compiled programs. No two axes of a weight are alike, nor is
+# the head size hidden / heads; two query heads read each key head. Every size is even, so
+# that meshes can cut it.
 CONFIG = Qwen3Config(
     vocab_size=50,
     hidden_size=32,
@@ -26,7 +30,7 @@ CONFIG = Qwen3Config(
     rope_theta=1e4,
     rms_norm_eps=1e-6,
     tie_word_embeddings=False,
-    max_positions=128,
+    max_positions=512,
     qkv_bias=False,
     qk_norm=True,
     yarn=None,
@@ -46,6 +50,8 @@ YARN = YarnScaling(
 )
 
 
+# Its embedding gets gradients from both ends.
+TIED = dataclasses.replace(CONFIG, tie_word_embeddings=True)
 QWEN2 = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
 
 
@@ -73,11 +79,30 @@ def apply(model: Qwen3, variables: Any, *args: Any, **kwargs: Any) -> Any:
     return model.apply(variables, *args, **kwargs)
 
 
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def full_log_probs(config: Qwen3Config, dtype: str, params: Any, tokens: Any) -> jax.Array:
+    """[B, T, V] log-probabilities of the next token, uncached and in scanned form."""
+    model = Qwen3(config, jnp.dtype(dtype))
+    hidden, _ = apply(model, {"params": params}, tokens)
+    return jax.nn.log_softmax(apply(model, {"params": params}, hidden, method="logits"))
+
+
 def random_adapter(config: Any, spec: LoraSpec, seed: int = 0) -> Any:
     """An adapter whose `a` and `b` are both not zero."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: init_lora(config, spec, jax.random.key(0)))
     return jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
+
+
+def assert_same_bits(actual: Any, expected: Any) -> None:
+    """Two trees of one structure, whose leaves have the same dtypes, shapes and bits."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), jax.tree_util.keystr(path)
+        assert a.tobytes() == b.tobytes(), jax.tree_util.keystr(path)
 
 
 def merged(params: Any, lora: Any, spec: LoraSpec) -> Any:

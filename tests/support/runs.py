@@ -117,13 +117,17 @@ def tiny_roles(**prompts: Any) -> Roles:
     return Roles(tokenizer, dataclasses.replace(config, **prompts))
 
 
-def output_on_devices(code: str, *, num_devices: int) -> str:
-    """Returns what `code` prints in a process that has so many simulated devices."""
+def output_on_devices(code: str, *, num_devices: int, **variables: str) -> str:
+    """Returns what `code` prints in a process that has so many simulated devices.
+
+    It may import test modules by their room, as `from parallel.test_mesh import parallel`.
+    """
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        **variables,
     }
     finished = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
@@ -131,6 +135,12 @@ def output_on_devices(code: str, *, num_devices: int) -> str:
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
     return finished.stdout.strip()
+
+
+def output_with_tpu_compiler(code: str) -> str:
+    """Returns the last line that `code` prints in a process that may compile for TPUs."""
+    chips = {"TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+    return output_on_devices(code, num_devices=1, **chips).splitlines()[-1]
 
 
 class ScriptedEngine:

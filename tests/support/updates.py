@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from support.models import TIED
 
 from stepalign_jax.config.schema import (
     EmaTeacher,
@@ -21,7 +22,6 @@ from stepalign_jax.config.schema import (
     PolicyGradient,
     TeacherConfig,
 )
-from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import Qwen3, init_params, output_head
 from stepalign_jax.objectives.divergence import LossScores
@@ -32,22 +32,7 @@ from stepalign_jax.training.scoring import hidden_states
 from stepalign_jax.training.state import TrainState
 from stepalign_jax.training.step import Method
 
-CONFIG = Qwen3Config(
-    vocab_size=24,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=24,
-    rope_theta=10_000.0,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=True,
-    max_positions=64,
-    qkv_bias=False,
-    qk_norm=True,
-    yarn=None,
-)
+CONFIG = TIED
 SPEC = LoraSpec(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
 MODEL = Qwen3(CONFIG, jnp.float32, lora=SPEC)
 DIVERGENCE = ForwardKl(

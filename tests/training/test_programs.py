@@ -2,11 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs compile from sizes alone, and what was compiled so takes a run's own arrays."""
 
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.models import random_adapter
-from support.runs import output_on_devices
+from support.runs import output_on_devices, output_with_tpu_compiler
 from support.updates import (
     CONFIG,
     DIVERGENCE,
@@ -108,9 +103,7 @@ def test_on_one_device():
 
 
 EIGHT_DEVICES = """
-    import sys
-    sys.path.insert(0, {here!r})
-    from test_programs import *
+    from training.test_programs import *
 
     mesh = make_mesh(ParallelConfig(data=2, fsdp=2, tensor=2))
     for lora, objective in ((SPEC, DIVERGENCE), (None, SURROGATE)):
@@ -120,13 +113,12 @@ EIGHT_DEVICES = """
 
 
 def test_on_eight_devices():
-    code = EIGHT_DEVICES.format(here=str(Path(__file__).parent))
-    assert output_on_devices(code, num_devices=8) == "ran on 8 devices"
+    assert output_on_devices(EIGHT_DEVICES, num_devices=8) == "ran on 8 devices"
 
 
 ON_TPUS = """
     from jax.experimental import topologies
-    from test_programs import *
+    from training.test_programs import *
 
     chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
     mesh = make_mesh(ParallelConfig(data=2, fsdp=2, tensor=2), devices=chips.devices)
@@ -141,18 +133,4 @@ ON_TPUS = """
 @pytest.mark.slow
 def test_for_a_tpu_that_is_not_there():
     pytest.importorskip("libtpu")
-    here = Path(__file__).parent
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "PYTHONPATH": os.pathsep.join(map(str, (here.parents[1], here.parent, here))),
-    }
-    finished = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(ON_TPUS)],
-        env=environment, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert finished.stdout.split("\n")[-2] == "compiled for 8 chips"
+    assert output_with_tpu_compiler(ON_TPUS) == "compiled for 8 chips"

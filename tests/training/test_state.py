@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.models import random_adapter
+from support.models import assert_same_bits, random_adapter
 from support.updates import (
     CONFIG,
     DIVERGENCE,
@@ -49,12 +49,6 @@ def start(adapter: Any = ADAPTER, *, teacher: str = "initial") -> TrainState:
     trainable = initial_trainable(PARAMS, CONFIG, SPEC, adapter, seed=0)
     known = adapter is not None
     return make_state(trainable, OPTIMIZER, TEACHERS[teacher], starts_from_adapter=known)
-
-
-def assert_same_bits(actual: Any, expected: Any) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.models import assert_same_bits
 from support.updates import (
     ALL,
     BATCH,
@@ -39,12 +40,6 @@ from stepalign_jax.training.programs import make_programs, score_teacher, update
 from stepalign_jax.training.scoring import hidden_states
 from stepalign_jax.training.state import follow
 from stepalign_jax.training.step import Method, distillation_loss
-
-
-def assert_same_bits(actual: Any, expected: Any) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def assert_close(actual: Any, expected: Any, relative: float) -> None:

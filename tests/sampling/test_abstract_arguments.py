@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import pytest
+from support.models import CONFIG
 from support.runs import output_on_devices
 
-from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, init_lora
 from stepalign_jax.model.qwen3 import init_params
 from stepalign_jax.sampling import decode, prefill, programs, session
@@ -16,22 +16,6 @@ from stepalign_jax.sampling.engine import Engine
 from stepalign_jax.sampling.request import Address, Request, SamplingParams
 from stepalign_jax.sampling.scheduler import cache_widths
 
-SIZES = Qwen3Config(
-    vocab_size=24,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    rope_theta=10_000.0,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=True,
-    max_positions=512,
-    qkv_bias=False,
-    qk_norm=True,
-    yarn=None,
-)
 SPEC = LoraSpec(rank=4, alpha=8.0, targets=("q_proj", "down_proj"))
 PLAIN = SamplingParams(1.0, 0, 1.0, max_new_tokens=300, stop_ids=())
 # Two prompts that share 128 tokens: with 300 more each outgrows the first cache.
@@ -59,10 +43,10 @@ def sample_recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
         monkeypatch.setattr(place, name, recorders[name])
     monkeypatch.setattr("stepalign_jax.sampling.layout.num_sessions", lambda _variables: 1)
     variables = {
-        "params": init_params(SIZES, jax.random.key(0)),
-        "lora": init_lora(SIZES, SPEC, jax.random.key(1)),
+        "params": init_params(CONFIG, jax.random.key(0)),
+        "lora": init_lora(CONFIG, SPEC, jax.random.key(1)),
     }
-    engine = Engine(SIZES, "float32", SPEC, stop_ids=(), pad_id=0)
+    engine = Engine(CONFIG, "float32", SPEC, stop_ids=(), pad_id=0)
     engine.sample(variables, REQUESTS, batch_size=4)
     return {name: recorder.texts for name, recorder in recorders.items()}
 
@@ -70,7 +54,7 @@ def sample_recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
 def abstract_texts(mesh: Any) -> dict[str, set[str]]:
     """The same from sizes alone."""
     _, narrow, wide = cache_widths(132, PLAIN.max_new_tokens, prefix=128)  # 128 is too narrow
-    model = programs.decode_model(SIZES, "float32", SPEC)
+    model = programs.decode_model(CONFIG, "float32", SPEC)
     arguments = {
         "prefill": [
             programs.prefill_arguments(model, mesh, num_rows=1, width=128),
@@ -98,7 +82,7 @@ def test_arguments_without_data_give_the_programs_of_a_call(monkeypatch):
 
 
 def test_a_program_compiles_from_its_arguments_alone():
-    model = programs.decode_model(SIZES, "bfloat16", None)
+    model = programs.decode_model(CONFIG, "bfloat16", None)
     arguments = programs.decode_arguments(model, None, num_slots=4, width=128)
     compiled = decode.decode_chunk.lower(*arguments).compile()
     cache = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[2]))
@@ -110,7 +94,7 @@ def test_on_a_mesh_arguments_lie_where_those_of_a_call_lie():
     printed = output_on_devices(
         """
         import jax, numpy as np
-        from sampling.test_programs import SIZES, SPEC
+        from sampling.test_abstract_arguments import CONFIG, SPEC
         from stepalign_jax.config.schema import ParallelConfig
         from stepalign_jax.model.lora import abstract_lora, init_lora
         from stepalign_jax.model.qwen3 import abstract_params, init_params
@@ -119,17 +103,19 @@ def test_on_a_mesh_arguments_lie_where_those_of_a_call_lie():
         from stepalign_jax.sampling.engine import Engine
 
         mesh = make_mesh(ParallelConfig(data=1, fsdp=2, tensor=2))
-        model = programs.decode_model(SIZES, "float32", SPEC)
+        model = programs.decode_model(CONFIG, "float32", SPEC)
         place = lambda tree, boxed: jax.device_put(tree, param_shardings(mesh, boxed))
-        engine = Engine(SIZES, "float32", SPEC, stop_ids=(1,), pad_id=0)
+        engine = Engine(CONFIG, "float32", SPEC, stop_ids=(1,), pad_id=0)
         with use_mesh(mesh):
             real = engine.prepare({
-                "params": place(init_params(SIZES, jax.random.key(0)), abstract_params(SIZES)),
+                "params": place(
+                    init_params(CONFIG, jax.random.key(0)), abstract_params(CONFIG)
+                ),
                 "lora": place(
-                    init_lora(SIZES, SPEC, jax.random.key(1)), abstract_lora(SIZES, SPEC)
+                    init_lora(CONFIG, SPEC, jax.random.key(1)), abstract_lora(CONFIG, SPEC)
                 ),
             })
-            cache = decode.empty_cache(SIZES, 4, 128, np.dtype("float32"))
+            cache = decode.empty_cache(CONFIG, 4, 128, np.dtype("float32"))
             arguments = programs.decode_arguments(model, mesh, num_slots=4, width=128)
             same = lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim)
             both = [(real, arguments[1]), (cache, arguments[2])]
