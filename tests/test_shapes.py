@@ -92,7 +92,7 @@ def modules() -> Iterator[str]:
             yield f"{name}.{found.name}"
 
 
-@pytest.mark.parametrize("name", modules())
+@pytest.mark.parametrize("name", list(modules()))
 def test_each_function_of_the_checked_modules_is_checked(name: str) -> None:
     module = importlib.import_module(name)
     assert type(module.__loader__).__module__ == "jaxtyping._import_hook"

@@ -57,7 +57,7 @@ def walk_tiles(
     tile = -(-num_rows // num_tiles)
     tile = min(tile + -tile % 8, token_tile, num_rows)  # accelerators work on 8 rows at once
 
-    def step(index: jax.Array, carry: Any) -> Any:
+    def step(index: jax.Array | int, carry: Any) -> Any:
         results, sums = carry
         start = jnp.minimum(index * tile, num_rows - tile)
         cut = [jax.lax.dynamic_slice_in_dim(array, start, tile) for array in rows]

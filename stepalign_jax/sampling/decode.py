@@ -45,7 +45,7 @@ CACHE_AXES = ("batch", "kv_heads", None, None)
 
 
 class Slots(NamedTuple):
-    """Where decoding stands, one row per slot.
+    """Where decoding stands, one row per slot: NumPy on the host, JAX arrays in a program.
 
     Attributes:
       tokens: what the next step feeds.
