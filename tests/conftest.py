@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One setting for all tests: CPU, no network, no silent broadcasting, no chance."""
+"""One setting for all tests: CPU, no network, checked shapes, no broadcasting, no chance."""
 
 import os
 from pathlib import Path
@@ -23,8 +23,12 @@ os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2 * 2**30)
 
 import hypothesis
 import jax
+import jaxtyping
+from support.shapes import CHECKED
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# From here on these modules are imported with each function's arguments and result checked.
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 # A deadline would measure compilation; a test that fails by chance cannot be trusted.
 hypothesis.settings.register_profile("stepalign", deadline=None, derandomize=True)

@@ -32,8 +32,8 @@ that the paper builds on, as is the clip (0.05 there), on which the paper is sil
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.schema import (
@@ -50,7 +50,7 @@ _NEVER = -1e30  # the log of a probability of 0 that may be subtracted from itse
 
 
 class LossScores(NamedTuple):
-    """What an update reports of its tokens, each array float32 of one shape; constants.
+    """What an update reports of its tokens; constants.
 
     Attributes:
       loss: the token's loss before its weight: a divergence, or GRPO's surrogate.
@@ -58,13 +58,13 @@ class LossScores(NamedTuple):
       solver_logprobs: log pi_solver(y) at temperature 1.
     """
 
-    loss: jax.Array
-    advantage: jax.Array
-    solver_logprobs: jax.Array
+    loss: Float32[Array, "*shape"]
+    advantage: Float32[Array, "*shape"]
+    solver_logprobs: Float32[Array, "*shape"]
 
 
 class TokenScores(NamedTuple):
-    """What a forward-only pass says of tokens, each array float32 of one shape.
+    """What a forward-only pass says of tokens.
 
     Attributes:
       divergence: the divergence at the loss temperature.
@@ -75,28 +75,28 @@ class TokenScores(NamedTuple):
       teacher_entropy: the teacher's.
     """
 
-    divergence: jax.Array
-    advantage: jax.Array
-    solver_logprobs: jax.Array
-    teacher_logprobs: jax.Array
-    solver_entropy: jax.Array
-    teacher_entropy: jax.Array
+    divergence: Float32[Array, "*shape"]
+    advantage: Float32[Array, "*shape"]
+    solver_logprobs: Float32[Array, "*shape"]
+    teacher_logprobs: Float32[Array, "*shape"]
+    solver_entropy: Float32[Array, "*shape"]
+    teacher_entropy: Float32[Array, "*shape"]
 
 
 class Reading(NamedTuple):
     """What a side says about n tokens, before it is known which tokens they are.
 
     Attributes:
-      logits: [n, V] float32, or a device's slice of V.
-      logsumexp: [n], at temperature 1.
-      logs: [n, V] log-probabilities at the loss temperature.
-      probs: [n, V] their exponentials.
+      logits: of the vocabulary, or of a device's slice of it.
+      logsumexp: at temperature 1.
+      logs: log-probabilities at the loss temperature.
+      probs: their exponentials.
     """
 
-    logits: jax.Array
-    logsumexp: jax.Array
-    logs: jax.Array
-    probs: jax.Array
+    logits: Float32[Array, "n V"]
+    logsumexp: Float32[Array, " n"]
+    logs: Float32[Array, "n V"]
+    probs: Float32[Array, "n V"]
 
 
 def check_top_k(divergence: DivergenceConfig, vocab_size: int) -> None:
@@ -112,8 +112,10 @@ def check_top_k(divergence: DivergenceConfig, vocab_size: int) -> None:
         )
 
 
-def read_logits(logits: jax.Array, temperature: float, vocabulary: Vocabulary) -> Reading:
-    """The reading of logits [n, V], for a divergence at `temperature`."""
+def read_logits(
+    logits: Float32[Array, "n V"], temperature: float, vocabulary: Vocabulary
+) -> Reading:
+    """The reading of logits, for a divergence at `temperature`."""
     largest = vocabulary.max(logits)
     shifted = logits - largest[:, None]
     weights, cooled = jnp.exp(shifted), jnp.exp(shifted / temperature)
@@ -129,10 +131,10 @@ def read_logits(logits: jax.Array, temperature: float, vocabulary: Vocabulary) -
 def loss_and_gradient(
     solver: Reading,
     teacher: Reading,
-    tokens: jax.Array,
+    tokens: Int[Array, " n"],
     divergence: DivergenceConfig,
     vocabulary: Vocabulary,
-) -> tuple[LossScores, jax.Array]:
+) -> tuple[LossScores, Float32[Array, "n V"]]:
     """Returns the scores of n tokens and the divergence's gradient by the solver's logits.
 
     Where both rows of logits are equal, divergence, advantage and gradient are exactly 0.
@@ -140,12 +142,9 @@ def loss_and_gradient(
     Args:
       solver: its reading at the divergence's temperature.
       teacher: likewise.
-      tokens: [n] integers, counted over the whole vocabulary.
+      tokens: counted over the whole vocabulary.
       divergence: which one.
       vocabulary: how V is cut.
-
-    Returns:
-      LossScores of [n], and [n, V] float32.
     """
     solver_picked = vocabulary.pick(solver.logits, tokens) - solver.logsumexp
     teacher_picked = vocabulary.pick(teacher.logits, tokens) - teacher.logsumexp
@@ -170,7 +169,7 @@ def loss_and_gradient(
 def token_scores(
     solver: Reading,
     teacher: Reading,
-    tokens: jax.Array,
+    tokens: Int[Array, " n"],
     divergence: DivergenceConfig,
     vocabulary: Vocabulary,
 ) -> TokenScores:
@@ -187,31 +186,30 @@ def token_scores(
     )
 
 
-def log_softmax(logits: jax.Array, vocabulary: Vocabulary) -> jax.Array:
-    """Log-probabilities [n, V]."""
+def log_softmax(logits: Float32[Array, "n V"], vocabulary: Vocabulary) -> Float32[Array, "n V"]:
     return logits - vocabulary.logsumexp(logits)[:, None]
 
 
-def _entropy(side: Reading, vocabulary: Vocabulary) -> jax.Array:
+def _entropy(side: Reading, vocabulary: Vocabulary) -> Float32[Array, " n"]:
     logs = side.logits - side.logsumexp[:, None]
     return -vocabulary.sum(jnp.exp(logs) * logs)
 
 
 class _Distribution(NamedTuple):
-    """Log-probabilities and the probabilities themselves, of one shape."""
+    """Log-probabilities and the probabilities themselves: [n, V], or [n] of a tail."""
 
-    logs: jax.Array
-    probs: jax.Array
+    logs: Float32[Array, "*shape"]
+    probs: Float32[Array, "*shape"]
 
 
 def _value_and_gradient(
     solver: _Distribution,
     teacher: _Distribution,
-    tokens: jax.Array,
+    tokens: Int[Array, " n"],
     divergence: DivergenceConfig,
     vocabulary: Vocabulary,
-) -> tuple[jax.Array, jax.Array]:
-    """[n] values, and [n, V] gradients by the logits that were normalised."""
+) -> tuple[Float32[Array, " n"], Float32[Array, "n V"]]:
+    """Values, and gradients by the logits that were normalised."""
     match divergence:
         case SampledToken():
             picked = vocabulary.pick(solver.logs, tokens)
@@ -229,7 +227,7 @@ def _sum_terms(
     teacher: _Distribution,
     divergence: VocabularyDivergence,
     vocabulary: Vocabulary,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float32[Array, " n"], Float32[Array, "n V"]]:
     """`_value_and_gradient` of a divergence that sums over the vocabulary."""
     terms, derivatives = _terms(solver, teacher, divergence)
     if divergence.top_k == 0:
@@ -249,7 +247,9 @@ def _sum_terms(
     return values, derivatives - solver.probs * total[:, None]
 
 
-def _tail(side: _Distribution, kept: jax.Array, vocabulary: Vocabulary) -> _Distribution:
+def _tail(
+    side: _Distribution, kept: Bool[Array, "n V"], vocabulary: Vocabulary
+) -> _Distribution:
     """[n] of all entries that are not kept, as one."""
     logs = vocabulary.logsumexp(jnp.where(kept, _NEVER, side.logs))
     return _Distribution(logs, jnp.exp(logs))
@@ -257,7 +257,7 @@ def _tail(side: _Distribution, kept: jax.Array, vocabulary: Vocabulary) -> _Dist
 
 def _terms(
     solver: _Distribution, teacher: _Distribution, divergence: VocabularyDivergence
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float32[Array, "*shape"], Float32[Array, "*shape"]]:
     """The module's table: terms and derivatives, elementwise."""
     gap = solver.logs - teacher.logs
     match divergence:
@@ -277,7 +277,9 @@ def _terms(
     return jnp.minimum(terms, clip), jnp.where(terms <= clip, derivatives, 0.0)
 
 
-def _log_mixture(solver: jax.Array, teacher: jax.Array, beta: float) -> jax.Array:
+def _log_mixture(
+    solver: Float32[Array, "*shape"], teacher: Float32[Array, "*shape"], beta: float
+) -> Float32[Array, "*shape"]:
     # Written from the larger of the two, so that nothing overflows and equal arguments are
     # returned bit for bit (logaddexp of shifted arguments would round).
     gap = solver - teacher

@@ -9,19 +9,20 @@ takes and what it clips were not found; both are stated below as choices of this
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Shaped
 
 _STD_GUARD = 1e-6
 _MAX_LOG_RATIO = 20.0  # e^20 is past any clip; without a bound exp overflows to a NaN gradient
 
 
-def group_advantages(rewards: jax.Array) -> jax.Array:
+def group_advantages(rewards: Shaped[Array, "P G"]) -> Float32[Array, "P G"]:
     """(r - mean) / (std + 1e-6) within each group; std divides by G (the population's).
 
     Args:
-      rewards: [P, G], G rollouts of each of P problems.
+      rewards: numbers or bools, of G rollouts of each of P problems.
 
     Returns:
-      [P, G] float32, constants; exactly 0 in a group whose rewards are all equal (so also for
+      Constants; exactly 0 in a group whose rewards are all equal (so also for
       G = 1), where rounding of the mean would otherwise be divided by the guard.
     """
     rewards = jax.lax.stop_gradient(rewards.astype(jnp.float32))
@@ -32,8 +33,11 @@ def group_advantages(rewards: jax.Array) -> jax.Array:
 
 
 def grpo_token_loss(
-    logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, clip: float
-) -> jax.Array:
+    logprobs: Float[Array, "B T"],
+    old_logprobs: Float[Array, "B T"],
+    advantages: Float[Array, " B"],
+    clip: float,
+) -> Float32[Array, "B T"]:
     """-min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) per token, to be minimised.
 
     ratio = exp(logprobs - old_logprobs); both must be of the same tokens at one temperature.
@@ -41,13 +45,10 @@ def grpo_token_loss(
     at padding are as meaningless as their log-probabilities: mask them.
 
     Args:
-      logprobs: [B, T] under the solver being trained; differentiable.
-      old_logprobs: [B, T] under the solver that sampled; taken as constants.
-      advantages: [B], one per rollout; taken as constants.
+      logprobs: under the solver being trained; differentiable.
+      old_logprobs: under the solver that sampled; taken as constants.
+      advantages: one per rollout; taken as constants.
       clip: epsilon, positive.
-
-    Returns:
-      [B, T] float32.
     """
     old_logprobs = jax.lax.stop_gradient(old_logprobs.astype(jnp.float32))
     log_ratio = logprobs.astype(jnp.float32) - old_logprobs

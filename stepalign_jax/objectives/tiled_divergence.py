@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from stepalign_jax.config.schema import DivergenceConfig
 from stepalign_jax.objectives.divergence import (
@@ -31,16 +32,16 @@ from stepalign_jax.objectives.vocabulary import AnyMesh, Vocabulary, on_mesh
 
 
 def tiled_divergence(
-    solver_hidden: jax.Array,
-    teacher_hidden: jax.Array,
-    solver_head: jax.Array,
-    teacher_head: jax.Array | None,
-    tokens: jax.Array,
+    solver_hidden: Float[Array, "N D"],
+    teacher_hidden: Float[Array, "N D"],
+    solver_head: Float[Array, "V D"],
+    teacher_head: Float[Array, "V D"] | None,
+    tokens: Int[Array, " N"],
     *,
-    token_weights: jax.Array,
+    token_weights: Shaped[Array, " N"],
     divergence: DivergenceConfig,
     mesh: AnyMesh | None,
-) -> tuple[jax.Array, LossScores]:
+) -> tuple[Float32[Array, ""], LossScores]:
     """Returns the weighted sum of N tokens' divergences, and their scores.
 
     The sum is the loss: `sum(token_weights * scores.loss)` is differentiable with respect to
@@ -49,20 +50,20 @@ def tiled_divergence(
     Alignment: row n of both hidden states predicts tokens[n].
 
     Args:
-      solver_hidden: [N, D] after the final norm, N at least 1; differentiable.
-      teacher_hidden: [N, D]; taken as constants.
-      solver_head: [V, D]; differentiable, its gradient is summed over tiles in float32.
-      teacher_head: [V, D], taken as constants; None if it is the solver's own, which is then
-        read once per tile.
-      tokens: [N] integers below V.
-      token_weights: [N], taken as constants: a mask, or shares.
+      solver_hidden: after the final norm, N at least 1; differentiable.
+      teacher_hidden: taken as constants.
+      solver_head: differentiable, its gradient is summed over tiles in float32.
+      teacher_head: taken as constants; None if it is the solver's own, which is then read
+        once per tile.
+      tokens: below V.
+      token_weights: taken as constants: a mask, or shares.
       divergence: which one. `loss_temperature` divides both logits in the divergence, and
         there alone; `token_tile` is the most tokens whose logits exist at once (per device).
       mesh: the mesh that cuts tokens, head and vocabulary, or None for one device.
 
     Returns:
-      A float32 scalar, and LossScores of [N] float32. Where both rows of logits are equal,
-      divergence and advantage are exactly 0 and so is the gradient.
+      The sum, and LossScores of [N]. Where both rows of logits are equal, divergence and
+      advantage are exactly 0 and so is the gradient.
 
     Raises:
       UserError: `top_k` is not below V.
@@ -76,11 +77,11 @@ def tiled_divergence(
 
 
 def tiled_scores(
-    solver_hidden: jax.Array,
-    teacher_hidden: jax.Array,
-    solver_head: jax.Array,
-    teacher_head: jax.Array | None,
-    tokens: jax.Array,
+    solver_hidden: Float[Array, "N D"],
+    teacher_hidden: Float[Array, "N D"],
+    solver_head: Float[Array, "V D"],
+    teacher_head: Float[Array, "V D"] | None,
+    tokens: Int[Array, " N"],
     *,
     divergence: DivergenceConfig,
     mesh: AnyMesh | None,
@@ -178,10 +179,10 @@ def _cast_heads(rows: Any, heads: Any) -> tuple[jax.Array, jax.Array | None]:
 def _read_both(
     divergence: DivergenceConfig,
     vocabulary: Vocabulary,
-    solver: jax.Array,
-    teacher: jax.Array,
-    solver_head: jax.Array,
-    teacher_head: jax.Array | None,
+    solver: Float[Array, "n D"],
+    teacher: Float[Array, "n D"],
+    solver_head: Float[Array, "V D"],
+    teacher_head: Float[Array, "V D"] | None,
 ) -> tuple[Reading, Reading]:
     """Solver's and teacher's readings, in one product if they share the head."""
     read: Callable[[jax.Array], Reading] = functools.partial(

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, Float32, Int
 
 from stepalign_jax.objectives.divergence import log_softmax
 from stepalign_jax.objectives.tiles import head_product, hidden_product, logits, walk_tiles
@@ -21,24 +22,21 @@ _Static = tuple[int, AnyMesh | None]  # tokens per tile, mesh
 
 
 def tiled_logprobs(
-    hidden: jax.Array,
-    head: jax.Array,
-    tokens: jax.Array,
+    hidden: Float[Array, "N D"],
+    head: Float[Array, "V D"],
+    tokens: Int[Array, " N"],
     *,
     token_tile: int,
     mesh: AnyMesh | None,
-) -> jax.Array:
-    """log pi(tokens[n]) at temperature 1 from row n of the hidden states.
+) -> Float32[Array, " N"]:
+    """log pi(tokens[n]) at temperature 1 from row n of the hidden states; differentiable.
 
     Args:
-      hidden: [N, D] after the final norm, N at least 1; differentiable.
-      head: [V, D]; differentiable, its gradient is summed over tiles in float32.
-      tokens: [N] integers below V.
+      hidden: after the final norm, N at least 1; differentiable.
+      head: differentiable, its gradient is summed over tiles in float32.
+      tokens: below V.
       token_tile: the most tokens whose logits exist at once (per device).
       mesh: the mesh that cuts tokens, head and vocabulary, or None for one device.
-
-    Returns:
-      [N] float32, differentiable.
     """
     return _logprobs((token_tile, mesh), hidden, head, tokens)
 
@@ -108,8 +106,11 @@ def _head_gradient(static: _Static, rows: Any, head: jax.Array) -> jax.Array:
 
 
 def _all_logprobs(
-    hidden: jax.Array, head: jax.Array, tokens: jax.Array, vocabulary: Vocabulary
-) -> tuple[jax.Array, jax.Array]:
-    """[n, V] log-probabilities, and [n, V] the gradient of each row's token by its logits."""
+    hidden: Float[Array, "n D"],
+    head: Float[Array, "V D"],
+    tokens: Int[Array, " n"],
+    vocabulary: Vocabulary,
+) -> tuple[Float32[Array, "n V"], Float32[Array, "n V"]]:
+    """Log-probabilities, and the gradient of each row's token by its logits."""
     logprobs = log_softmax(logits(hidden, head), vocabulary)
     return logprobs, vocabulary.holds(tokens, logprobs) - jnp.exp(logprobs)

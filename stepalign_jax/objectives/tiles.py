@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32
 
 from stepalign_jax.objectives.vocabulary import Vocabulary
 
@@ -34,7 +35,7 @@ from stepalign_jax.objectives.vocabulary import Vocabulary
 def walk_tiles(
     score: Callable[[Any, jax.Array, Any], tuple[Any, Any]],
     rows: Any,
-    head: jax.Array | None,
+    head: Float[Array, "V D"] | None,
     token_tile: int,
 ) -> tuple[Any, Any]:
     """Walks tiles of neighbouring rows, of nearly equal size, the last one ending at row N.
@@ -45,7 +46,7 @@ def walk_tiles(
       score: (tile of rows, [tile] bool, sums) -> (results by row, sums); False marks a row
         that an earlier tile had, which must not enter the sums again.
       rows: arrays [N, ...].
-      head: [V, D] if there are sums of its shape, which begin as float32 zeros; or None.
+      head: if there are sums of its shape, which begin as float32 zeros; or None.
       token_tile: the most rows of a tile.
 
     Returns:
@@ -56,7 +57,7 @@ def walk_tiles(
     tile = -(-num_rows // num_tiles)
     tile = min(tile + -tile % 8, token_tile, num_rows)  # accelerators work on 8 rows at once
 
-    def step(index: jax.Array, carry: Any) -> Any:
+    def step(index: jax.Array | int, carry: Any) -> Any:
         results, sums = carry
         start = jnp.minimum(index * tile, num_rows - tile)
         cut = [jax.lax.dynamic_slice_in_dim(array, start, tile) for array in rows]
@@ -74,20 +75,24 @@ def walk_tiles(
     return jax.lax.fori_loop(0, num_tiles, step, (results, sums))
 
 
-def logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
+def logits(hidden: Float[Array, "n D"], head: Float[Array, "V D"]) -> Float32[Array, "n V"]:
     return jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32)
 
 
-def hidden_product(gradient: jax.Array, head: jax.Array, vocabulary: Vocabulary) -> jax.Array:
-    """[n, D] in the dtype of `gradient`, summed over the whole vocabulary in float32."""
+def hidden_product(
+    gradient: Float[Array, "n V"], head: Float[Array, "V D"], vocabulary: Vocabulary
+) -> Float[Array, "n D"]:
+    """In the dtype of `gradient`, summed over the whole vocabulary in float32."""
     product = jnp.einsum("nv,vd->nd", gradient, head, preferred_element_type=jnp.float32)
     if vocabulary.axis is not None:
         product = jax.lax.psum(product, vocabulary.axis)
     return product.astype(gradient.dtype)
 
 
-def head_product(gradient: jax.Array, hidden: jax.Array, fresh: jax.Array) -> jax.Array:
-    """[V, D] float32, summed over the rows that are fresh."""
+def head_product(
+    gradient: Float[Array, "n V"], hidden: Float[Array, "n D"], fresh: Bool[Array, " n"]
+) -> Float32[Array, "V D"]:
+    """Summed over the rows that are fresh."""
     hidden = jnp.where(fresh[:, None], hidden, 0.0)
     return jnp.einsum("nv,nd->vd", gradient, hidden, preferred_element_type=jnp.float32)
 

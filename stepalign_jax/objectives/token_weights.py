@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int32
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.names import nearest
@@ -33,18 +34,18 @@ class WeightInputs:
     """What is known of B rollouts before they are scored.
 
     Attributes:
-      tokens: [B, T] int32 completions; positions from `lengths` on are padding.
-      lengths: [B] int32.
-      finished: [B] bool, False where the token budget ended the completion.
-      correct: [B] bool, whether the final answer is right.
-      usable: [B] bool, False where the context failed: no token of it counts.
+      tokens: completions; positions from `lengths` on are padding.
+      lengths: how many tokens are valid.
+      finished: False where the token budget ended the completion.
+      correct: whether the final answer is right.
+      usable: False where the context failed: no token of it counts.
     """
 
-    tokens: np.ndarray
-    lengths: np.ndarray
-    finished: np.ndarray
-    correct: np.ndarray
-    usable: np.ndarray
+    tokens: Int32[np.ndarray, "B T"]
+    lengths: Int32[np.ndarray, " B"]
+    finished: Bool[np.ndarray, " B"]
+    correct: Bool[np.ndarray, " B"]
+    usable: Bool[np.ndarray, " B"]
 
 
 TokenWeight = Callable[[WeightInputs], np.ndarray]
@@ -83,8 +84,8 @@ def check_token_weights(names: Sequence[str]) -> None:
             )
 
 
-def token_weights(names: Sequence[str], inputs: WeightInputs) -> np.ndarray:
-    """Returns [B, T] float32, the product of the named weights; ones for no name.
+def token_weights(names: Sequence[str], inputs: WeightInputs) -> Float32[np.ndarray, "B T"]:
+    """Returns the product of the named weights; ones for no name.
 
     Raises:
       UserError: for an unknown name.

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float32, Int
 
 from stepalign_jax.parallel.mesh import RULES
 
@@ -41,28 +42,30 @@ class Vocabulary:
 
     axis: str | None
 
-    def sum(self, values: jax.Array) -> jax.Array:
-        """[n] sums in the dtype of `values`."""
+    def sum(self, values: Float32[Array, "n V"]) -> Float32[Array, " n"]:
         local = jnp.sum(values, axis=-1)
         return local if self.axis is None else jax.lax.psum(local, self.axis)
 
-    def max(self, values: jax.Array) -> jax.Array:
-        """[n] maxima."""
+    def max(self, values: Float32[Array, "n V"]) -> Float32[Array, " n"]:
         local = jnp.max(values, axis=-1)
         return local if self.axis is None else jax.lax.pmax(local, self.axis)
 
-    def logsumexp(self, logits: jax.Array) -> jax.Array:
-        """[n]; at least one entry of each row is finite."""
+    def logsumexp(self, logits: Float32[Array, "n V"]) -> Float32[Array, " n"]:
+        """At least one entry of each row is finite."""
         largest = self.max(logits)
         return largest + jnp.log(self.sum(jnp.exp(logits - largest[:, None])))
 
-    def holds(self, tokens: jax.Array, values: jax.Array) -> jax.Array:
-        """[n, V] bool: True where the entry is the row's token."""
+    def holds(
+        self, tokens: Int[Array, " n"], values: Float32[Array, "n V"]
+    ) -> Bool[Array, "n V"]:
+        """True where the entry is the row's token."""
         ids = jax.lax.broadcasted_iota(tokens.dtype, values.shape, 1)
         return ids == self._places(tokens, values)[:, None]
 
-    def pick(self, values: jax.Array, tokens: jax.Array) -> jax.Array:
-        """[n] the value at each row's token, from the device that holds it."""
+    def pick(
+        self, values: Float32[Array, "n V"], tokens: Int[Array, " n"]
+    ) -> Float32[Array, " n"]:
+        """The value at each row's token, from the device that holds it."""
         places, size = self._places(tokens, values), values.shape[1]
         local = jnp.take_along_axis(values, jnp.clip(places, 0, size - 1)[:, None], axis=1)
         if self.axis is None:
@@ -70,14 +73,16 @@ class Vocabulary:
         here = (places >= 0) & (places < size)
         return jax.lax.psum(jnp.where(here, local[:, 0], 0.0), self.axis)
 
-    def _places(self, tokens: jax.Array, values: jax.Array) -> jax.Array:
-        """[n] the tokens counted from where this device's slice begins."""
+    def _places(
+        self, tokens: Int[Array, " n"], values: Float32[Array, "n V"]
+    ) -> Int[Array, " n"]:
+        """The tokens counted from where this device's slice begins."""
         if self.axis is None:
             return tokens
         return tokens - jax.lax.axis_index(self.axis) * values.shape[1]
 
-    def kth_largest(self, values: jax.Array, k: int) -> jax.Array:
-        """[n] the k-th largest value of each row; k is at most V."""
+    def kth_largest(self, values: Float32[Array, "n V"], k: int) -> Float32[Array, " n"]:
+        """The k-th largest value of each row; k is at most V."""
         best = jax.lax.top_k(values, min(k, values.shape[1]))[0]
         if self.axis is not None:
             every = jax.lax.all_gather(best, self.axis, axis=1, tiled=True)

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.spmd import with_logical_constraint
 from jax import lax
+from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.qwen3 import Cache, LayerCache, Qwen3, init_cache
@@ -44,40 +45,36 @@ CACHE_AXES = ("batch", "kv_heads", None, None)
 
 
 class Slots(NamedTuple):
-    """Where decoding stands, one row per slot.
+    """Where decoding stands, one row per slot: NumPy on the host, JAX arrays in a program.
 
     Attributes:
-      tokens: [B] int32, what the next step feeds.
-      positions: [B] int32, where it stands.
-      emitted: [B] int32 completion tokens drawn so far.
-      done: [B] bool; a slot without a request is done. Its row is computed like the
-        others and changes nothing but its own part of the cache.
+      tokens: what the next step feeds.
+      positions: where it stands.
+      emitted: completion tokens drawn so far.
+      done: a slot without a request is done. Its row is computed like the others and changes
+        nothing but its own part of the cache.
     """
 
-    tokens: Any
-    positions: Any
-    emitted: Any
-    done: Any
+    tokens: Int32[Any, " B"]
+    positions: Int32[Any, " B"]
+    emitted: Int32[Any, " B"]
+    done: Bool[Any, " B"]
 
 
 class SlotRequests(NamedTuple):
     """What the request in each slot asks for; see `Address` and `SamplingParams`.
 
     Attributes:
-      addresses: [B, 6] uint32.
-      temperature: [B] float32; 0 in a slot without a request, which then costs no noise.
-      top_k: [B] int32.
-      top_p: [B] float32.
-      max_new_tokens: [B] int32.
-      stop_ids: [B, K] int32, the model's own among them; -1, which is no token, pads them.
+      temperature: 0 in a slot without a request, which then costs no noise.
+      stop_ids: the model's own among them; -1, which is no token, pads them.
     """
 
-    addresses: Any
-    temperature: Any
-    top_k: Any
-    top_p: Any
-    max_new_tokens: Any
-    stop_ids: Any
+    addresses: UInt32[Any, "B 6"]
+    temperature: Float32[Any, " B"]
+    top_k: Int32[Any, " B"]
+    top_p: Float32[Any, " B"]
+    max_new_tokens: Int32[Any, " B"]
+    stop_ids: Int32[Any, "B K"]
 
 
 def slot_requests(
@@ -107,14 +104,18 @@ def empty_cache(config: Qwen3Config, num_slots: int, width: int, dtype: Any) -> 
 
 @functools.partial(jax.jit, static_argnames=("model", "dtype"))
 def prefill(
-    model: Qwen3, variables: Any, tokens: jax.Array, prefix: Cache | None, dtype: Any
+    model: Qwen3,
+    variables: Any,
+    tokens: Int32[Array, "R P"],
+    prefix: Cache | None,
+    dtype: Any,
 ) -> Cache:
     """Keys and values of prompts, padding included, behind a prefix that they share.
 
     Args:
       model: unrolled (`scan_layers=False`).
       variables: the model's collections in the decode layout.
-      tokens: [R, P] int32 prompts without what stands in the prefix, right-padded.
+      tokens: prompts without what stands in the prefix, right-padded.
       prefix: cache of one row and W cache slots, or None (W = 0).
       dtype: of keys and values.
 
@@ -133,16 +134,20 @@ def prefill(
 
 @functools.partial(jax.jit, donate_argnames="cache")
 def copy_rows(
-    cache: Cache, prefilled: Cache, sources: jax.Array, targets: jax.Array, count: jax.Array
+    cache: Cache,
+    prefilled: Cache,
+    sources: Int32[Array, " B"],
+    targets: Int32[Array, " B"],
+    count: Int32[Array, ""],
 ) -> Cache:
     """`cache` with rows of `prefilled` at the start of some of its rows.
 
     Args:
       cache: B rows of S cache slots; updated in place.
       prefilled: R rows of at most S cache slots.
-      sources: [B] int32 rows of `prefilled`; several slots may take the same.
-      targets: [B] int32 rows of `cache`.
-      count: int32 scalar, how many of the two count.
+      sources: rows of `prefilled`; several slots may take the same.
+      targets: rows of `cache`.
+      count: how many of the two count.
     """
 
     def body(index: jax.Array, cache: Cache) -> Cache:
@@ -181,10 +186,10 @@ def decode_chunk(
     cache: Cache,
     slots: Slots,
     requests: SlotRequests,
-    num_steps: jax.Array,
-    idle_limit: jax.Array,
+    num_steps: Int32[Array, ""],
+    idle_limit: Int32[Array, ""],
     num_rows: int,
-) -> tuple[Cache, Slots, jax.Array, jax.Array]:
+) -> tuple[Cache, Slots, Int32[Array, "C B"], Float32[Array, "C B"]]:
     """Draws one token per live slot and decode step.
 
     It returns after `num_steps` steps, or as soon as `idle_limit` slots are done: enough to
@@ -202,14 +207,14 @@ def decode_chunk(
       cache: B rows of S cache slots; updated in place.
       slots: where decoding stands.
       requests: what is drawn, and until when.
-      num_steps: int32 scalar, at most `num_rows`. No position may reach S meanwhile.
-      idle_limit: int32 scalar, in [1, B].
+      num_steps: at most `num_rows`. No position may reach S meanwhile.
+      idle_limit: in [1, B].
       num_rows: C, the rows of the result.
 
     Returns:
-      The cache; where decoding stands now; tokens [C, B] int32 and log-probabilities [C, B]
-      float32, see `Rollouts`. A slot draws in consecutive steps from step 0 on, until it is
-      done; how many they were, `Slots.emitted` tells. What stands behind them means nothing.
+      The cache; where decoding stands now; tokens and log-probabilities, see `Rollouts`. A
+      slot draws in consecutive steps from step 0 on, until it is done; how many they were,
+      `Slots.emitted` tells. What stands behind them means nothing.
     """
     row_keys = make_row_keys(requests.addresses)
     blank = jnp.zeros((num_rows, slots.tokens.shape[0]), jnp.float32)
@@ -238,8 +243,8 @@ def decode_chunk(
 
 def _forward(
     model: Qwen3, variables: Any, cache: Cache, slots: Slots
-) -> tuple[jax.Array, Cache]:
-    """Logits [B, V] of each slot's next token, and the cache with the token just fed."""
+) -> tuple[Float32[Array, "B V"], Cache]:
+    """Logits of each slot's next token, and the cache with the token just fed."""
     fed: Any = model.apply(
         variables, slots.tokens[:, None], positions=slots.positions[:, None], cache=cache
     )
@@ -247,8 +252,8 @@ def _forward(
     return model.apply(variables, hidden[:, 0], method=model.logits), cache  # pyright: ignore[reportReturnType]
 
 
-def _advance(slots: Slots, token: jax.Array, requests: SlotRequests) -> Slots:
-    """Where decoding stands after each live slot drew its element of `token` [B]."""
+def _advance(slots: Slots, token: Int32[Array, " B"], requests: SlotRequests) -> Slots:
+    """Where decoding stands after each live slot drew its element of `token`."""
     live = ~slots.done
     emitted = slots.emitted + live
     stopped = jnp.any(token[:, None] == requests.stop_ids, axis=1)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key, Shaped, UInt32
 
 # A filter looks among the first number of most probable tokens if no row's top-k asks for more,
 # else among the second, and sorts the vocabulary where their mass falls short of top-p.
@@ -19,8 +20,8 @@ NUM_CANDIDATES = (64, 512)
 
 
 @jax.jit
-def make_row_keys(addresses: jax.Array) -> jax.Array:
-    """Random keys [B] of the requests at `addresses`, [B, 6] uint32 in the order of `Address`.
+def make_row_keys(addresses: UInt32[Array, "B 6"]) -> Key[Array, " B"]:
+    """Random keys of the requests at `addresses`, which are in the order of `Address`.
 
     The seed makes a key, and every further field is folded into it.
     """
@@ -35,12 +36,12 @@ def make_row_keys(addresses: jax.Array) -> jax.Array:
 
 
 def sample_token(
-    logits: jax.Array,
-    keys: jax.Array,
-    temperature: jax.Array,
-    top_k: jax.Array,
-    top_p: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    logits: Float[Array, "B V"],
+    keys: Key[Array, " B"],
+    temperature: Float32[Array, " B"],
+    top_k: Int32[Array, " B"],
+    top_p: Float32[Array, " B"],
+) -> tuple[Int32[Array, " B"], Float32[Array, " B"]]:
     """Draws one token per row as argmax of log-probability + Gumbel noise.
 
     The noise belongs to (key, token id), so it survives a change of rank between nearly
@@ -54,14 +55,14 @@ def sample_token(
         kind            greedy   unfiltered       filtered
 
     Args:
-      logits: [B, V]; turned into float32 first.
-      keys: [B] keys; a greedy row ignores its own.
-      temperature: [B] float32, see `SamplingParams`.
-      top_k: [B] int32.
-      top_p: [B] float32.
+      logits: turned into float32 first.
+      keys: a greedy row ignores its own.
+      temperature: see `SamplingParams`.
+      top_k: likewise.
+      top_p: likewise.
 
     Returns:
-      Tokens [B] int32 and their log-probabilities [B] under softmax(logits).
+      Tokens and their log-probabilities under softmax(logits).
     """
     logits = logits.astype(jnp.float32)
     is_greedy = temperature == 0
@@ -70,10 +71,10 @@ def sample_token(
     # address must draw the same tokens as when the temperature was a constant.
     factors = (1 / jnp.where(is_greedy, 1.0, temperature))[:, None]
 
-    def unfiltered() -> jax.Array:
+    def unfiltered() -> Int32[Array, " B"]:
         return _argmax(logits * factors + _noise(keys, logits.shape[1]))
 
-    def filtered() -> jax.Array:
+    def filtered() -> Int32[Array, " B"]:
         return _draw_filtered(logits * factors, keys, top_k, top_p, is_filtered)
 
     tokens = jnp.where(
@@ -88,38 +89,44 @@ def sample_token(
     return tokens, _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _if_any(rows: jax.Array, draw: Callable[[], jax.Array]) -> jax.Array:
-    """`draw()`, [B] int32, if any of `rows`, [B] bool, is True; else zeros, at no cost."""
+def _if_any(
+    rows: Bool[Array, " B"], draw: Callable[[], Int32[Array, " B"]]
+) -> Int32[Array, " B"]:
+    """`draw()` if any of `rows` is True; else zeros, at no cost."""
     return lax.cond(jnp.any(rows), draw, lambda: jnp.zeros(rows.shape, jnp.int32))
 
 
 def _draw_filtered(
-    scaled: jax.Array, keys: jax.Array, top_k: jax.Array, top_p: jax.Array, rows: jax.Array
-) -> jax.Array:
-    """Tokens [B] of `rows`, which filter; the result is that of a full sort.
+    scaled: Float32[Array, "B V"],
+    keys: Key[Array, " B"],
+    top_k: Int32[Array, " B"],
+    top_p: Float32[Array, " B"],
+    rows: Bool[Array, " B"],
+) -> Int32[Array, " B"]:
+    """Tokens of `rows`, which filter; the result is that of a full sort.
 
     Args:
-      scaled: [B, V] logits over temperature.
-      keys: [B] keys of the noise.
-      top_k: [B], see `SamplingParams`.
-      top_p: [B].
-      rows: [B] bool; the others are ignored.
+      scaled: logits over temperature.
+      keys: of the noise.
+      top_k: see `SamplingParams`.
+      top_p: likewise.
+      rows: the others are ignored.
     """
     vocab_size = scaled.shape[-1]
     few, many = (min(number, vocab_size) for number in NUM_CANDIDATES)
     by_mass = top_k == 0  # top-p alone
     noise = lambda: _noise(keys, vocab_size)  # noqa: E731
 
-    def among_all() -> jax.Array:
+    def among_all() -> Int32[Array, " B"]:
         values, ids = lax.top_k(scaled, vocab_size)
         total = jax.nn.logsumexp(scaled, axis=-1)
         return _draw_sorted(values, ids, noise, total, top_k, top_p)
 
-    def among_few() -> jax.Array:
+    def among_few() -> Int32[Array, " B"]:
         values, ids = lax.top_k(scaled, few)
         return _draw_sorted(values, ids, noise, None, top_k, top_p)
 
-    def among_many() -> jax.Array:
+    def among_many() -> Int32[Array, " B"]:
         total = jax.nn.logsumexp(scaled, axis=-1)
         values, ids = lax.top_k(scaled, many)
         mass = jnp.sum(jnp.exp(values - total[:, None]), axis=-1)
@@ -136,23 +143,23 @@ def _draw_filtered(
 
 
 def _draw_sorted(
-    values: jax.Array,
-    ids: jax.Array,
-    noise: Callable[[], jax.Array],
-    total: jax.Array | None,
-    top_k: jax.Array,
-    top_p: jax.Array,
-) -> jax.Array:
-    """Tokens [B] drawn among candidates in falling order, as many as the filters need.
+    values: Float32[Array, "B C"],
+    ids: Int32[Array, "B C"],
+    noise: Callable[[], Float32[Array, "B V"]],
+    total: Float32[Array, " B"] | None,
+    top_k: Int32[Array, " B"],
+    top_p: Float32[Array, " B"],
+) -> Int32[Array, " B"]:
+    """Tokens drawn among candidates in falling order, as many as the filters need.
 
     Args:
-      values: [B, C] scaled logits of the candidates.
-      ids: [B, C] their token ids.
-      noise: gives the noise [B, V], by token id.
-      total: [B] log of the whole vocabulary's mass, which top-p alone is a share of; None
-        where every row has a top-k.
-      top_k: [B], see `SamplingParams`.
-      top_p: [B].
+      values: scaled logits of the C candidates.
+      ids: their token ids.
+      noise: gives the noise by token id.
+      total: log of the whole vocabulary's mass, which top-p alone is a share of; None where
+        every row has a top-k.
+      top_k: see `SamplingParams`.
+      top_p: likewise.
     """
     by_mass, ranks = (top_k == 0)[:, None], jnp.arange(values.shape[1])[None]
     values = jnp.where(by_mass | (ranks < top_k[:, None]), values, -jnp.inf)
@@ -167,16 +174,16 @@ def _draw_sorted(
     return _pick(ids, _argmax(jnp.where(nucleus, values, -jnp.inf) + own))
 
 
-def _noise(keys: jax.Array, vocab_size: int) -> jax.Array:
-    """Gumbel noise [B, V] of keys [B]."""
+def _noise(keys: Key[Array, " B"], vocab_size: int) -> Float32[Array, "B V"]:
+    """Gumbel noise."""
     return jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,)))(keys)
 
 
-def _argmax(values: jax.Array) -> jax.Array:
-    """[B, N] -> [B] int32; of equals the first."""
+def _argmax(values: Float32[Array, "B C"]) -> Int32[Array, " B"]:
+    """Of equals the first."""
     return jnp.argmax(values, axis=-1).astype(jnp.int32)
 
 
-def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
-    """values[b, index[b]] for each row b: [B, N], [B] -> [B]."""
+def _pick(values: Shaped[Array, "B C"], index: Int32[Array, " B"]) -> Shaped[Array, " B"]:
+    """values[b, index[b]] for each row b."""
     return jnp.take_along_axis(values, index[:, None], axis=-1)[:, 0]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import DivergenceConfig
@@ -31,8 +32,10 @@ from stepalign_jax.training.packing import (
 from stepalign_jax.training.state import Variables
 
 
-def hidden_states(model: Qwen3, variables: Variables, sequences: Sequences) -> jax.Array:
-    """Returns [N, D]: of the rows' hidden states, those that predict the packed tokens."""
+def hidden_states(
+    model: Qwen3, variables: Variables, sequences: Sequences
+) -> Float[Array, "N D"]:
+    """Returns, of the rows' hidden states, those that predict the packed tokens."""
     hidden, _ = model.apply(variables, sequences.tokens)  # pyright: ignore[reportAssignmentType]
     places = sequences.places
     # Rows of a shard end to end, [S, R / S * W, D]: a place never leaves its shard.
@@ -45,27 +48,27 @@ class ScoringPrograms(NamedTuple):
     """The jitted functions of forward-only scoring; each compiles once per shape.
 
     Attributes:
-      hidden: (variables, sequences) -> [N, D].
+      hidden: (variables, sequences) -> hidden states.
       score: (solver hidden [N, D], teacher hidden [N, D], solver head [V, D], teacher head or
         None if it is the solver's, tokens [S, N / S]) -> TokenScores of [N].
     """
 
-    hidden: Callable[[Variables, Sequences], jax.Array]
+    hidden: Callable[[Variables, Sequences], Float[Array, "N D"]]
     score: Callable[..., TokenScores]
 
 
 def make_scoring_programs(model: Qwen3, divergence: DivergenceConfig) -> ScoringPrograms:
     """Returns the programs of `score_contexts`; `divergence` is what they report."""
 
-    def hidden(variables: Variables, sequences: Sequences) -> jax.Array:
+    def hidden(variables: Variables, sequences: Sequences) -> Float[Array, "N D"]:
         return hidden_states(model, variables, sequences)
 
     def score(
-        solver_hidden: jax.Array,
-        teacher_hidden: jax.Array,
-        solver_head: jax.Array,
-        teacher_head: jax.Array | None,
-        tokens: jax.Array,
+        solver_hidden: Float[Array, "N D"],
+        teacher_hidden: Float[Array, "N D"],
+        solver_head: Float[Array, "V D"],
+        teacher_head: Float[Array, "V D"] | None,
+        tokens: Int[Array, "S n"],
     ) -> TokenScores:
         return tiled_scores(
             solver_hidden,
@@ -131,7 +134,9 @@ def score_contexts(
     return jax.tree.map(lambda values: values[:num_rows], found)
 
 
-def _heads(solver: Variables, teacher: Variables) -> tuple[jax.Array, jax.Array | None]:
+def _heads(
+    solver: Variables, teacher: Variables
+) -> tuple[Float[Array, "V D"], Float[Array, "V D"] | None]:
     """Both output heads; None for a teacher's that is the solver's own array."""
     own, other = output_head(solver["params"]), output_head(teacher["params"])
     return own, None if other is own else other

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Float32, Int32, Scalar
 
 from stepalign_jax.config.schema import (
     DivergenceConfig,
@@ -32,7 +33,7 @@ from stepalign_jax.training.packing import Sequences, Targets
 from stepalign_jax.training.scoring import hidden_states
 from stepalign_jax.training.state import TrainState, Variables, follow, teacher_variables
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Scalar]
 _MEANS = ("loss", "advantage_mean", "advantage_abs_mean", "solver_logprob_mean")
 
 
@@ -59,18 +60,18 @@ class Sums(NamedTuple):
     Attributes:
       gradient: of the weighted sum of the losses, like `TrainState.trainable`.
       values: float32 sums over the tokens that count, by metric.
-      num_tokens: int32, how many count.
+      num_tokens: how many count.
     """
 
     gradient: Variables
     values: Metrics
-    num_tokens: jax.Array
+    num_tokens: Int32[Array, ""]
 
 
 def teacher_hidden(
     method: Method, state: TrainState, base: Any, sequences: Sequences
-) -> jax.Array:
-    """Returns [N, D], the teacher's states that predict the packed tokens."""
+) -> Float[Array, "N D"]:
+    """Returns the teacher's states that predict the packed tokens."""
     teacher = teacher_variables(state, base, method.teacher)
     return hidden_states(method.model, teacher, sequences)
 
@@ -81,7 +82,7 @@ def whole(
     base: Any,
     sequences: Sequences,
     targets: Targets,
-    hidden: jax.Array | None,
+    hidden: Float[Array, "N D"] | None,
 ) -> tuple[TrainState, Metrics, LossScores]:
     """Returns the state after a step of one micro-batch, its metrics, and scores of [N]."""
     sums, scores = gradient_sums(method, state, base, sequences, targets, hidden)
@@ -101,7 +102,7 @@ def accumulate(
     base: Any,
     sequences: Sequences,
     targets: Targets,
-    hidden: jax.Array | None,
+    hidden: Float[Array, "N D"] | None,
 ) -> tuple[Sums, LossScores]:
     """Returns `sums` with one more micro-batch, and its scores of [N]."""
     more, scores = gradient_sums(method, state, base, sequences, targets, hidden)
@@ -134,11 +135,11 @@ def gradient_sums(
     base: Any,
     sequences: Sequences,
     targets: Targets,
-    hidden: jax.Array | None,
+    hidden: Float[Array, "N D"] | None,
 ) -> tuple[Sums, LossScores]:
     """Returns one micro-batch's sums, and its scores of [N]."""
 
-    def loss(trainable: Variables) -> tuple[jax.Array, LossScores]:
+    def loss(trainable: Variables) -> tuple[Float32[Array, ""], LossScores]:
         solver = {"params": base} | trainable
         states = hidden_states(method.model, solver, sequences)
         head = output_head(solver["params"])
@@ -160,12 +161,12 @@ def gradient_sums(
 
 def distillation_loss(
     divergence: DivergenceConfig,
-    solver_hidden: jax.Array,
-    teacher_hidden: jax.Array,
-    solver_head: jax.Array,
-    teacher_head: jax.Array,
+    solver_hidden: Float[Array, "N D"],
+    teacher_hidden: Float[Array, "N D"],
+    solver_head: Float[Array, "V D"],
+    teacher_head: Float[Array, "V D"],
     targets: Targets,
-) -> tuple[jax.Array, LossScores]:
+) -> tuple[Float32[Array, ""], LossScores]:
     """Returns the weighted sum of the divergences, and scores of [N].
 
     Both roles score the same tokens. Nothing divides the sum, so that gradients per token are
@@ -184,8 +185,11 @@ def distillation_loss(
 
 
 def policy_gradient_loss(
-    objective: PolicyGradient, hidden: jax.Array, head: jax.Array, targets: Targets
-) -> tuple[jax.Array, LossScores]:
+    objective: PolicyGradient,
+    hidden: Float[Array, "N D"],
+    head: Float[Array, "V D"],
+    targets: Targets,
+) -> tuple[Float32[Array, ""], LossScores]:
     """Returns what `distillation_loss` does, of GRPO's clipped surrogate.
 
     Ratios are taken at temperature 1, whatever the rollouts were drawn at.
@@ -205,10 +209,10 @@ def policy_gradient_loss(
     return total, LossScores(loss, advantages, logprobs)
 
 
-def _value_sums(total: jax.Array, scores: LossScores, targets: Targets) -> Metrics:
+def _value_sums(total: Float32[Array, ""], scores: LossScores, targets: Targets) -> Metrics:
     counts = targets.counts.reshape(-1)
 
-    def add_up(values: jax.Array) -> jax.Array:
+    def add_up(values: Float32[Array, " N"]) -> Float32[Array, ""]:
         return jnp.sum(jnp.where(counts, values, 0.0))
 
     advantage = scores.advantage

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,13 +126,14 @@ def full_forward_log_probs(prompts: list[list[int]], rollouts: Rollouts) -> np.n
 CALLS: list[tuple[int, ...]] = []
 
 
-class Successor(nn.Module):
-    """A stand-in for Qwen3 that predicts token + 1 with certainty.
+class Successor(Qwen3):
+    """A stand-in that has no weights and predicts token + 1 with certainty.
 
     Each forward pass, not each trace, puts the shape of its tokens into CALLS.
     """
 
-    config: Qwen3Config
+    def setup(self) -> None:
+        pass
 
     def __call__(self, tokens: jax.Array, *, positions: jax.Array, cache: Any) -> Any:
         shape = tokens.shape
@@ -145,9 +145,12 @@ class Successor(nn.Module):
         return hidden * 12
 
 
+SUCCESSOR = Successor(CONFIG, jnp.float32)
+
+
 def run_successor(prompts: list[list[int]], budget: int = BUDGET, **changes: Any) -> Rollouts:
     CALLS.clear()
-    options: dict[str, Any] = dict(model=Successor(CONFIG), variables={}, stop_ids=(10, 22))
+    options: dict[str, Any] = dict(model=SUCCESSOR, variables={}, stop_ids=(10, 22))
     params = PLAIN._replace(max_new_tokens=budget)
     result = run(prompts, params, **{**options, **changes})
     jax.effects_barrier()
@@ -194,7 +197,7 @@ def test_a_free_slot_is_refilled_before_the_next_step():
 def test_the_cache_is_as_wide_as_the_longest_live_request_needs():
     # From position 100 on, 28 tokens fit into 128 cache slots; the next width holds all.
     request = Request([1] * 101, ADDRESS, PLAIN._replace(max_new_tokens=100))
-    found = chunks([request], model=Successor(CONFIG), variables={})
+    found = chunks([request], model=SUCCESSOR, variables={})
     assert [int(chunk.count.max()) for chunk in found] == [28, 64, 8]
 
 
@@ -306,7 +309,7 @@ def test_each_request_ends_at_its_own_stop_tokens_and_at_the_model_s():
         Request([5], address, PLAIN._replace(stop_ids=own))
         for address, own in zip(addresses_for(4), stops, strict=True)
     ]
-    session = session_for(requests, model=Successor(CONFIG), variables={}, stop_ids=(10,))
+    session = session_for(requests, model=SUCCESSOR, variables={}, stop_ids=(10,))
     session.submit(requests[:3])
     found = [session.step(1)]
     session.submit(requests[3:])  # more stop tokens than fit beside those of the others
@@ -379,7 +382,7 @@ def test_a_request_that_is_cancelled_while_it_waits_is_never_prefilled():
     CALLS.clear()
     # Two rows a batch: 0 and 1 in 128 columns, then 2 and 3 in 64, then 4 and 5 in 24.
     requests = requests_for([[n, *[2] * n] for n in (100, 90, 60, 40, 20, 5)])
-    options: dict[str, Any] = dict(model=Successor(CONFIG), variables={}, stop_ids=(10,))
+    options: dict[str, Any] = dict(model=SUCCESSOR, variables={}, stop_ids=(10,))
     session = session_for(requests, num_slots=2, **options)
     numbers = session.submit(requests)
     found = [session.step(1)]

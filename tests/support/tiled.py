@@ -5,6 +5,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from support import float64
 
 from stepalign_jax.objectives.divergence import LossScores
@@ -25,6 +26,9 @@ def tiled(
     inputs: dict, name: str = "forward_kl", *, mesh: Any = None, **settings: Any
 ) -> tuple[jax.Array, LossScores]:
     divergence = float64.make_divergence(name, **settings)
+    # One array for both sides stays one: the head is then read once.
+    arrays = {id(array): jnp.asarray(array) for array in inputs.values() if array is not None}
+    inputs = {name: arrays.get(id(array)) for name, array in inputs.items()}
     return tiled_divergence(**inputs, divergence=divergence, mesh=mesh)
 
 
