@@ -15,7 +15,6 @@ from support.models import CONFIG, full_log_probs
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
-from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.qwen3 import Qwen3, init_params, unstack_layers
 from stepalign_jax.sampling.request import Address, Request, SamplingParams
 from stepalign_jax.sampling.scheduler import prompt_layout
