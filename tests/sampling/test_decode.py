@@ -308,7 +308,8 @@ def test_each_request_ends_at_its_own_stop_tokens_and_at_the_model_s():
         Request([5], address, PLAIN._replace(stop_ids=own))
         for address, own in zip(addresses_for(4), stops, strict=True)
     ]
-    session = session_for(requests, model=SUCCESSOR, variables={}, stop_ids=(10,))
+    options: dict[str, Any] = dict(model=SUCCESSOR, variables={}, stop_ids=(10,))
+    session = session_for(requests, num_slots=2, **options)
     session.submit(requests[:3])
     found = [session.step(1)]
     session.submit(requests[3:])  # more stop tokens than fit beside those of the others
@@ -368,7 +369,8 @@ def test_no_step_is_taken_for_a_cancelled_request():
     CALLS.clear()
     # From 2 on it takes 8 steps to 10; from 11 on the budget of 12 ends it.
     requests = requests_for([[2], [11]])
-    session = session_for(requests, model=Successor(CONFIG), variables={}, stop_ids=(10,))
+    options: dict[str, Any] = dict(model=SUCCESSOR, variables={}, stop_ids=(10,))
+    session = session_for(requests, num_slots=2, **options)
     session.submit(requests)
     session.step(1)
     session.cancel(1)
@@ -425,7 +427,7 @@ def test_other_parameters_and_waves_compile_nothing():
         session.cancel(numbers[1])
         while not session.over:
             session.step(64)
-        session.submit(requests_for([[9]] * 3, changed))  # in every slot
+        session.submit(requests_for([[9]] * 2, changed))  # in every slot
         session.step(64)
         assert session.over and counter.take()["compilations"] == 0
 

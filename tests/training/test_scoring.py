@@ -47,7 +47,7 @@ def rollouts_of(rows: slice = slice(None)) -> Rollouts:
     for line, completion in zip(tokens, COMPLETIONS, strict=True):
         line[: len(completion)] = completion
     zeros = np.zeros(tokens.shape, np.float32)
-    arrays = (tokens, zeros, zeros, LENGTHS, LENGTHS < LENGTH)
+    arrays = (tokens, zeros, LENGTHS, LENGTHS < LENGTH)
     return Rollouts(*(values[rows] for values in arrays))
 
 
