@@ -17,10 +17,8 @@ from stepalign_jax.model.qwen3 import abstract_params
 from stepalign_jax.parallel.mesh import (
     RULES,
     batch_sharding,
-    make_critic_mesh,
     make_mesh,
     param_shardings,
-    split_devices,
 )
 
 ONE = jax.devices()[:1]
@@ -84,22 +82,6 @@ def test_an_axis_that_does_not_divide_is_refused_by_name():
         param_shardings(mesh, abstract_params(CONFIG))
     with pytest.raises(UserError, match=r"^critic\.tensor = 3 does not divide"):
         param_shardings(mesh, abstract_params(CONFIG), section="critic")
-
-
-def test_devices_are_split_at_the_end():
-    assert split_devices(list("abcdefgh"), 3) == (list("abcde"), list("fgh"))
-    assert split_devices(list("ab"), None) == (list("ab"), list("ab"))
-    with pytest.raises(UserError, match="num_devices is 3, but of 3 device"):
-        split_devices(list("abc"), 3)
-
-
-def test_a_critic_has_copies_that_share_its_batch():
-    mesh = make_critic_mesh(ONE * 8, tensor=2, batch_size=4)
-    assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
-    with pytest.raises(UserError, match=r"critic\.tensor is 2, which does not divide"):
-        make_critic_mesh(ONE * 3, tensor=2, batch_size=4)
-    with pytest.raises(UserError, match=r"critic\.batch_size is 4, but the critic's 8 copies"):
-        make_critic_mesh(ONE * 8, tensor=1, batch_size=4)
 
 
 def test_batch_sharding_cuts_the_batch_by_both_axes():
