@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.models import CONFIG, full_log_probs
+from support.models import CONFIG, full_log_probs, map_leaves
 
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.errors import UserError
@@ -26,10 +26,10 @@ PAD, BUDGET = 0, 12
 SLOTS, LENGTH = 5, 129
 WIDER = 209  # a session's that starts with a cache of 128 slots, and may need 208
 # Large weights, so that the distributions are far from uniform and differ by position.
-PARAMS = jax.tree.map(lambda leaf: leaf * 8, init_params(CONFIG, jax.random.key(0)))
+PARAMS = map_leaves(init_params(CONFIG, jax.random.key(0)), lambda leaf: leaf * 8)
 VARIABLES = {"params": unstack_layers(PARAMS, CONFIG.num_layers)}
 # With these every token is equally likely, so that the noise alone decides.
-UNIFORM = jax.tree.map(jnp.zeros_like, VARIABLES)
+UNIFORM = map_leaves(VARIABLES, np.zeros_like)
 MODEL = Qwen3(CONFIG, jnp.float32, scan_layers=False)
 
 PLAIN = SamplingParams(1.0, 0, 1.0, BUDGET, ())
@@ -268,7 +268,6 @@ def test_a_cache_that_grows_and_shrinks_changes_no_token():
     rollouts = run(prompts, num_slots=2, params=GREEDY)
     expected = full_forward_log_probs(prompts, rollouts)
     assert np.array_equal(rollouts.tokens, expected.argmax(axis=-1))
-    assert np.array_equal(rollouts.tokens, run(prompts, params=GREEDY).tokens)
 
 
 # --- requests of their own kinds, and while the session runs ------------------------------

@@ -49,17 +49,21 @@ def keys_for(batch: int, *, seed: int = 0, purpose: int = 0, **fields: int) -> j
     return make_row_keys(addresses)
 
 
-def draw_rows(logits: np.ndarray, keys: jax.Array, *rows: dict[str, Any]) -> Any:
+_sample: Any = jax.jit(lambda logits, keys, **params: sample_token(logits, keys, **params))
+# For calls with too few candidates alone: a program of its own.
+_sample_by_sorting: Any = jax.jit(lambda *args, **params: sample_token(*args, **params))
+
+
+def draw_rows(
+    logits: np.ndarray, keys: jax.Array, *rows: dict[str, Any], sample: Any = _sample
+) -> Any:
     """(tokens, logprobs) of rows drawn with `rows` in turn: the first with the first, ..."""
     names = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32}
     params = {
         name: np.resize(np.array([row[name] for row in rows], dtype), len(logits))
         for name, dtype in names.items()
     }
-    return _sample(logits, keys, **params)
-
-
-_sample: Any = jax.jit(lambda logits, keys, **params: sample_token(logits, keys, **params))
+    return sample(logits, keys, **params)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -158,26 +162,25 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("kinds", "expected"),
-    [
+def test_only_what_some_row_asks_for_is_computed(computed):
+    logits = np.random.default_rng(6).normal(0, 4, (6, 5_000)).astype(np.float32)
+    one_program = jax.jit(lambda *arrays: sample_token(*arrays))
+    for kinds, expected in [
         ([GREEDY], []),
         ([PLAIN, GREEDY], ["noise"]),
         ([FILTERED[0], GREEDY], ["noise", "top_k 64"]),
         ([FILTERED[0], FILTERED[1], PLAIN], ["noise", "noise", "top_k 64"]),
         ([FILTERED[0], FILTERED[3]], ["noise", "top_k 512"]),
         ([FILTERED[2]], ["noise", "top_k 5000", "top_k 512"]),
-    ],
-)
-def test_only_what_some_row_asks_for_is_computed(kinds, expected, computed):
-    logits = np.random.default_rng(6).normal(0, 4, (6, 5_000)).astype(np.float32)
-    one_program = jax.jit(lambda *arrays: sample_token(*arrays))
-    params = [np.resize([kind[name] for kind in kinds], 6) for name in PLAIN]
-    types = (np.float32, np.int32, np.float32)
-    arrays = [p.astype(dtype) for p, dtype in zip(params, types, strict=True)]
-    jax.block_until_ready(one_program(logits, keys_for(6), *arrays))
-    jax.effects_barrier()
-    assert sorted(computed) == expected
+    ]:
+        computed.clear()
+        params = [np.resize([kind[name] for kind in kinds], 6) for name in PLAIN]
+        types = (np.float32, np.int32, np.float32)
+        arrays = [p.astype(dtype) for p, dtype in zip(params, types, strict=True)]
+        jax.block_until_ready(one_program(logits, keys_for(6), *arrays))
+        jax.effects_barrier()
+        assert sorted(computed) == expected
+    assert one_program._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("spread", [0.3, 4.0])
@@ -188,10 +191,9 @@ def test_partial_selection_equals_the_full_sort(spread, settings, monkeypatch):
     logits[0, :2_000] = logits[0].max()  # many equals: the lower ids come first
     keys = keys_for(64)
     partial, _ = draw_rows(logits, keys, settings)
-    monkeypatch.setattr(draw, "NUM_CANDIDATES", (1, 1))
-    _sample.clear_cache()
-    full, _ = draw_rows(logits, keys, settings)
-    _sample.clear_cache()
+    with monkeypatch.context() as patch:
+        patch.setattr(draw, "NUM_CANDIDATES", (1, 1))
+        full, _ = draw_rows(logits, keys, settings, sample=_sample_by_sorting)
     np.testing.assert_array_equal(partial, full)
     top = np.sort(np.exp(logits.astype(np.float64)), axis=-1)[:, ::-1]
     short = top[:, : NUM_CANDIDATES[1]].sum(-1) / top.sum(-1) < 0.9

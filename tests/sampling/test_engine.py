@@ -4,7 +4,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.models import CONFIG, full_log_probs, merged
+from support.models import CONFIG, full_log_probs, map_leaves, merged
 
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.errors import UserError
@@ -42,9 +42,9 @@ from stepalign_jax.sampling.session import Session
 
 PAD = 0
 SPEC = LoraSpec(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))
-PARAMS = jax.tree.map(lambda leaf: leaf * 8, init_params(CONFIG, jax.random.key(0)))
+PARAMS = map_leaves(init_params(CONFIG, jax.random.key(0)), lambda leaf: leaf * 8)
 # `b` starts at zero; moved off it, so that the adapter does something.
-LORA = jax.tree.map(lambda leaf: leaf + 0.1, init_lora(CONFIG, SPEC, jax.random.key(1)))
+LORA = map_leaves(init_lora(CONFIG, SPEC, jax.random.key(1)), lambda leaf: leaf + 0.1)
 BASE = {"params": PARAMS}
 ENGINE = Engine(CONFIG, jnp.float32, SPEC, stop_ids=(1, 2), pad_id=PAD)
 SAMPLING = SamplingParams(1.0, 0, 1.0, max_new_tokens=8, stop_ids=())
@@ -67,6 +67,14 @@ def sample(rows: Sequence[int], variables: dict[str, Any] = BASE, **changes: Any
     """Samples the requests `rows` on four slots."""
     options = {"batch_size": 4, **changes}
     return ENGINE.sample(variables, requests_for(rows), **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_session() -> Iterator[None]:
+    """As on a GPU. With as many as a CPU has cores, the slots of a test would depend on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "num_sessions", lambda _variables: 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -148,16 +156,20 @@ def test_results_are_numpy_rows_in_the_order_of_the_prompts(expected):
 
 
 def full_forward_logprobs(
-    params: dict[str, Any], rollouts: Rollouts, config: Qwen3Config = CONFIG
+    params: dict[str, Any],
+    rollouts: Rollouts,
+    config: Qwen3Config = CONFIG,
+    rows: Sequence[int] = range(9),
 ) -> np.ndarray:
     """[N, T] log-probabilities of the completions by an uncached forward; 0 after the end."""
+    prompts = [PROMPTS[row] for row in rows]
     tokens = np.zeros((9, 48), np.int32)
-    for row, prompt in enumerate(PROMPTS):
+    for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
         tokens[row, len(prompt) : len(prompt) + 8] = rollouts.tokens[row]
     log_probs = np.asarray(full_log_probs(config, "float32", params, tokens))
-    result = np.zeros((9, 8), np.float32)
-    for row, prompt in enumerate(PROMPTS):
+    result = np.zeros((len(prompts), 8), np.float32)
+    for row, prompt in enumerate(prompts):
         for t in range(rollouts.lengths[row]):
             position = len(prompt) + t
             result[row, t] = log_probs[row, position - 1, tokens[row, position]]
@@ -218,7 +230,7 @@ def test_a_completion_is_finished_by_its_own_stop_token_too(expected):
 
 
 def test_nothing_compiles_after_the_first_call_with_such_widths(expected):
-    other = {"params": jax.tree.map(lambda leaf: leaf * 0.5, PARAMS)}
+    other = {"params": map_leaves(PARAMS, lambda leaf: leaf * 0.5)}
     decode_chunk.clear_cache()
     with closing(CompilationCounter()) as counter:
         sample(range(9))
@@ -241,7 +253,7 @@ def test_progress_reports_the_requests_done_so_far():
 def test_a_session_gives_the_sample_in_pieces(expected):
     prepared = ENGINE.prepare(BASE)
     for row in (0, 1):
-        session = ENGINE.session(prepared, num_slots=1, max_length=len(PROMPTS[row]) + 8)
+        session = ENGINE.session(prepared, num_slots=4, max_length=41)
         session.submit(requests_for([row]))
         pieces = [session.step(1).tokens_of(0)]
         while not session.over:
@@ -268,8 +280,8 @@ def test_weights_in_blocks_sample_like_the_full_forward(tied, monkeypatch):
         lambda *arrays: streamed.append(None) or streamed_attention(*arrays),
     )
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied, head_dim=16)
-    params = jax.tree.map(lambda leaf: leaf * 4, init_params(config, jax.random.key(0)))
-    lora = jax.tree.map(lambda leaf: leaf + 0.1, init_lora(config, SPEC, jax.random.key(1)))
+    params = map_leaves(init_params(config, jax.random.key(0)), lambda leaf: leaf * 4)
+    lora = map_leaves(init_lora(config, SPEC, jax.random.key(1)), lambda leaf: leaf + 0.1)
     engine = Engine(config, jnp.float32, SPEC, stop_ids=(1, 2), pad_id=PAD)
     prepared = engine.prepare({"params": params, "lora": lora})
     assert "lm_head" not in prepared["params"]
@@ -278,9 +290,10 @@ def test_weights_in_blocks_sample_like_the_full_forward(tied, monkeypatch):
     }  # fmt: skip
     blocks = prepared["decode"]["layer_1"]["mlp"]["up_proj"]["rows"]
     assert [block.shape for block in blocks] == [(16, 32)] * 3
-    rollouts = engine.sample(prepared, requests_for(range(9), seed=1), batch_size=4)
+    rows = [row for row, length in enumerate(LENGTHS) if length <= 17]  # one prefill's width
+    rollouts = engine.sample(prepared, requests_for(rows, seed=1), batch_size=4)
     assert streamed
-    logprobs = full_forward_logprobs(merged(params, lora, SPEC), rollouts, config)
+    logprobs = full_forward_logprobs(merged(params, lora, SPEC), rollouts, config, rows)
     np.testing.assert_allclose(rollouts.logprobs, logprobs, atol=3e-4, rtol=0)
 
 
@@ -300,7 +313,7 @@ def test_a_biased_model_samples_with_the_log_probs_that_it_is_scored_with(dtype)
     config = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf + 0.7 if path[-1].key == "bias" else leaf * 8,
-        init_params(config, jax.random.key(0)),
+        jax.device_get(init_params(config, jax.random.key(0))),
     )
     engine = Engine(config, dtype, None, stop_ids=(1, 2), pad_id=PAD)
     rollouts = engine.sample({"params": params}, requests_for([0]), batch_size=4)
@@ -320,7 +333,7 @@ def test_a_biased_model_samples_with_the_log_probs_that_it_is_scored_with(dtype)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_decode_layout_changes_no_bit_of_a_biased_model(dtype):
     config = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
-    params = jax.tree.map(lambda leaf: leaf * 8 + 0.3, init_params(config, jax.random.key(0)))
+    params = map_leaves(init_params(config, jax.random.key(0)), lambda leaf: leaf * 8 + 0.3)
     layout = decode_layout(
         {"params": params}, num_layers=2, dtype=jnp.dtype(dtype), num_blocks=0
     )

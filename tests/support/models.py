@@ -4,6 +4,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -60,6 +61,11 @@ QWEN2 = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
 VARIANTS = {"qwen3": CONFIG, "qwen2_yarn": dataclasses.replace(QWEN2, yarn=YARN)}
 
 
+def map_leaves(tree: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """The tree with every leaf changed in NumPy: in JAX each shape would compile a program."""
+    return jax.tree.map(lambda leaf: jnp.asarray(change(np.asarray(leaf))), tree)
+
+
 def enlarged(params: Any, factor: float) -> Any:
     """Params with every matrix multiplied; the norms keep their scale of one.
 
@@ -68,8 +74,9 @@ def enlarged(params: Any, factor: float) -> Any:
 
     def scale(path: Any, leaf: jax.Array) -> jax.Array:
         if path[-1].key == "bias":
-            return jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype) ** 2).reshape(leaf.shape)
-        return leaf if path[-1].key == "scale" else leaf * factor
+            numbers = np.arange(leaf.size, dtype=leaf.dtype)
+            return jnp.asarray(np.sin(numbers**2).reshape(leaf.shape))
+        return leaf if path[-1].key == "scale" else jnp.asarray(np.asarray(leaf) * factor)
 
     return jax.tree_util.tree_map_with_path(scale, params)
 

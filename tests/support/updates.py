@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from support.models import TIED
+from support.models import TIED, enlarged, map_leaves
 
 from stepalign_jax.config.schema import (
     EmaTeacher,
@@ -48,14 +48,11 @@ TEACHERS: dict[str, TeacherConfig] = {
 
 def draw_params(seed: int) -> dict[str, Any]:
     """Random weights, large enough that rows of logits are far from uniform."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if "scale" in jax.tree_util.keystr(path) else leaf * 10,
-        init_params(CONFIG, jax.random.key(seed)),
-    )
+    return enlarged(init_params(CONFIG, jax.random.key(seed)), 10)
 
 
 PARAMS, OTHER_PARAMS = draw_params(0), draw_params(1)
-LORA = jax.tree.map(lambda leaf: leaf + 0.1, init_lora(CONFIG, SPEC, jax.random.key(2)))
+LORA = map_leaves(init_lora(CONFIG, SPEC, jax.random.key(2)), lambda leaf: leaf + 0.1)
 BATCH, LENGTH = 4, 6
 
 # Row by row: unlike prompts, and completions that end early.
