@@ -7,7 +7,6 @@ A critique is a corrected trace in the solver's own format. One that fails keeps
 counted under that reason.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 

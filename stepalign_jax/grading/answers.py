@@ -9,8 +9,11 @@ from typing import NamedTuple
 from stepalign_jax.base.errors import UserError
 
 _BRACES = re.compile(r"\\(?:boxed|f(?:rame)?box)\s*\{|\\[{}\\]|[{}]")
-# A box without braces: `\boxed 5`, `\boxed5`, `\boxed\pi`. No other answer is that short.
-_BARE_BOX = re.compile(r"\\boxed\s*(-?\d[\d.,]*\d|-?\d|\\[A-Za-z]+|[A-Za-z])")
+# A box without braces: `\boxed 5`, `\boxed\frac12`, `\boxed\pi`.
+_BARE_BOX = re.compile(
+    r"\\boxed\s*(\\[dt]?frac(?:\{[^{}]*\}|\d){2}|-?\d[\d.,]*\d|-?\d|\\[A-Za-z]+|[A-Za-z])"
+)
+_BOX = re.compile(r"\\boxed\s*(-?\d[\d.,]*\d|-?\d|\\[A-Za-z]+|[A-Za-z])")
 _BARE_FRACTION = re.compile(r"\\boxed\s*(\\[dt]?frac(?:\{[^{}]*\}|\d){2})")
 _BOX = re.compile(r"\\(?:boxed|f(?:rame)?box)\s*\{")
 
@@ -89,14 +92,13 @@ def _boxes(text: str) -> tuple[list[_Box], int]:
     boxes = []
     for brace in _BRACES.finditer(text):
         token = brace.group()
-        if token == "{" or token.endswith("{") and len(token) > 2:
+        if token == "{" or (token.endswith("{") and len(token) > 2):
             open_braces.append(brace)
         elif token == "}" and open_braces:
             opening = open_braces.pop()
             if opening.group() != "{":
                 content = text[opening.end() : brace.start()].strip()
                 boxes.append(_Box(opening.start(), content))
-    for pattern in (_BARE_BOX, _BARE_FRACTION):
-        boxes += [_Box(match.start(), match[1]) for match in pattern.finditer(text)]
+    boxes += [_Box(match.start(), match[1]) for match in _BARE_BOX.finditer(text)]
     cut_off = [brace.start() for brace in open_braces if brace.group() != "{"]
     return boxes, max(cut_off, default=-1)

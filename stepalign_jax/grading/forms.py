@@ -22,7 +22,9 @@ _RELATION = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|[<>]
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?")
 _LETTER = re.compile(r"(?:[A-Za-z]|\\(?!infty|pi)[a-z]+)(?:_\{?\w+\}?)?")
 _WORDS_BETWEEN = re.compile(
-    r",? ?\\(?:text|mathrm|mbox)\{ ?(?:and|or) ?\},? ?|,? (?:and|or) |\\(?:lor|vee|land|wedge)(?![A-Za-z]) ?|; ?"
+    r",? ?\\(?:text|mathrm|mbox)\{ ?(?:and|or) ?\},? ?"
+    r"|(?:,? |(?<=[^A-Za-z ]))(?:and|or)(?: |(?=[^A-Za-z]))"
+    r"|\\(?:lor|vee|land|wedge)(?![A-Za-z]) ?|; ?"
 )
 _IN = re.compile(r"(?:[A-Za-z]|\\[a-z]+)\\in(?![A-Za-z]) ?")
 _SET_BUILDER = re.compile(r"\\\{([A-Za-z])[|:]\1? ?(.*)\\\}")
@@ -204,7 +206,10 @@ def _read_inequality(text: str) -> tuple[str, list[Interval]] | None:
     if not _LETTER.fullmatch(left) or re.search(r"(?<!\\)\b[a-zA-Z]\b", right.replace("e", "")):
         return None
     if sign == r"\ne":
-        return left, [Interval(_LINE[0], True, right, True), Interval(right, True, _LINE[1], True)]
+        return left, [
+            Interval(_LINE[0], True, right, True),
+            Interval(right, True, _LINE[1], True),
+        ]
     if sign in ("<", r"\le"):
         return left, [Interval(_LINE[0], True, right, sign == "<")]
     return left, [Interval(right, sign == ">", _LINE[1], True)]
@@ -235,6 +240,8 @@ def same_form(gold: str, answer: str, same: Same) -> bool:
         )
     if first.kind == second.kind == "tuple":
         return first.brackets == second.brackets and _in_order(first.items, second.items, same)
+    if "::" in (first.brackets, second.brackets):
+        return _is_quotient(first, second, same) or _is_quotient(second, first, same)
     first, second = _single(first), _single(second)
     kinds = {first.kind, second.kind}
     if kinds <= {"set", "list"}:
@@ -245,6 +252,13 @@ def same_form(gold: str, answer: str, same: Same) -> bool:
     if kinds == {"named", "list"}:
         return _in_order(first.items, second.items, same)
     return False
+
+
+def _is_quotient(ratio: Form, value: Form, same: Same) -> bool:
+    """Whether a ratio of two is the value: 3:2 is 3/2."""
+    if ratio.brackets != "::" or len(ratio.items) != 2 or value.kind != "value":
+        return False
+    return same(rf"\frac{{{ratio.items[0]}}}{{{ratio.items[1]}}}", value.items[0])
 
 
 def _names_agree(first: Form, second: Form) -> bool:
@@ -304,8 +318,7 @@ def _same_regions(first: Form, second: Form, same: Same) -> bool:
     intervals = []
     for form in (first, second):
         if form.kind == "tuple" and len(form.items) == 2:
-            low, high = form.items
-            form = Form("region", (Interval(low, form.brackets[0] == "(", high, form.brackets[1] == ")"),))
+            form = _as_region(form)
         if form.kind != "region":
             return False
         intervals.append(form.items)
@@ -318,6 +331,11 @@ def _same_regions(first: Form, second: Form, same: Same) -> bool:
             return False
         left.remove(match)
     return True
+
+
+def _as_region(pair: Form) -> Form:
+    (low, high), brackets = pair.items, pair.brackets
+    return Form("region", (Interval(low, brackets[0] == "(", high, brackets[1] == ")"),))
 
 
 def _same_interval(first: Interval, second: Interval, same: Same) -> bool:

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from stepalign_jax.grading.normalise import normalize, rational
+from stepalign_jax.grading.normalise import normalize
 from stepalign_jax.grading.pool import TIMEOUT, WorkerPool
+from stepalign_jax.grading.spelling import rational
 from stepalign_jax.grading.units import word
 
 JOBS_PER_WORKER = 500  # then a worker is replaced: SymPy's caches only grow
@@ -90,6 +91,7 @@ class Grader:
         self._golds: set[str] = set()
         self._timeouts: collections.Counter[str] = collections.Counter()
         self._num_timeouts = 0
+        self._taken = Counts(0, 0, 0)
 
     def __enter__(self) -> Self:
         return self
@@ -105,6 +107,14 @@ class Grader:
         """The counts so far."""
         golds = sum(self._readings.get(gold) == "unreadable" for gold in self._golds)
         return Counts(golds, self._num_timeouts, self._pool.num_crashes)
+
+    def take_failures(self) -> dict[str, int]:
+        """`grading_timeouts` and `grading_crashes` since this was last asked."""
+        before, self._taken = self._taken, self.counts()
+        return {
+            "grading_timeouts": self._taken.timeouts - before.timeouts,
+            "grading_crashes": self._taken.crashes - before.crashes,
+        }
 
     @property
     def process_ids(self) -> list[int]:

@@ -38,19 +38,24 @@ _UNITS = {
 _NAMES = {
     word: name for name, (_, _, others) in _UNITS.items() for word in (name, *others.split())
 }
-_WORDS = "|".join(sorted((re.escape(w) for w in _NAMES if len(w) > 1 and w[0] != "\\"), key=len)[::-1])
+_LONG = [name for name in _NAMES if name.isalpha() and len(name) > 1]
+_WORDS = "|".join(sorted(_LONG, key=len, reverse=True))
 _UNIT = rf"(?:(?:square|sq|cubic) )?(?:{_WORDS}|[mgshLl])(?:\^\{{?[23]\}}?)?"
 _TEXT = r"(?:\\(?:text|mathrm|mbox|textrm|operatorname)\{[^{}]*\}(?:\^\{?[23]\}?)?)"
 _QUANTITY = re.compile(
     rf"(?P<value>.*[\d)}}|a-z])(?: ?(?P<text>{_TEXT}(?:/{_TEXT})?)"
     rf"|(?:(?<=[\d}}])| )(?P<word>(?:{_WORDS})(?:\^\{{?[23]\}}?)?(?:/{_UNIT})?)"
+    rf"|(?:(?<=}})| )(?P<noun>[a-z]{{3,}}(?: [a-z]{{3,}})?)"
     rf"| (?P<words>{_UNIT}(?:(?:/| per ){_UNIT})?)| ?(?P<sign>\\%|\\degree|\\dollar|\\cent))"
 )
+_SHORT_WORDS = ("no", "yes", "odd", "all", "red", "one", "two", "six", "ten")
 _MONEY = re.compile(r"(-?)\\(dollar|euro|pound) ?(.+)")
 _BASE = re.compile(r"(\d+)_\{?(\d+)\}?")
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _NO_UNIT = re.compile(r"\b(?:or|and|if|for|where|mod|base|is)\b")
-_WORD = re.compile(r"(?:\\(angle|triangle|overline|overrightarrow))? ?\{?([A-Za-z][A-Za-z '-]*)\}?")
+_WORD = re.compile(
+    r"(?:\\(angle|triangle|overline|overrightarrow))? ?\{?([A-Za-z][A-Za-z '-]*)\}?"
+)
 
 
 class Quantity(NamedTuple):
@@ -70,17 +75,15 @@ def split_unit(text: str) -> Quantity:
     match = _QUANTITY.fullmatch(text)
     if match is None:
         return Quantity(text, "")
-    if match["sign"]:
-        unit = match["sign"]
-    else:
-        unit = re.sub(r"\\(?:text|mathrm|mbox|textrm|operatorname)\{([^{}]*)\}", r"\1", match["text"] or match["words"] or match["word"])
-    if "{" in match["value"] and match["value"].count("{") != match["value"].count("}"):
+    value, *units = match.groups()
+    unit = re.sub(r"\\[a-z]+\{([^{}]*)\}", r"\1", next(filter(None, units)))
+    if "{" in value and value.count("{") != value.count("}"):
         return Quantity(text, "")
-    if unit == r"\degree" and _FUNCTION.search(match["value"]):  # an angle inside
+    if unit == r"\degree" and _FUNCTION.search(value):  # an angle inside
         return Quantity(text, "")
-    if _NO_UNIT.search(unit) or not re.search(r"\d|\\pi", match["value"]):
+    if _NO_UNIT.search(unit) or not re.search(r"\d|\\pi", value):
         return Quantity(text, "")
-    return Quantity(match["value"].strip(), _unit_name(unit))
+    return Quantity(value.strip(), _unit_name(unit))
 
 
 def _unit_name(unit: str) -> str:
@@ -89,7 +92,12 @@ def _unit_name(unit: str) -> str:
         return "%"
     unit = re.sub(r"\b(?:square|sq) (\w+)", r"\1^2", re.sub(r"\bcubic (\w+)", r"\1^3", unit))
     unit = unit.replace(" per ", "/")
-    return re.sub(r"\\?[A-Za-z]+", lambda m: _NAMES.get(m[0], _NAMES.get(m[0].lower(), m[0])), unit)
+    return re.sub(r"\\?[A-Za-z]+", _base_name, unit)
+
+
+def _base_name(match: re.Match[str]) -> str:
+    spelled = match.group()
+    return _NAMES.get(spelled) or _NAMES.get(spelled.lower(), spelled)
 
 
 def factor_between(first: str, second: str) -> Fraction | None:
@@ -124,6 +132,6 @@ def word(text: str) -> str | None:
     if letters.isupper():
         return letters.replace(" ", "") if len(letters) > 1 else None
     is_product = re.fullmatch(r"[a-z ]{1,3}|[A-Za-z]|(?:[A-Za-z] ){1,5}[A-Za-z]", letters)
-    if is_product and letters not in ("no", "yes", "odd", "all", "red", "one", "two", "six", "ten"):
+    if is_product and letters not in _SHORT_WORDS:
         return None
     return " ".join(letters.lower().split())

@@ -9,6 +9,7 @@ math-verify decides what none of these can, and its "equal" is confirmed where i
 
 import functools
 import re
+from fractions import Fraction
 from typing import Any
 
 import sympy
@@ -16,14 +17,17 @@ from latex2sympy2_extended.latex2sympy2 import latex2sympy
 from math_verify import verify
 
 from stepalign_jax.grading.forms import read_form, same_form
-from stepalign_jax.grading.normalise import is_readable, rational
+from stepalign_jax.grading.normalise import is_readable
+from stepalign_jax.grading.spelling import rational
 from stepalign_jax.grading.units import factor_between, split_unit, word
 
 DIGITS = 50
+_SIZES = {"%": sympy.Rational(1, 100), "degree": sympy.pi / 180}
 TOLERANCE = sympy.Float(10, DIGITS) ** -40  # relative: 10 digits fewer than are computed
 # Values for letters, of both signs: sqrt(x^2) is not x.
 _POINTS = [
-    [sympy.Rational(sign * (37 + 61 * i % 83), 29 + 7 * i) for i in range(12)] for sign in (1, -1)
+    [sympy.Rational(sign * (37 + 61 * i % 83), 29 + 7 * i) for i in range(12)]
+    for sign in (1, -1)
 ]
 _POINTS.append([sympy.Rational((-1) ** i * (3 + i), 11 + 5 * i) for i in range(12)])
 _DECIMAL = re.compile(r"(?<![\d.])(\d*\.\d+|\d+\.(?=\D|$))")
@@ -81,12 +85,17 @@ def same(gold: str, answer: str) -> bool:
         if factor is None:
             return False
         return _same_scaled(first.value, second.value, factor)
-    percents = [quantity.unit == "%" for quantity in (first, second)]
-    if any(percents):  # 12.5% is 0.125, and 12.5 where the question asked for percent
-        percent, other = (first, second) if percents[0] else (second, first)
-        if _same_scaled(percent.value, other.value, sympy.Rational(1, 100)):
-            return True
-    return _same_scaled(first.value, second.value, 1)
+    with_unit, other = (first, second) if first.unit else (second, first)
+    # 12.5% is 0.125, and it is 12.5 where the question asked for percent.
+    size = _SIZES.get(with_unit.unit)
+    if size is not None and _same_scaled(with_unit.value, other.value, size):
+        return True
+    return _same_scaled(first.value, second.value, 1) or _tight(gold) == _tight(answer)
+
+
+def _tight(text: str) -> str:
+    """`12 m` as a product, which is spelled `12m` too."""
+    return re.sub(r"(?<=\d) (?=[A-Za-z])", "", text)
 
 
 def _same_scaled(gold: str, answer: str, factor: Any) -> bool:
@@ -99,7 +108,8 @@ def _same_scaled(gold: str, answer: str, factor: Any) -> bool:
         expressions = parse(gold), parse(answer)
     except Unreadable:
         return False
-    return same_expressions(expressions[0] if factor == 1 else expressions[0] * sympy.Rational(factor), expressions[1])
+    scaled = expressions[0] if factor == 1 else expressions[0] * sympy.sympify(factor)
+    return same_expressions(scaled, expressions[1])
 
 
 @functools.lru_cache(maxsize=2048)  # the samples of one problem share a gold answer
@@ -114,7 +124,9 @@ def parse(text: str) -> Any:
     text = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", text)
     text = _DECIMAL.sub(_fraction, text)
     try:
-        expression = latex2sympy(text, is_real=True, convert_degrees=False, normalization_config=None)
+        expression: Any = latex2sympy(
+            text, is_real=True, convert_degrees=False, normalization_config=None
+        )
     except Exception as error:  # the parser raises its own, ANTLR's and SymPy's
         raise Unreadable(text) from error
     if isinstance(expression, sympy.Basic):
@@ -123,8 +135,8 @@ def parse(text: str) -> Any:
 
 
 def _fraction(match: re.Match[str]) -> str:
-    value = sympy.Rational(match.group())
-    return rf"(\frac{{{value.p}}}{{{value.q}}})"
+    value = Fraction(match.group())
+    return rf"(\frac{{{value.numerator}}}{{{value.denominator}}})"
 
 
 def same_expressions(first: Any, second: Any) -> bool:
@@ -184,11 +196,15 @@ def _parts(number: Any) -> tuple[Any, Any] | None:
     """(real, imaginary) part; a part of which no digit is certain is a zero."""
     if not number.is_number or not number.is_finite:
         return None
-    real, imaginary = (sympy.Float(part, DIGITS) if part.is_Rational else part for part in number.as_real_imag())
+    real, imaginary = (
+        sympy.Float(part, DIGITS) if part.is_Rational else part
+        for part in number.as_real_imag()
+    )
     if not (real.is_Float and imaginary.is_Float):
         return None
     # SymPy marks a sum that cancels entirely by a precision of one bit.
-    return tuple(sympy.Float(0) if part._prec < 10 else part for part in (real, imaginary))
+    zero = sympy.Float(0)
+    return (zero if real._prec < 10 else real, zero if imaginary._prec < 10 else imaginary)
 
 
 def _at_points(first: Any, second: Any, symbols: list[Any]) -> list[bool]:
@@ -238,5 +254,3 @@ def _difference(text: str) -> tuple[str, Any]:
     flipped = signs[0] in (">", r"\ge")
     sign = {">": "<", r"\ge": r"\le"}.get(signs[0], signs[0])
     return sign, right - left if flipped else left - right
-
-
