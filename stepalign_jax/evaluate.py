@@ -24,6 +24,7 @@ from stepalign_jax.report.tables import evaluation_table
 from stepalign_jax.runs.directory import RunDirectory, differing_keys
 from stepalign_jax.runs.setup import (
     make_grader,
+    name_unparsable_golds,
     open_solver,
     select_problems,
 )
@@ -62,6 +63,7 @@ def main(argv: list[str]) -> None:
     roles.check_problems(candidates)
     model.load()
     with use_mesh(model.mesh), make_grader(config) as grader:
+        name_unparsable_golds(grader, candidates)
         variables = model.variables()
         source = " with ".join(
             filter(None, [config.model.path, getattr(config.trainable, "adapter", "")])

@@ -21,6 +21,7 @@ from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.runs.setup import (
     make_grader,
+    name_unparsable_golds,
     open_run_critic,
     open_solver,
     select_problems,
@@ -33,6 +34,7 @@ def probe(config: Config, split: str) -> dict[str, Any]:
     with make_grader(config) as grader:
         model, roles = open_solver(config)
         roles.check_problems(candidates)
+        name_unparsable_golds(grader, candidates)
         critic = open_run_critic(config, model, grader, (model.weights,))
         critic.load()
         model.load()

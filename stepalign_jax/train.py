@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import jax
@@ -44,6 +45,7 @@ from stepalign_jax.runs.setup import (
     initial_state,
     make_grader,
     make_run_programs,
+    name_unparsable_golds,
     open_run_critic,
     open_solver,
     select_problems,
@@ -70,6 +72,7 @@ def train(config: Config) -> dict[str, Any]:
         model, roles = open_solver(config)
         roles.check_problems(problem for split in splits for problem in problems[split])
         grader = stack.enter_context(make_grader(config))
+        name_unparsable_golds(grader, chain.from_iterable(problems.values()))
         programs = make_run_programs(config, model)
         state, critic = Resident(), None
         if condition.needs_critiques:
@@ -188,7 +191,7 @@ def train(config: Config) -> dict[str, Any]:
                         bar.set_postfix_str(recorded.result())
                 results = StepResults(
                     step, samples, correct, critiques, batch, metrics, scores, watch.seconds,
-                    compiled.take(),
+                    compiled.take(), grader.take_failures(),
                 )  # fmt: skip
                 recorded = beside.submit(record, results)
                 if done % loop.checkpoint_every_steps == 0 or last or stop.requested:

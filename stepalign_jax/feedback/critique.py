@@ -7,26 +7,15 @@ A critique is a corrected trace in the solver's own format. One that fails keeps
 counted under that reason.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from stepalign_jax.feedback.contexts import Context
 from stepalign_jax.feedback.reasoning_steps import parse_reasoning_steps
-from stepalign_jax.grading.answers import extract_answer
+from stepalign_jax.grading.answers import extract_answer, strip_thinking
 
 # (answers, expected answers) -> which are right; `grading.grader.Grader.grade`.
 Grade = Callable[[list[str | None], list[str]], list[bool]]
-
-
-def strip_thinking(text: str) -> str | None:
-    """Returns `text` without `<think>...</think>`; None if a block is not closed.
-
-    A closing tag alone ends a block that the prompt had opened, so all before it goes.
-    """
-    text = re.sub(r"(?s)<think>.*?</think>", "", text)
-    text = text.rpartition("</think>")[2]
-    return None if "<think>" in text else text
 
 
 def validate_critique(

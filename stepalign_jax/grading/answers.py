@@ -8,29 +8,49 @@ from typing import NamedTuple
 
 from stepalign_jax.base.errors import UserError
 
-MAX_WRAPPERS = 4  # of an answer, as in `$\\boxed{$7$}$`
+_BRACES = re.compile(r"\\(?:boxed|f(?:rame)?box)\s*\{|\\[{}\\]|[{}]")
+# A box without braces: `\boxed 5`, `\boxed\frac12`, `\boxed\pi`.
+_BARE_BOX = re.compile(
+    r"\\boxed\s*(\\[dt]?frac(?:\{[^{}]*\}|\d){2}|-?\d[\d.,]*\d|-?\d|\\[A-Za-z]+|[A-Za-z])"
+)
+_BOX = re.compile(r"\\boxed\s*(-?\d[\d.,]*\d|-?\d|\\[A-Za-z]+|[A-Za-z])")
+_BARE_FRACTION = re.compile(r"\\boxed\s*(\\[dt]?frac(?:\{[^{}]*\}|\d){2})")
+_BOX = re.compile(r"\\(?:boxed|f(?:rame)?box)\s*\{")
 
 
-_BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+def strip_thinking(text: str) -> str | None:
+    """Returns `text` without `<think>...</think>`; None if a block is not closed.
 
-
-_MATH_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+    A closing tag alone ends a block that the prompt had opened, so all before it goes.
+    """
+    text = re.sub(r"(?s)<think>.*?</think>", "", text)
+    text = text.rpartition("</think>")[2]
+    return None if "<think>" in text else text
 
 
 def extract_answer(text: str, pattern: str) -> str | None:
     r"""The final answer that `text` states, or None.
 
     It is group 1 of the last match of `pattern`, stripped. Where that is missing or
-    empty it is the content of the last `\boxed{...}` whose braces balance and which is
-    not empty. Matching is linear in the length of the text but for `pattern` itself.
+    empty it is the content of the last `\boxed{...}` or `\fbox{...}` that is not empty. A
+    last box that is cut off is no answer, and no earlier box is one in its place. Nothing
+    inside a thought is an answer. Matching is linear in the length of the text but for
+    `pattern` itself.
 
     Raises:
       UserError: `pattern` is not a regular expression with a group.
     """
+    compiled = _compile(pattern)
+    told = strip_thinking(text)
+    if told is None:
+        return None
     answer = None
-    for match in _compile(pattern).finditer(text):
+    for match in compiled.finditer(told):
         answer = match.group(1)
-    return (answer or "").strip() or _last_boxed(text)
+    answer = (answer or "").strip()
+    if answer:
+        return None if _is_cut_off(answer) else answer
+    return _last_boxed(told)
 
 
 @functools.lru_cache
@@ -46,50 +66,39 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
-def _last_boxed(text: str) -> str | None:
-    """Content of the `\\boxed{...}` that opens last among the closed, non-empty ones."""
-    boxes = [box for box in _boxes(text) if text[box.start : box.end].strip()]
-    last = max(boxes, key=lambda box: box.start, default=None)
-    return None if last is None else text[last.start : last.end].strip()
-
-
 class _Box(NamedTuple):
     opens: int  # of the backslash
-    start: int  # of the content
-    end: int  # of the content, exclusive
+    content: str
 
 
-def _boxes(text: str) -> list[_Box]:
-    """All `\\boxed{...}` with balanced braces, in one pass; escaped braces do not count."""
+def _last_boxed(text: str) -> str | None:
+    """Content of the box that opens last among the non-empty ones; None if it is cut off."""
+    boxes, cut_off = _boxes(text)
+    boxes = [box for box in boxes if box.content]
+    last = max(boxes, key=lambda box: box.opens, default=None)
+    return None if last is None or cut_off > last.opens else last.content
+
+
+def _is_cut_off(text: str) -> bool:
+    return _BOX.search(text) is not None and _last_boxed(text) is None
+
+
+def _boxes(text: str) -> tuple[list[_Box], int]:
+    """(all closed boxes, where the last open one opens or -1), in one pass.
+
+    Escaped braces do not count.
+    """
     open_braces: list[re.Match[str]] = []
     boxes = []
     for brace in _BRACES.finditer(text):
         token = brace.group()
-        if token == "{" or token.startswith("\\boxed"):
+        if token == "{" or (token.endswith("{") and len(token) > 2):
             open_braces.append(brace)
         elif token == "}" and open_braces:
             opening = open_braces.pop()
             if opening.group() != "{":
-                boxes.append(_Box(opening.start(), opening.end(), brace.start()))
-    return boxes
-
-
-def normalize(answer: str) -> str:
-    """`answer` out of its math delimiters and `\\boxed{}`, with single spaces, none outside."""
-    answer = " ".join(answer.split())
-    for _ in range(MAX_WRAPPERS):
-        answer = _peel(answer).strip()
-    return answer
-
-
-def _peel(answer: str) -> str:
-    for left, right in _MATH_DELIMITERS:
-        inner = answer[len(left) : -len(right)]
-        is_wrapped = answer.startswith(left) and answer.endswith(right)
-        if is_wrapped and inner and left not in inner and right not in inner:
-            return inner
-    if answer.startswith("\\boxed") and answer.endswith("}"):
-        for box in _boxes(answer):
-            if box.opens == 0 and box.end == len(answer) - 1:
-                return answer[box.start : box.end]
-    return answer
+                content = text[opening.end() : brace.start()].strip()
+                boxes.append(_Box(opening.start(), content))
+    boxes += [_Box(match.start(), match[1]) for match in _BARE_BOX.finditer(text)]
+    cut_off = [brace.start() for brace in open_braces if brace.group() != "{"]
+    return boxes, max(cut_off, default=-1)

@@ -1,32 +1,32 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the final answer in a completion, and judging it.
+"""Judging final answers.
 
-Text decides first: equal strings are equal, and two plain integers compare as numbers.
-Whatever else asks for mathematics goes to math-verify, in worker processes that are
-killed at a deadline (`grading_pool`, `grading_worker`). This process never imports it.
+Text decides first: equal spellings are equal, and plain numbers compare as fractions.
+Whatever else asks for mathematics goes to SymPy, in worker processes that are killed at a
+deadline (`pool.py`, `worker.py`). This process never imports it. docs/grading.md says
+what is equal.
 """
 
-import re
+import collections
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from stepalign_jax.grading.answers import normalize
+from stepalign_jax.grading.normalise import normalize
 from stepalign_jax.grading.pool import TIMEOUT, WorkerPool
+from stepalign_jax.grading.spelling import rational
+from stepalign_jax.grading.units import word
 
 JOBS_PER_WORKER = 500  # then a worker is replaced: SymPy's caches only grow
 NO_ANSWER = -1  # the class of a completion without an answer
-_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")
+NUM_NAMED = 3  # unparsable golds that the line on them shows
+MAX_TIMEOUTS = 2  # pairs of one text that may run out of time before none is tried
 # By path, not with -m: the worker then needs neither our import path nor our packages.
-# -P keeps its own directory off the import path, where `jsonl` would be a top-level name.
+# -P keeps its own directory off the import path, where `pool` would be a top-level name.
 _WORKER_COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("worker.py")))
-
-
-def _integer(answer: str) -> int | None:
-    return int(answer) if _INTEGER.fullmatch(answer) else None
 
 
 def _verdict_by_text(a: str, b: str) -> bool | None:
@@ -35,14 +35,24 @@ def _verdict_by_text(a: str, b: str) -> bool | None:
         return False
     if a == b:
         return True
-    first, second = _integer(a), _integer(b)
-    return None if first is None or second is None else first == second
+    first, second = rational(a), rational(b)
+    if first is not None and second is not None:
+        return first == second
+    words = word(a), word(b)
+    return None if None in words else words[0] == words[1]
 
 
 class _Pair(NamedTuple):
-    kind: str  # grade | equivalent
     gold: str
     answer: str
+
+
+class Counts(NamedTuple):
+    """What could not be judged; each counts as wrong."""
+
+    unparsable_golds: int  # distinct; only the same text is right by them
+    timeouts: int  # texts and pairs that ran past the deadline
+    crashes: int  # worker processes that ended over an answer
 
 
 class Grader:
@@ -50,11 +60,9 @@ class Grader:
 
     Threads may share one; they take turns.
 
-    Workers start when an answer first needs one. Verdicts are remembered by pair, a
-    timeout's too, so a pair is counted once however often it is asked for.
-
-    Attributes:
-      num_timeouts: pairs that ran past the deadline; they count as wrong.
+    Workers start when an answer first needs one. A text is read alone before it is
+    compared: one whose value never comes is known from then on, so k such answers cost k
+    deadlines, not one for each pair. Verdicts are remembered, a timeout's too.
     """
 
     def __init__(
@@ -79,8 +87,11 @@ class Grader:
         )
         self._turn = threading.Lock()
         self._verdicts: dict[_Pair, bool] = {}
-        self._unparsable_golds: set[str] = set()
-        self.num_timeouts = 0
+        self._readings: dict[str, str] = {}  # by text: readable, unreadable, timeout, crash
+        self._golds: set[str] = set()
+        self._timeouts: collections.Counter[str] = collections.Counter()
+        self._num_timeouts = 0
+        self._taken = Counts(0, 0, 0)
 
     def __enter__(self) -> Self:
         return self
@@ -92,18 +103,18 @@ class Grader:
         """Ends the worker processes. Verdicts and counts stay."""
         self._pool.close()
 
-    @property
-    def num_unparsable_golds(self) -> int:
-        """Distinct gold answers that math-verify cannot read, of those that reached it.
+    def counts(self) -> Counts:
+        """The counts so far."""
+        golds = sum(self._readings.get(gold) == "unreadable" for gold in self._golds)
+        return Counts(golds, self._num_timeouts, self._pool.num_crashes)
 
-        Only an equal string is right for them.
-        """
-        return len(self._unparsable_golds)
-
-    @property
-    def num_crashes(self) -> int:
-        """Workers that died over an answer; it is tried again once, then it is wrong."""
-        return self._pool.num_crashes
+    def take_failures(self) -> dict[str, int]:
+        """`grading_timeouts` and `grading_crashes` since this was last asked."""
+        before, self._taken = self._taken, self.counts()
+        return {
+            "grading_timeouts": self._taken.timeouts - before.timeouts,
+            "grading_crashes": self._taken.crashes - before.crashes,
+        }
 
     @property
     def process_ids(self) -> list[int]:
@@ -115,13 +126,25 @@ class Grader:
 
         None and an empty answer are wrong, whatever the gold answer is.
         """
-        texts = ["" if answer is None else answer for answer in answers]
-        pairs = zip(texts, golds, strict=True)
-        return self._judge([_Pair("grade", gold, answer) for answer, gold in pairs])
+        self._golds.update(map(normalize, golds))
+        return self._judge(
+            [
+                _Pair(normalize(gold), normalize(answer or ""))
+                for answer, gold in zip(answers, golds, strict=True)
+            ]
+        )
 
-    def equivalent(self, a: str, b: str) -> bool:
-        """Whether either answer would be right by the other."""
-        return self._judge([_Pair("equivalent", a, b)])[0]
+    def unparsable(self, golds: Sequence[str]) -> list[str]:
+        """Those of the expected answers that cannot be read as a whole, without repeats.
+
+        Only the same text is right by them. One that is not read within the deadline is
+        among them.
+        """
+        texts = {gold: normalize(gold) for gold in golds}
+        with self._turn:
+            self._golds.update(texts.values())
+            self._read([text for text in texts.values() if _is_formula(text)])
+            return [gold for gold, text in texts.items() if not self._is_readable(text)]
 
     def equivalence_classes(self, answers: Sequence[str | None]) -> list[int]:
         """A class id for each answer of one problem: 0, 1, ... in order of first appearance.
@@ -135,7 +158,7 @@ class Grader:
         class_id = 0
         while unclassified:
             first = unclassified[0]
-            joins = self._judge([_Pair("equivalent", first, text) for text in unclassified])
+            joins = self._judge([_Pair(first, text) for text in unclassified])
             classes.update(
                 (text, class_id) for text, join in zip(unclassified, joins, strict=True) if join
             )
@@ -144,10 +167,14 @@ class Grader:
         return [classes[text] for text in texts]
 
     def _judge(self, pairs: list[_Pair]) -> list[bool]:
-        pairs = [_Pair(kind, normalize(gold), normalize(text)) for kind, gold, text in pairs]
+        """The verdicts on pairs of normalized texts."""
         with self._turn:
             open_pairs = [pair for pair in dict.fromkeys(pairs) if not self._is_settled(pair)]
-            for pair, verdict in zip(open_pairs, self._pool.run(open_pairs), strict=True):
+            self._read([text for pair in open_pairs for text in pair])
+            hopeful = [pair for pair in open_pairs if all(map(self._is_readable, pair))]
+            self._verdicts.update(dict.fromkeys(open_pairs, False))
+            requests = [("grade", *pair) for pair in hopeful]
+            for pair, verdict in zip(hopeful, self._pool.run(requests), strict=True):
                 self._record(pair, verdict)
             return [self._verdicts[pair] for pair in pairs]
 
@@ -155,16 +182,38 @@ class Grader:
         """Whether the verdict is known, from before or, as of now, without mathematics."""
         if pair in self._verdicts:
             return True
-        verdict = _verdict_by_text(pair.gold, pair.answer)
-        if verdict is None and pair.kind == "grade" and pair.gold in self._unparsable_golds:
-            verdict = False
-        if verdict is None:
-            return False
-        self._verdicts[pair] = verdict
-        return True
+        verdict = _verdict_by_text(*pair)
+        if verdict is not None:
+            self._verdicts[pair] = verdict
+        return verdict is not None
+
+    def _read(self, texts: Sequence[str]) -> None:
+        """Learns of texts, each alone, whether they can be read within the deadline."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._readings]
+        found = self._pool.run([("read", text, "") for text in new])
+        self._readings.update(zip(new, found, strict=True))
+        self._num_timeouts += found.count(TIMEOUT)
+
+    def _is_readable(self, text: str) -> bool:
+        reading = self._readings.get(text, "readable")  # text alone decided, so far
+        return reading == "readable" and self._timeouts[text] < MAX_TIMEOUTS
 
     def _record(self, pair: _Pair, verdict: str) -> None:
         self._verdicts[pair] = verdict == "equal"
-        self.num_timeouts += verdict == TIMEOUT
-        if verdict == "unparsable_gold" and pair.kind == "grade":
-            self._unparsable_golds.add(pair.gold)
+        if verdict == TIMEOUT:
+            self._num_timeouts += 1
+            self._timeouts.update(pair)
+
+
+def _is_formula(text: str) -> bool:
+    return bool(text) and rational(text) is None and word(text) is None
+
+
+def describe_unparsable(found: Sequence[str], num_golds: int) -> str:
+    """One line on expected answers that cannot be read; `found` is not empty."""
+    named = ", ".join(repr(gold[:60]) for gold in found[:NUM_NAMED])
+    more = ", ..." if len(found) > NUM_NAMED else ""
+    return (
+        f"{len(found)} of {num_golds} expected answers cannot be read as mathematics, so only "
+        f"the same text is right by them: {named}{more}"
+    )

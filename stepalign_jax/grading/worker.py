@@ -1,80 +1,54 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The child process that runs math-verify. Started by file path; imports nothing of ours.
+"""The child process that compares answers by SymPy. Started by file path, without JAX.
 
 Simplifying an expression that a model wrote may take for ever, take all memory, or end
 the interpreter. So it happens here, in a process without JAX that its parent may kill.
 The protocol is one JSON value per line:
 
     worker  {"error": null}            once, when it is ready (or why it cannot be)
-    parent  ["grade", gold, answer, seconds]
-    worker  "equal" | "different" | "unparsable_gold"
+    parent  ["grade", gold, answer, seconds] | ["read", text, "", seconds]
+    worker  "equal" | "different"            | "readable" | "unreadable"
+
+Texts are normalized (`normalise.py`). Of this
+package only files beside this one are imported, which need nothing but SymPy.
 
 The process ends when its input closes, and by an alarm of its own some seconds after a
 deadline, so it cannot outlive its parent for long. POSIX only.
 """
 
 import contextlib
-import functools
 import json
 import logging
 import os
 import resource
 import signal
 import sys
+from pathlib import Path
 from typing import Any, TextIO
 
 MAX_MEMORY_BYTES = 4 * 2**30  # a tower of powers fills any memory within its deadline
 ORPHAN_GRACE_SECS = 5.0  # past the deadline the parent has killed us, if there is a parent
 
 
-@functools.lru_cache(maxsize=1024)  # the samples of one problem share a gold answer
-def parse_answer(text: str) -> tuple[Any, ...]:
-    """What math-verify reads in `text`: SymPy expressions, and a string as its fallback."""
-    from math_verify import parse  # here and below: reading this file must not need it
+def judge(kind: str, first: str, second: str) -> str:
+    """The verdict on one request; see the module's docstring."""
+    from stepalign_jax.grading import values  # here and below: the parent imports this file
 
-    text = text.replace("\\$", "")  # currency, not the end of a formula
-    if "$" not in text and "\\boxed" not in text:
-        text = f"${text}$"
-    return tuple(parse(text, parsing_timeout=0))
-
-
-def is_parsed(expressions: tuple[Any, ...]) -> bool:
-    return any(not isinstance(expression, str) for expression in expressions)
-
-
-def judge(kind: str, gold: str, answer: str) -> str:
-    """The verdict on one pair; see the module's docstring.
-
-    Args:
-      kind: `grade` measures `answer` by `gold`; math-verify is not symmetric (it unwraps
-        `x=5` for the gold answer 5). `equivalent` accepts either direction.
-      gold: the expected answer, or one of the two that are compared.
-      answer: the answer under judgement.
-    """
-    from math_verify import verify
-
-    parsed_gold, parsed_answer = parse_answer(gold), parse_answer(answer)
-    if not is_parsed(parsed_gold):
-        return "unparsable_gold"
-    if not is_parsed(parsed_answer):
-        return "different"
-    pairs = [(parsed_gold, parsed_answer)]
-    if kind == "equivalent":
-        pairs.append((parsed_answer, parsed_gold))
-    equal = any(verify(list(a), list(b), timeout_seconds=0) for a, b in pairs)
-    return "equal" if equal else "different"
+    if kind == "read":
+        return "readable" if values.read(first) else "unreadable"
+    return "equal" if values.judge(first, second) else "different"
 
 
 def answer_request(request: list[Any]) -> str:
-    """Judges one request; an error inside math-verify or SymPy is the verdict `different`."""
-    kind, gold, answer, deadline_secs = request
+    """Judges one request; an error inside SymPy is the verdict of a text that says nothing."""
+    kind, first, second, deadline_secs = request
     # The default action of SIGALRM ends the process: an orphan stops working too.
     signal.setitimer(signal.ITIMER_REAL, deadline_secs + ORPHAN_GRACE_SECS)
     try:
-        return judge(kind, gold, answer)
+        return judge(kind, first, second)
     except Exception:
-        return "different"
+        return "unreadable" if kind == "read" else "different"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -100,7 +74,10 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     error = None
     try:
-        import math_verify  # noqa: F401  (imported before the clock of an answer runs)
+        # Imported before the clock of an answer runs. Our directory comes last on the path:
+        # no file of ours can hide another package's.
+        sys.path.append(str(Path(__file__).resolve().parents[2]))
+        from stepalign_jax.grading import values  # noqa: F401
     except ImportError as exception:
         error = str(exception)
     print(json.dumps({"error": error}), file=replies, flush=True)

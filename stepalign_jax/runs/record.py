@@ -38,6 +38,7 @@ class StepResults(NamedTuple):
       scores: of the update, by micro-batch.
       seconds: by phase.
       compiled: how many programs were compiled, and their seconds.
+      ungraded: answers that could not be judged since the step before; they count as wrong.
     """
 
     step: int
@@ -49,6 +50,7 @@ class StepResults(NamedTuple):
     scores: list[LossScores]
     seconds: dict[str, float]
     compiled: dict[str, float]
+    ungraded: dict[str, int]
 
 
 def step_metrics(results: StepResults, *, compute_dtype: str) -> dict[str, float | None]:
@@ -167,7 +169,7 @@ def rollout_rows(results: StepResults) -> Iterator[dict[str, Any]]:
 
 
 def step_timings(results: StepResults, *, num_devices: int) -> dict[str, float]:
-    """Rows of timings.jsonl: seconds, tokens per second per device, padding, compilations."""
+    """Rows of timings.jsonl: seconds, rates, padding, compilations, answers not judged."""
     batch, reply = results.batch, results.critiques.reply
     num_tokens = {
         "sample": int(results.samples.rollouts.lengths.sum()),
@@ -188,6 +190,8 @@ def step_timings(results: StepResults, *, num_devices: int) -> dict[str, float]:
         **results.seconds,
         "total": sum(results.seconds.values()),
         **results.compiled,
+        # Not in metrics.jsonl: which answers run out of time depends on the machine.
+        **results.ungraded,
         **token_rates(results.seconds, num_tokens, num_devices),
         **padding_shares(positions),
     }

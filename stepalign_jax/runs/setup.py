@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a config to the objects that commands work with. Cheap checks come first."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
 from stepalign_jax.feedback.contexts import Condition, get_condition
 from stepalign_jax.feedback.prompts import check_templates
 from stepalign_jax.feedback.roles import Roles
-from stepalign_jax.grading.grader import Grader
+from stepalign_jax.grading.grader import Grader, describe_unparsable
 from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
 from stepalign_jax.huggingface.peft_adapters import load_adapter
 from stepalign_jax.model.lora import LoraSpec
@@ -178,6 +179,13 @@ def open_run_critic(
 def make_grader(config: Config) -> Grader:
     """Returns the judge of answers; use it as a context manager."""
     return Grader(deadline_secs=config.evaluation.grading_secs, num_workers=GRADING_WORKERS)
+
+
+def name_unparsable_golds(grader: Grader, problems: Iterable[Problem]) -> None:
+    """Names on stderr the expected answers that only the same text is right by."""
+    golds = dict.fromkeys(problem.answer for problem in problems)
+    if found := grader.unparsable(list(golds)):
+        print(f"note: {describe_unparsable(found, len(golds))}", file=sys.stderr)
 
 
 def select_problems(

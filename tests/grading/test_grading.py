@@ -7,49 +7,21 @@ import sys
 import time
 from pathlib import Path
 
-import math_verify
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.grading import values
 from stepalign_jax.grading import worker as grading_worker
-from stepalign_jax.grading.answers import extract_answer, normalize
-from stepalign_jax.grading.grader import JOBS_PER_WORKER, NO_ANSWER, Grader
+from stepalign_jax.grading.answers import extract_answer
+from stepalign_jax.grading.grader import JOBS_PER_WORKER, NO_ANSWER, Grader, describe_unparsable
+from stepalign_jax.grading.normalise import normalize
 from stepalign_jax.grading.pool import CRASH, TIMEOUT, WorkerPool
 
 ROOT = Path(__file__).resolve().parents[2]
 TAG = r"<answer>([\s\S]*?)</answer>"
 ENDLESS = "9^{9^{9^{9}}}"
-
-# Judged by hand: (gold, answer, right).
-VERDICTS = [
-    ("71", "72", False),
-    ("71", "71.0", True),
-    ("71", "$71$", True),
-    ("71", r"\boxed{71}", True),
-    ("71", r"71\text{ cm}", True),
-    ("1000", "1,000", True),
-    ("1000", "1{,}000", True),
-    ("5", r"\$5", True),
-    ("5", "x=5", True),
-    ("5", "x=6", False),
-    ("71", "71 or 72", False),
-    (r"\frac{1}{2}", "0.5", True),
-    (r"\frac{1}{2}", "1/2", True),
-    (r"\frac{1}{2}", r"\frac12", True),
-    (r"\frac{1}{2}", "2", False),
-    (r"\frac{1}{3}", "0.33", False),
-    (r"\sqrt{8}", r"2\sqrt{2}", True),
-    ("x+1", "1+x", True),
-    ("(x+1)^2", "x^2+2x+1", True),
-    ("(x+1)^2", "x^2+x+1", False),
-    ("(1,2)", r"\left(1,2\right)", True),
-    ("(1,2)", "(2,1)", False),
-    (r"\{1,2\}", r"\{2,1\}", True),
-    (r"\pi", "3.14", False),
-    ("71", "(", False),
-]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +58,18 @@ def wait_until_gone(pids: list[int], secs: float = 20.0) -> bool:
         (r"<answer>7</answer> so \boxed{8}", "7"),
         (r"<answer>  </answer> \boxed{8}", "8"),
         (r"first \boxed{1}, then \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
-        (r"\boxed{3} and then cut off: \boxed{\frac{1}{2", "3"),
+        (r"\boxed{3} and then cut off: \boxed{\frac{1}{2", None),
+        (r"\boxed{\frac{1}{2} and then \boxed{3}", "3"),
+        ("<answer>\n\\boxed{4</answer>", None),
+        (r"so \boxed 5.", "5"),
+        (r"so \boxed5, or \boxed{6", None),
+        (r"so \boxed\frac12", r"\frac12"),
+        (r"so \fbox{5}", "5"),
+        (r"<think>Try 6+6, so \boxed{12}? No, that misses", None),
+        ("<think>I could write <answer>12</answer>, but", None),
+        (r"<think>\boxed{12}?</think> It is \boxed{13}", "13"),
+        (r"\boxed{12}? No.</think> I give up", None),
+        ("<think>no</think><answer>7</answer>", "7"),
         (r"\boxed{\boxed{3}}", "3"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\boxed{\left\{ x \mid x > 0 \right.}", r"\left\{ x \mid x > 0 \right."),
@@ -125,7 +108,7 @@ def test_extract_answer_finds_any_balanced_box(content, before):
 
 def test_extract_answer_is_linear_in_unclosed_boxes():
     started = time.monotonic()
-    assert extract_answer(r"\boxed{1}" + r"\boxed{" * 50_000, TAG) == "1"
+    assert extract_answer(r"\boxed{1}" + r"\boxed{" * 50_000, TAG) is None
     assert time.monotonic() - started < 5.0  # quadratic time would take minutes
 
 
@@ -141,9 +124,10 @@ def test_extract_answer_refuses_an_unusable_pattern(pattern):
         (" 7 ", "7"),
         ("$$7$$", "7"),
         (r"\( x \)", "x"),
-        (r"\[\boxed{$x  + 1$}\]", "x + 1"),
-        ("$1$ or $2$", "$1$ or $2$"),
-        (r"\boxed{1} \boxed{2}", r"\boxed{1} \boxed{2}"),
+        (r"\[\boxed{$x  + 1$}\]", "x+1"),
+        ("$1$ or $2$", "1, 2"),
+        (r"**\(1\,234.50\)**.", "1234.50"),
+        (r"\boxed{1} \boxed{2}", r"\boxed{1}\boxed{2}"),
         ("$", "$"),
     ],
 )
@@ -154,30 +138,19 @@ def test_normalize(answer, plain):
 # --- verdicts ---
 
 
-@pytest.mark.parametrize(("gold", "answer", "right"), VERDICTS)
-def test_grade_agrees_with_hand_and_math_verify(grader, gold, answer, right):
-    assert grader.grade([answer], [gold]) == [right]
-    parsed_gold, parsed_answer = (
-        math_verify.parse(text if "$" in text else f"${text}$") for text in (gold, answer)
-    )
-    if answer != r"\$5":  # a currency sign is ours to strip
-        assert math_verify.verify(parsed_gold, parsed_answer) == right
-
-
 integers = st.integers(-(10**15) + 1, 10**15 - 1)
 spellings = st.sampled_from(["{}", "{:+}", "{:04}"])
 
 
 @settings(max_examples=60, deadline=None)
 @given(integers, integers | st.integers(-3, 3), st.booleans(), spellings)
-def test_integer_shortcut_is_math_verifys_verdict(a, b, same, spelling):
+def test_integer_shortcut_is_the_workers_verdict(a, b, same, spelling):
     gold, answer = str(a), spelling.format(a if same else b)
     grader = Grader(deadline_secs=1.0, num_workers=1)
     verdict = grader.grade([answer], [gold])[0]
     assert grader.process_ids == []  # so it was the shortcut
-    worker_says = grading_worker.judge("grade", gold, answer)
-    # The fallback strings may differ in spelling; the numbers decide.
-    assert verdict == (worker_says == "equal") == (int(gold) == int(answer))
+    # The workers' reading is the same.
+    assert verdict == values.same(gold, answer) == (int(gold) == int(answer))
 
 
 def test_text_alone_starts_no_worker():
@@ -196,18 +169,50 @@ def test_grade_wants_one_gold_per_answer():
 
 def test_unparsable_gold_is_right_for_an_equal_string_only():
     with Grader(deadline_secs=30.0, num_workers=1) as grader:
-        assert grader.grade(["7", "x", "∞", "???"], ["∞"] * 4) == [False, False, True, False]
-        assert grader.num_unparsable_golds == 1
+        gold = "2^floor(n/2)*floor(n/2)!"
+        assert grader.grade(["7", "2", gold, "x"], [gold] * 4) == [False, False, True, False]
+        assert grader.counts() == (1, 0, 0)
         grader.close()
-        assert grader.grade(["8"], ["∞"]) == [False]
-        assert grader.process_ids == []  # known to be unparsable: no worker is asked again
+        assert grader.grade(["8"], [gold]) == [False]
+        assert grader.counts().unparsable_golds == 1
+
+
+def test_golds_that_cannot_be_read_are_found(grader):
+    golds = ["7", "No", r"\frac12", "x+", "(1,2]", "n+1 for all p", "x+", r"1\,000", "A"]
+    found = grader.unparsable(golds)
+    assert found == ["x+", "n+1 for all p"]
+    line = describe_unparsable(found, 9)
+    assert line.startswith("2 of 9 expected answers") and "'x+', 'n+1 for all p'" in line
+
+
+def test_failures_are_taken_once(grader):
+    with Grader(deadline_secs=1.0, num_workers=1) as grader:
+        assert grader.grade([ENDLESS], [r"\sqrt{2}"]) == [False]
+        assert grader.take_failures() == {"grading_timeouts": 1, "grading_crashes": 0}
+        assert grader.take_failures() == {"grading_timeouts": 0, "grading_crashes": 0}
+        assert grader.counts().timeouts == 1
+
+
+def test_endless_answers_cost_a_deadline_each_not_one_per_pair():
+    endless = [f"{base}^{{9^{{9^{{9}}}}}}" for base in (5, 6, 7)]
+    answers = ["0.5", endless[0], r"\sqrt{2}", endless[1], endless[2], r"\frac{2}{\sqrt2}"]
+    with Grader(deadline_secs=2.0, num_workers=1) as grader:
+        assert grader.equivalence_classes(answers) == [0, 1, 2, 3, 4, 2]
+        assert grader.counts().timeouts == 3
+        # Nor does any of them cost another one as a gold answer.
+        assert grader.grade([r"\sqrt{2}", endless[1]], [endless[0], endless[2]]) == [
+            False,
+            False,
+        ]
+        assert grader.counts().timeouts == 3
 
 
 def test_verdicts_are_remembered():
     with Grader(deadline_secs=30.0, num_workers=1) as grader:
-        assert grader.grade(["0.5"], ["1/2"]) == [True]
+        assert grader.grade(["2^{1/2}"], [r"\sqrt{2}"]) == [True]
         grader.close()
-        assert grader.grade(["0.5", "$0.5$"], ["1/2", " 1/2"]) == [True, True]
+        again = grader.grade(["2^{1/2}", "$2^{1/2}$"], [r"\sqrt{2}", r" \sqrt2"])
+        assert again == [True, True]
         assert grader.process_ids == []
 
 
@@ -219,11 +224,6 @@ def test_equivalence_classes(grader):
     assert grader.equivalence_classes([]) == []
 
 
-def test_equivalent_is_symmetric(grader):
-    for a, b, expected in [("x=5", "5", True), ("5", "x=5", True), ("5", "y", False)]:
-        assert grader.equivalent(a, b) is expected
-
-
 # --- processes ---
 
 
@@ -233,9 +233,9 @@ def test_endless_answer_is_killed_and_the_others_are_graded():
         started = time.monotonic()
         assert grader.grade(answers, ["1/2"] * 4) == [True, False, True, False]
         assert time.monotonic() - started < 60.0
-        assert grader.num_timeouts == 1
+        assert grader.counts().timeouts == 1
         assert grader.grade([ENDLESS, "3/6"], ["1/2", "1/2"]) == [False, True]
-        assert grader.num_timeouts == 1  # remembered, so not waited for again
+        assert grader.counts().timeouts == 1  # remembered, so not waited for again
         pids = grader.process_ids
         assert pids
     assert grader.process_ids == []
@@ -246,10 +246,10 @@ def test_endless_answer_is_killed_and_the_others_are_graded():
 
 def test_killed_idle_workers_are_replaced():
     with Grader(deadline_secs=30.0, num_workers=1) as grader:
-        assert grader.grade(["0.5"], ["1/2"]) == [True]
+        assert grader.grade(["2^{1/2}"], [r"\sqrt{2}"]) == [True]
         (pid,) = grader.process_ids
         os.kill(pid, signal.SIGKILL)
-        assert grader.grade(["0.25"], ["1/4"]) == [True]
+        assert grader.grade(["3^{1/2}"], [r"\sqrt{3}"]) == [True]
         assert grader.process_ids != [pid]
 
 
@@ -259,7 +259,7 @@ def test_workers_need_neither_our_main_nor_jax_and_end_with_their_parent(tmp_pat
         "import os, sys\n"
         "from stepalign_jax.grading.grader import Grader\n"
         "grader = Grader(deadline_secs=30.0, num_workers=1)\n"
-        "assert grader.grade(['0.5'], ['1/2']) == [True]\n"
+        "assert grader.grade(['2^(1/2)'], ['sqrt(2)']) == [True]\n"
         "loaded = {'jax', 'sympy', 'math_verify'} & set(sys.modules)\n"
         "print(loaded or 'nothing', *grader.process_ids, flush=True)\n"
         "os._exit(0)\n"
@@ -277,10 +277,11 @@ def test_workers_need_neither_our_main_nor_jax_and_end_with_their_parent(tmp_pat
 def test_worker_file_runs_without_jax():
     code = (
         "import runpy, sys\n"
+        f"sys.path.append({str(ROOT)!r})\n"
         f"worker = runpy.run_path({str(grading_worker.__file__)!r}, run_name='worker')\n"
         "assert worker['judge']('grade', '1/2', '0.5') == 'equal'\n"
         "assert 'sympy' in sys.modules\n"
-        "assert not {'jax', 'stepalign_jax'} & set(sys.modules)\n"
+        "assert 'jax' not in sys.modules\n"
     )
     run = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd="/"

@@ -85,6 +85,7 @@ def make_results(**changes: Any) -> StepResults:
         "scores": scores,
         "seconds": {"sample": 2.0, "critique": 4.0, "score": 0.5, "update": 3.0, "host": 0.5},
         "compiled": {"compilations": 1, "compile_seconds": 0.25},
+        "ungraded": {"grading_timeouts": 2, "grading_crashes": 0},
     }
     return StepResults(**values | changes)
 
@@ -163,6 +164,8 @@ def test_timings_by_hand():
         "total": 10.0,
         "compilations": 1,
         "compile_seconds": 0.25,
+        "grading_timeouts": 2,
+        "grading_crashes": 0,
         rate + "sample": 8 / 2.0 / 2,
         rate + "critique": 12 / 4.0 / 2,
         rate + "score": 48 / 0.5 / 2,
