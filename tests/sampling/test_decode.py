@@ -423,7 +423,7 @@ def test_other_parameters_and_waves_compile_nothing():
         session.cancel(numbers[1])
         while not session.over:
             session.step(64)
-        session.submit(requests_for([[9]] * 3, changed))  # in every slot
+        session.submit(requests_for([[9]] * 2, changed))  # in every slot
         session.step(64)
         assert session.over and counter.take()["compilations"] == 0
 
