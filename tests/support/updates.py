@@ -93,7 +93,7 @@ def make_part(
     weights: np.ndarray | None = None,
     logprobs: np.ndarray | None = None,
     advantages: Sequence[float] = ADVANTAGES,
-    num_packed: int = 20,
+    num_packed: int = 16,
 ) -> Part:
     """The given rows, their tokens that count packed row by row; packing.py is not asked."""
     columns: dict[str, list[Any]] = {

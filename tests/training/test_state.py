@@ -80,9 +80,13 @@ def test_what_is_trained_is_always_a_copy():
     assert not np.array_equal(*(x["layers"]["attention"]["q_proj"]["a"] for x in (a, b)))
 
 
+PROGRAMS = run.make_programs(
+    Method(MODEL, OPTIMIZER, DIVERGENCE, TEACHERS["initial"]), shardings=None
+)
+
+
 def one_step(state: TrainState) -> tuple[TrainState, Any]:
-    method = Method(MODEL, OPTIMIZER, DIVERGENCE, TEACHERS["initial"])
-    programs, part = run.make_programs(method, shardings=None), make_part()
+    programs, part = PROGRAMS, make_part()
     hidden = run.score_teacher(programs, state, PARAMS, [part.teacher])
     return run.update(programs, state, PARAMS, [part], hidden)[:2]  # pyright: ignore[reportArgumentType]
 

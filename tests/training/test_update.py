@@ -128,10 +128,11 @@ def test_a_step_without_a_token_is_finite_and_changes_nothing(objective):
 @pytest.mark.parametrize("objective", [DIVERGENCE, SURROGATE])
 def test_filling_up_the_packed_tokens_changes_nothing(objective):
     gradients = [
-        gradient_of(make_part(num_packed=n), objective=objective)[0] for n in (16, 20, 48)
+        # As many places as there are tokens; a tile of eight more, and a part of one.
+        gradient_of(make_part(num_packed=n), objective=objective)[0]
+        for n in (16, 28)
     ]
-    for gradient in gradients[1:]:
-        assert_close(gradient, gradients[0], relative=1e-6)
+    assert_close(gradients[1], gradients[0], relative=1e-6)
 
 
 @pytest.mark.parametrize("rows", [[(0, 1), (2, 3)], [(3, 0), (1, 2)], [(1,), (0,), (3,), (2,)]])
