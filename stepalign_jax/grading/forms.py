@@ -306,7 +306,10 @@ def _same_values(first: Form, second: Form, gold: str, answer: str, same: Same) 
         if not last or not all(same(part, last) for part in earlier if not _has_letter(part)):
             return False
         values.append(last)
-    return same(*values) if values == [gold, answer] else same_form(*values, same)
+    last_gold, last_answer = values
+    if values == [gold, answer]:
+        return same(last_gold, last_answer)
+    return same_form(last_gold, last_answer, same)
 
 
 def _has_letter(text: str) -> bool:
