@@ -19,8 +19,7 @@ Same = Callable[[str, str], bool]
 
 _OPEN, _CLOSE = "([{", ")]}"
 _RELATION = re.compile(r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|[<>]")
-_VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?")
-_LETTER = re.compile(r"(?:[A-Za-z]|\\(?!infty|pi)[a-z]+)(?:_\{?\w+\}?)?")
+_LETTER = re.compile(r"(?:[A-Za-z]|\\(?!infty|pi)[a-z]+)(?:_\{?\w+\}?)?(?:\([a-z]\))?")
 _WORDS_BETWEEN = re.compile(
     r",? ?\\(?:text|mathrm|mbox)\{ ?(?:and|or) ?\},? ?"
     r"|(?:,? |(?<=[^A-Za-z ]))(?:and|or)(?: |(?=[^A-Za-z]))"
@@ -28,8 +27,8 @@ _WORDS_BETWEEN = re.compile(
 )
 _IN = re.compile(r"(?:[A-Za-z]|\\[a-z]+)\\in(?![A-Za-z]) ?")
 _SET_BUILDER = re.compile(r"\\\{([A-Za-z])[|:]\1? ?(.*)\\\}")
-_NAMED_FORM = re.compile(r"(?:\([A-Za-z]+(?:, ?[A-Za-z]+)+\)|[A-Za-z])=([(\[\\].*)")
 _FORMS = ("tuple", "set", "region")  # that say by themselves what they are
+_SET_UNION = re.compile(r"\\\} ?\\cup ?\\\{")
 _RATIO = re.compile(r"[^:]+(?::[^:]+)+")
 _LINE = ("-\\infty", "\\infty")
 
@@ -73,20 +72,21 @@ def read_form(text: str) -> Form:
     text = _IN.sub("", text, count=1) if _IN.match(text) else text
     if builder := _SET_BUILDER.fullmatch(text):
         text = builder[2]
-    if (named := _NAMED_FORM.fullmatch(text)) and read_form(named[1]).kind in _FORMS:
-        return read_form(named[1])
+    name, _, rest = text.partition("=")
+    if rest and "=" not in rest and _is_name(name) and read_form(rest).kind in _FORMS:
+        return read_form(rest)
     if (region := _read_region(text)) is not None:
         return region
-    text = _WORDS_BETWEEN.sub(", ", text)
+    text = _WORDS_BETWEEN.sub(", ", _SET_UNION.sub(", ", text))
     if text.startswith(r"\{") and text.endswith(r"\}") and r"\}" not in text[2:-2]:
-        return Form("set", tuple(_plus_minus(split_outside(text[2:-2], ","))))
+        return Form("set", tuple(dict.fromkeys(_plus_minus(split_outside(text[2:-2], ",")))))
     pair = text[:1] in ("(", "[") and text[-1:] in (")", "]")
     if pair or (text.startswith(r"\langle") and text.endswith(r"\rangle")):
         inner = text[1:-1] if pair else text[7:-7]
         parts = split_outside(inner, ",")
         if len(parts) > 1 and all(parts) and (not pair or _is_one_bracket(text)):
             return Form("tuple", tuple(parts), brackets=text[0] + text[-1] if pair else "()")
-    if _RATIO.fullmatch(text):
+    if "=" not in text and _RATIO.fullmatch(text):
         return Form("tuple", tuple(_lowest_terms(text.split(":"))), brackets="::")
     parts = [part for part in split_outside(text, ",") if part]
     if len(parts) > 1:
@@ -108,7 +108,7 @@ def _is_one_bracket(text: str) -> bool:
 
 
 def _lowest_terms(parts: list[str]) -> list[str]:
-    if not all(part.isdecimal() for part in parts):
+    if not all(re.fullmatch("[1-9][0-9]*", part) for part in parts):  # 12:00 is a time
         return parts
     divisor = math.gcd(*map(int, parts)) or 1
     return [str(int(part) // divisor) for part in parts]
@@ -147,9 +147,13 @@ def _read_value(text: str) -> Form:
 
 
 def _is_name(text: str) -> bool:
-    """`x`, `\\theta`, `x_1`, `f(x)`, `AB`, `\\angle ABC`, `\\text{Area}`, or a word."""
-    word = rf"(?:\\(?:text|mathrm|angle|overline) ?\{{?[A-Za-z ]+\}}?|{_VARIABLE.pattern})"
-    return re.fullmatch(rf"{word}(?:\([A-Za-z, ]+\))?'*", text) is not None
+    r"""`x`, `f(2)`, `(x,y)`, `\angle ABC`, `\text{Area}`, `|AB|`, `\frac{NO}{BO}`, `S_1:S`.
+
+    No sums, powers and multiples: `2x=6` names nothing.
+    """
+    plain = re.sub(r"_(?:\{\w+\}|\w)|(?<=[A-Za-z])\([A-Za-z0-9, ]+\)'*", "", text)
+    plain = re.sub(r"\\[A-Za-z]+", " x", plain)
+    return re.fullmatch(r"[A-Za-z {}|:/(),]*[A-Za-z][A-Za-z {}|:/(),]*", plain) is not None
 
 
 # --- regions of the line ---
@@ -231,7 +235,9 @@ def same_form(gold: str, answer: str, same: Same) -> bool:
     """
     first, second = read_form(gold), read_form(answer)
     if "region" in (first.kind, second.kind):
-        return _same_regions(first, second, same)
+        if _same_regions(first, second, same):
+            return True
+        return all(map(_RELATION.search, (gold, answer))) and same(gold, answer)  # -x>-1 is x<1
     if first.kind == second.kind == "value":
         return _same_values(first, second, gold, answer, same)
     if first.kind == second.kind == "named":
@@ -299,6 +305,8 @@ def _same_values(first: Form, second: Form, gold: str, answer: str, same: Same) 
     are_equations = ["=" in text for text in (gold, answer)]
     if all(are_equations) and (first.names != second.names or not first.names):
         return same(gold, answer)  # perhaps one equation in two forms: y=2x, x=y/2
+    if are_equations[0] and not are_equations[1] and not first.names and _has_letter(gold):
+        return False  # 2x+z=1 is not answered by 1, though 7 is answered by x+y=7
     values = []
     for form in (first, second):
         *earlier, last = split_outside(form.items[0], "=")

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from stepalign_jax.grading.spelling import closing_brace, one_spelling
 
+MAX_CHARACTERS = 2000  # of an answer that is read; matching takes the square of it, or more
 MAX_WRAPPERS = 8  # of an answer, as in `**$\\boxed{$7$}$**.`
 
 _CHARACTERS = str.maketrans(
@@ -53,6 +54,9 @@ _MATH = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DO
 _ANNOUNCES = re.compile(
     r"(?i)(?:answer|result|solution|value|total|therefore|thus|hence|\bso\b)"
 )
+# A command with two backslashes, out of a JSON string.
+_ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2,}|[{}])")
+_LAYOUT_BETWEEN = re.compile(r"\\q?quad|\\text|\\[()\[\],; ]|[\s${}]")
 _APPROXIMATELY = re.compile(r"^(?:\\approx|\\simeq|\\sim|~|=|:)\s*")
 
 _DIGITS_APART = re.compile(r"\d\s+[\d.]")
@@ -66,10 +70,19 @@ _LOWER_WORD = re.compile(
 
 @functools.lru_cache(maxsize=65536)
 def normalize(answer: str) -> str:
-    """`answer` in the one spelling: no wrappers, no layout, plain digits."""
+    """`answer` in the one spelling: no wrappers, no layout, plain digits.
+
+    A longer text than `MAX_CHARACTERS` is left as it is, and is not readable.
+    """
+    if len(answer) > MAX_CHARACTERS:
+        return " ".join(answer.split())
     text = " ".join(answer.translate(_CHARACTERS).split())
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
+    if r"\begin" not in text:
+        text = _ESCAPED_TWICE.sub(r"\\", text)
     text = _unwrap(text.replace(r"\$", "\\dollar "))
+    if text.count("$") == 1:
+        text = text.replace("$", "\\dollar ")
     if r"\boxed" in text:
         text = _unwrap(_last_box(text))
     if "$" in text or r"\(" in text or r"\[" in text:
@@ -119,8 +132,8 @@ def _last_box(text: str) -> str:
             spans.append((match.start(), end + 1, text[match.end() + 1 : end]))
     if not spans:
         return text
-    gaps = [text[a[1] : b[0]].strip(" $") for a, b in pairwise(spans)]
-    if gaps and all(gap.strip(" ,") in ("", "and", "or") for gap in gaps):
+    gaps = [_LAYOUT_BETWEEN.sub("", text[a[1] : b[0]]) for a, b in pairwise(spans)]
+    if gaps and all(gap in ("", ",", "and", "or", ",and", ",or") for gap in gaps):
         return ", ".join(content for *_, content in spans) if all(gaps) else text
     return spans[-1][2]
 
@@ -154,7 +167,8 @@ def _only_formula(text: str) -> str:
 def is_readable(text: str) -> bool:
     """Whether all of a normalized text may be a formula: no prose, no digits apart."""
     return not (
-        "$" in text
+        len(text) > 2 * MAX_CHARACTERS
+        or "$" in text
         or _DIGITS_APART.search(text)
         or _LOWER_WORD.search(_COMMANDS.sub(" ", text))
     )

@@ -31,17 +31,20 @@ _SYNONYMS = [
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\(?:R|reals|mathbf\{R\}|Bbb\s*R)(?![A-Za-z])|\\mathbb\s*R", r"\\mathbb{R}"),
         (r"\\mathrm\{(i|e|d)\}|\\(?:imath|iu)(?![A-Za-z])", lambda m: m[1] or "i"),
+        (r"\\(?:text(?:bf|it|rm|normal)|math(?:rm|bf|it)|mbox)(?=\{)", r"\\text"),
         (r"\*\*", "^"),
         (r"\\ast(?![A-Za-z])|\*", r"\\cdot "),
         (r"\\(?:lvert|rvert|vert|mid)(?![A-Za-z])", "|"),
-        (r"\\%|%|(?<=\d)\s*(?:percent|pct)\b", r"\\%"),
+        (r"\.\.\.|\\[cd]?dots(?![A-Za-z])", r"\\ldots "),
+        (r"(^|[\[(,] ?)\+(?=\\infty)", r"\1"),
+        (r"\\%|%|(?<=\d)\s*(?:percent(?:age)?|pct)\b", r"\\%"),
     ]
 ]
 
 # The thousands separators; a group behind one has three digits.
 _SEPARATOR = (
-    r"(?:\{,\}|\{\\,\}|\\text\{,\}|\\mathord\{,\}|,\\!|,|\\[,;:! ]|\\thinspace\s?|\\space\s?|~"
-    r"|['_ ]|\{ \})"
+    r"(?:\{,\}|\{\\,\}|\\text\{,\}|\\mathord\{,\}|,\\! ?|,|\\[,;:! ]|\\thinspace\s?|\\space\s?"
+    r"|~|['_ ]|\{ \})"
 )
 _THOUSANDS = re.compile(
     rf"(?<![\d.,'_])[1-9]\d{{0,2}}({_SEPARATOR})\d{{3}}(?:\1\d{{3}})*(?!\d)"
@@ -49,7 +52,9 @@ _THOUSANDS = re.compile(
 _EUROPEAN = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3}){2,}(?![\d.])")
 _INDIAN = re.compile(r"(?<![\d.,])[1-9]\d?(?:,\d{2})+,\d{3}(?![\d,])")
 _DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d)|(?<=^0),(?=\d+$)|(?<=^-0),(?=\d+$)")
-_SPACES = re.compile(r"\\[,;:! ]|\\(?:thinspace|space|thickspace|medspace)(?![A-Za-z])|~")
+_SPACES = re.compile(
+    r"(?<!\\)\\[,;:! ]|\\(?:thinspace|space|thickspace|medspace)(?![A-Za-z])|~"
+)
 _SCIENTIFIC = re.compile(r"(?<![\w.\\}])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?!\w)")
 
 _FUNCTIONS = (
@@ -167,7 +172,7 @@ def _argument(text: str, start: int) -> tuple[str, int]:
 
 def _tight(text: str) -> str:
     """No spaces but between two letters or digits, and one behind a comma or command."""
-    text = re.sub(r"\s*([^\w\s\\])\s*", r"\1", text)
+    text = re.sub(r"\s*([^\w\s\\])\s*|\s+(?=\\[A-Za-z{])", r"\1", text)
     text = re.sub(r"(\\[A-Za-z]+)\s+(?![A-Za-z])", r"\1", text)
     return re.sub(r"\s+", " ", text.replace(",", ", ")).strip()
 

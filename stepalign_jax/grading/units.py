@@ -46,7 +46,8 @@ _QUANTITY = re.compile(
     rf"(?P<value>.*[\d)}}|a-z])(?: ?(?P<text>{_TEXT}(?:/{_TEXT})?)"
     rf"|(?:(?<=[\d}}])| )(?P<word>(?:{_WORDS})(?:\^\{{?[23]\}}?)?(?:/{_UNIT})?)"
     rf"|(?:(?<=}})| )(?P<noun>[a-z]{{3,}}(?: [a-z]{{3,}})?)"
-    rf"| (?P<words>{_UNIT}(?:(?:/| per ){_UNIT})?)| ?(?P<sign>\\%|\\degree|\\dollar|\\cent))"
+    rf"| (?P<words>{_UNIT}(?:(?:/| per ){_UNIT})?)"
+    rf"| ?(?P<sign>\\%|\\degree|\\dollar|\\cent|\\euro))"
 )
 _SHORT_WORDS = ("no", "yes", "odd", "all", "red", "one", "two", "six", "ten")
 _MONEY = re.compile(r"(-?)\\(dollar|euro|pound) ?(.+)")

@@ -13,11 +13,11 @@ from fractions import Fraction
 from typing import Any
 
 import sympy
-from latex2sympy2_extended.latex2sympy2 import latex2sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from math_verify import verify
 
 from stepalign_jax.grading.forms import read_form, same_form
-from stepalign_jax.grading.normalise import is_readable
+from stepalign_jax.grading.normalise import MAX_CHARACTERS, is_readable
 from stepalign_jax.grading.spelling import rational
 from stepalign_jax.grading.units import factor_between, split_unit, word
 
@@ -49,6 +49,8 @@ def read(text: str) -> bool:
 
     Its parts are evaluated, so this does not end for a number that cannot be written down.
     """
+    if len(text) > 2 * MAX_CHARACTERS:
+        return False
     if word(text) is not None:
         return True
     form = read_form(text)
@@ -125,7 +127,11 @@ def parse(text: str) -> Any:
     text = _DECIMAL.sub(_fraction, text)
     try:
         expression: Any = latex2sympy(
-            text, is_real=True, convert_degrees=False, normalization_config=None
+            text,
+            is_real=True,
+            convert_degrees=False,
+            normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=False),  # M+m is not 2m
         )
     except Exception as error:  # the parser raises its own, ANTLR's and SymPy's
         raise Unreadable(text) from error
@@ -150,12 +156,8 @@ def same_expressions(first: Any, second: Any) -> bool:
         if not symbols:
             return _same_numbers(_number(first), _number(second))
         verdicts = _at_points(first, second, sorted(symbols, key=str))
-        if verdicts and all(verdicts):
-            return _symbols(first) == _symbols(second) or bool(
-                sympy.simplify(first - second) == 0
-            )
-        if len(verdicts) == len(_POINTS) and not any(verdicts):
-            return False
+        if verdicts:
+            return all(verdicts)
     return bool(verify([first], [second], timeout_seconds=0))
 
 
@@ -208,17 +210,21 @@ def _parts(number: Any) -> tuple[Any, Any] | None:
 
 
 def _at_points(first: Any, second: Any, symbols: list[Any]) -> list[bool]:
-    """The verdict at each point where both are numbers."""
-    verdicts = []
+    """The verdict at each point where both are real numbers.
+
+    Without such a point it is taken where both are complex. So sqrt(1/n) is 1/sqrt(n).
+    """
+    verdicts, at_real = [], []
     for point in _POINTS:
         values = dict(zip(symbols, point, strict=False))
         try:
             numbers = [_digits(e.subs(values).doit()) for e in (first, second)]
             if all(number.is_number and number.is_finite for number in numbers):
                 verdicts.append(_same_numbers(*numbers))
+                at_real += verdicts[-1:] if all(n.is_real for n in numbers) else []
         except Exception:
             continue
-    return verdicts
+    return at_real or verdicts
 
 
 def _same_relations(gold: str, answer: str) -> bool:
