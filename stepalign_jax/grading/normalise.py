@@ -81,7 +81,7 @@ def normalize(answer: str) -> str:
     if r"\begin" not in text:
         text = _ESCAPED_TWICE.sub(r"\\", text)
     text = _unwrap(text.replace(r"\$", "\\dollar "))
-    if text.count("$") == 1:
+    if text.count("$") == 1 and text != "$":
         text = text.replace("$", "\\dollar ")
     if r"\boxed" in text:
         text = _unwrap(_last_box(text))

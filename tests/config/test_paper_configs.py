@@ -13,7 +13,8 @@ from stepalign_jax.config.schema import CheckpointCritic, Config, EngineCritic, 
 from stepalign_jax.feedback.contexts import get_condition
 from stepalign_jax.feedback.prompts import check_templates, critic_prompt, teacher_prompt
 from stepalign_jax.feedback.reasoning_steps import parse_reasoning_steps
-from stepalign_jax.grading.answers import extract_answer, normalize
+from stepalign_jax.grading.answers import extract_answer
+from stepalign_jax.grading.normalise import normalize
 from stepalign_jax.problems.problem import Problem
 
 CONFIGS = Path(__file__).parents[2] / "configs"
