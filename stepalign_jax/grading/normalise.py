@@ -156,9 +156,9 @@ def _only_formula(text: str) -> str:
         if re.search(r"(?i)\bnot\b|=$", before) or re.match(r"[-+*/^=<>]", after):
             return text
         return f"{formulas[0]} {percent[0] if percent else unit}".strip()
-    between = [text[a.end() : b.start()].strip(" ,") for a, b in pairwise(found)]
+    gaps = [text[a.end() : b.start()].strip() for a, b in pairwise(found)]
+    between = [gap.strip(" ,") for gap in gaps]
     if all(words in ("", "and", "or") for words in between) and not after:
-        gaps = [text[a.end() : b.start()].strip() for a, b in pairwise(found)]
         return ", ".join(formulas) if all(gaps) else text
     announced = _ANNOUNCES.search(between[-1]) and not re.search(r"(?i)\bnot\b", text)
     return formulas[-1] if announced and not after else text

@@ -4,7 +4,7 @@
 
 Rational numbers are compared exactly. Other numbers are compared by 50 digits, relative to
 their size, so 10^-34 is not 10^-31. Expressions with letters are compared at points.
-math-verify decides what none of these can, and its "equal" is confirmed where it can be.
+math-verify decides what none of these can.
 """
 
 import functools
