@@ -98,11 +98,6 @@ def make_state(
     return TrainState(jnp.int32(0), trainable, own, optimizer.init(trainable))  # pyright: ignore[reportCallIssue]
 
 
-def solver_variables(state: TrainState, base: Any) -> Variables:
-    """Returns the solver's variables."""
-    return {"params": base} | state.trainable
-
-
 def teacher_variables(state: TrainState, base: Any, teacher: TeacherConfig) -> Variables:
     """Returns the teacher's variables; those of a live teacher are the solver's."""
     own = state.trainable if isinstance(teacher, LiveTeacher) else state.teacher
