@@ -29,6 +29,8 @@ def get_config(variant: str) -> Config:
     objective = PolicyGradient(
         token_tile=base.objective.token_tile,
         token_weights=base.objective.token_weights,
+        # ours: the temperature that rollouts are drawn at; top-k and top-p are left out
+        loss_temperature=base.sampling.temperature,
         clip=0.2,  # ours
     )
     return replace(base, name="grpo", condition="grpo", objective=objective, train=train)

@@ -43,6 +43,7 @@ FORWARD_KL = ForwardKl(
 POLICY_GRADIENT = PolicyGradient(
     token_tile=1024,
     token_weights=(),
+    loss_temperature=1.1,  # that of the rollouts
     clip=0.2,  # never active: one update per rollout
 )
 

@@ -77,7 +77,7 @@ def test_sample_token_refuses_a_wrong_shape(name: str, wrong: jax.Array) -> None
 def test_an_update_s_loss_refuses_a_head_of_another_width() -> None:
     hidden, head = jnp.zeros((N, D)), jnp.zeros((V, D))
     line = jnp.zeros((1, N))
-    targets = Targets(line.astype(jnp.int32), line > 0, line, line, line)
+    targets = Targets(line.astype(jnp.int32), line > 0, line, line)
     distillation_loss(FORWARD_KL, hidden, hidden, head, head, targets)
     with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'solver_head'"):
         distillation_loss(FORWARD_KL, hidden, hidden, head[:, 1:], head, targets)

@@ -211,13 +211,12 @@ class ObjectiveConfig(Choice):
 
     token_tile: Count  # tokens whose logits exist at once
     token_weights: tuple[str, ...]  # names from objectives/token_weights.py, multiplied
+    loss_temperature: Positive  # divides the logits of both roles; GRPO: the rollouts' own
 
 
 @section
 class DivergenceConfig(ObjectiveConfig):
     """A divergence between teacher and solver; formulas in objectives/divergence.py."""
-
-    loss_temperature: Positive  # divides both logits
 
 
 @section

@@ -100,14 +100,12 @@ class Targets:
       tokens: [S, N / S] int32, the completions' tokens.
       counts: [S, N / S] bool, True where a token counts.
       weights: [S, N / S] float32, of its loss (`objectives/token_weights.py`).
-      logprobs: [S, N / S] float32 under the solver that sampled, at temperature 1.
       advantages: [S, N / S] float32 of policy gradients: the rollout's, on each token.
     """
 
     tokens: jax.Array
     counts: jax.Array
     weights: jax.Array
-    logprobs: jax.Array
     advantages: jax.Array
 
 
@@ -228,7 +226,6 @@ def pack(
     by_token = {
         "tokens": np.asarray(rollouts.tokens, np.int32),
         "weights": token_weights,
-        "logprobs": np.asarray(rollouts.logprobs),
         "advantages": np.broadcast_to(
             advantages.astype(np.float32)[:, None], rollouts.tokens.shape
         ),

@@ -152,7 +152,7 @@ def abstract_sequences(mesh: Mesh, *, rows: int, width: int, num_tokens: int) ->
 
 def abstract_targets(mesh: Mesh, *, num_tokens: int) -> Targets:
     """Returns shapes and shardings of what the loss knows of `num_tokens` packed tokens."""
-    dtypes = (jnp.int32, jnp.bool_, jnp.float32, jnp.float32, jnp.float32)
+    dtypes = (jnp.int32, jnp.bool_, jnp.float32, jnp.float32)
     return Targets(*(_packed(mesh, num_tokens, dtype) for dtype in dtypes))
 
 

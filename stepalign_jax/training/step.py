@@ -192,21 +192,25 @@ def policy_gradient_loss(
 ) -> tuple[Float32[Array, ""], LossScores]:
     """Returns what `distillation_loss` does, of GRPO's clipped surrogate.
 
-    Ratios are taken at temperature 1, whatever the rollouts were drawn at.
+    Ratios are taken at the objective's temperature. Where it is the sampling temperature and
+    nothing is filtered, the gradient belongs to the distribution that the rollouts were drawn
+    from. A step updates once on its rollouts, so the solver that sampled them is the solver
+    that is trained: its log-probabilities, as constants, are the old ones.
     """
-    logprobs = tiled_logprobs(
+    logprobs, at_one = tiled_logprobs(
         hidden,
         head,
         targets.tokens.reshape(-1),
+        temperature=objective.loss_temperature,
         token_tile=objective.token_tile,
         mesh=active_mesh(),
     )
     advantages = targets.advantages.reshape(-1)
     # One advantage per token: each token is a group of its own to the loss.
-    old_logprobs = targets.logprobs.reshape(-1, 1)
-    loss = grpo_token_loss(logprobs[:, None], old_logprobs, advantages, objective.clip)[:, 0]
+    column = logprobs[:, None]
+    loss = grpo_token_loss(column, column, advantages, objective.clip)[:, 0]
     total = jnp.sum(times_weights(loss, targets.weights.reshape(-1)))
-    return total, LossScores(loss, advantages, logprobs)
+    return total, LossScores(loss, advantages, at_one)
 
 
 def _value_sums(total: Float32[Array, ""], scores: LossScores, targets: Targets) -> Metrics:

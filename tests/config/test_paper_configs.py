@@ -51,7 +51,6 @@ def test_grpo_differs_in_the_objective_and_the_groups_alone() -> None:
         "condition",
         "objective.kind",
         "objective.clip",
-        "objective.loss_temperature",
         "objective.element_clip",
         "objective.top_k",
         "train.samples_per_problem",

@@ -27,8 +27,8 @@ EIGHT_DEVICES = """
         def loss(trains):
             return jnp.sum(inputs["token_weights"] * tiled_logprobs(
                 trains["solver_hidden"], trains["solver_head"], inputs["tokens"],
-                token_tile=3, mesh=mesh,
-            ) ** 2)
+                temperature=1.3, token_tile=3, mesh=mesh,
+            )[0] ** 2)
         return jax.value_and_grad(loss)(arrays)
 
     def same(step):

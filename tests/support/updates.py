@@ -38,7 +38,7 @@ MODEL = Qwen3(CONFIG, jnp.float32, lora=SPEC)
 DIVERGENCE = ForwardKl(
     loss_temperature=1.0, element_clip=0.0, top_k=0, token_tile=8, token_weights=()
 )
-SURROGATE = PolicyGradient(clip=0.2, token_tile=8, token_weights=())
+SURROGATE = PolicyGradient(loss_temperature=1.1, clip=0.2, token_tile=8, token_weights=())
 TEACHERS: dict[str, TeacherConfig] = {
     "initial": InitialTeacher(),
     "ema": EmaTeacher(decay=0.75),
@@ -91,14 +91,12 @@ def make_part(
     rows: Sequence[int] = ROWS,
     counts: np.ndarray = ALL,
     weights: np.ndarray | None = None,
-    logprobs: np.ndarray | None = None,
     advantages: Sequence[float] = ADVANTAGES,
     num_packed: int = 16,
 ) -> Part:
     """The given rows, their tokens that count packed row by row; packing.py is not asked."""
     columns: dict[str, list[Any]] = {
-        name: []
-        for name in ("solver", "teacher", "tokens", "weights", "logprobs", "advantages")
+        name: [] for name in ("solver", "teacher", "tokens", "weights", "advantages")
     }
     for i, row in enumerate(rows):
         for t in np.flatnonzero(counts[row]):
@@ -106,7 +104,6 @@ def make_part(
             columns["teacher"].append(i * teacher_width + len(teacher_prompts[row]) - 1 + t)
             columns["tokens"].append(COMPLETIONS[row][t])
             columns["weights"].append(1.0 if weights is None else weights[row, t])
-            columns["logprobs"].append(0.0 if logprobs is None else logprobs[row, t])
             columns["advantages"].append(advantages[row])
     num_tokens = len(columns["tokens"])
 
@@ -119,7 +116,7 @@ def make_part(
         Targets(
             filled("tokens"),
             counts=jnp.arange(num_packed)[None] < num_tokens,
-            **{n: filled(n, jnp.float32) for n in ("weights", "logprobs", "advantages")},
+            **{n: filled(n, jnp.float32) for n in ("weights", "advantages")},
         ),
     )
 

@@ -104,7 +104,6 @@ def test_targets_are_those_of_their_tokens():
         for name, values in (
             ("tokens", work["rollouts"].tokens[rows, columns]),
             ("weights", work["token_weights"][rows, columns]),
-            ("logprobs", work["rollouts"].logprobs[rows, columns]),
             ("advantages", work["advantages"][rows]),
         ):
             packed = np.asarray(getattr(batch.targets, name))

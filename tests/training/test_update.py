@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from support.models import assert_same_bits
 from support.updates import (
+    ADVANTAGES,
     ALL,
     BATCH,
+    COMPLETIONS,
     CONFIG,
     DIVERGENCE,
     LORA,
@@ -27,8 +29,10 @@ from support.updates import (
     Part,
     copy,
     gradient_of,
+    join,
     make_part,
     make_state,
+    plain_logits,
     plain_logprobs,
     run_step,
     spread,
@@ -301,7 +305,7 @@ def test_a_step_towards_the_teacher_lowers_the_divergence():
 
 def test_policy_gradient_raises_what_was_rewarded_and_lowers_what_was_not():
     old = plain_logprobs({"params": PARAMS}, SOLVER_PROMPTS)
-    part = make_part(logprobs=old)
+    part = make_part()
     state, metrics, [scores] = run_step(make_state(), PARAMS, part, objective=SURROGATE)
     new = plain_logprobs(state.trainable, SOLVER_PROMPTS)
     gained = (new - old).sum(axis=1)
@@ -310,6 +314,28 @@ def test_policy_gradient_raises_what_was_rewarded_and_lowers_what_was_not():
     expected = -(6 * 1.0 - 3 * 1.0 + 5 * 0.5) / 16
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-4)
     assert spread(scores.advantage)[:, 0].tolist() == [1.0, -1.0, 0.5, 0.0]
+
+
+def test_policy_gradient_is_that_of_the_distribution_sampled_from():
+    """-A times the gradient of log softmax(logits / 1.1); scores stay at temperature 1."""
+    tokens = join(SOLVER_PROMPTS, range(BATCH), 16)
+
+    def loss(params: Any) -> jax.Array:
+        total = jnp.float32(0.0)
+        for row, (prompt, completion) in enumerate(
+            zip(SOLVER_PROMPTS, COMPLETIONS, strict=True)
+        ):
+            logits = plain_logits({"params": params}, tokens[row])[len(prompt) - 1 :]
+            logprobs = jax.nn.log_softmax(logits / SURROGATE.loss_temperature)
+            own = logprobs[jnp.arange(len(completion)), jnp.array(completion)]
+            total -= ADVANTAGES[row] * own.sum()
+        return total / ALL.sum()
+
+    found, _ = gradient_of(make_part(), objective=SURROGATE)
+    assert_close(found, {"params": jax.grad(loss)(PARAMS)}, relative=1e-4)
+    _, _, [scores] = run_step(make_state(), PARAMS, make_part(), objective=SURROGATE)
+    expected = plain_logprobs({"params": PARAMS}, SOLVER_PROMPTS)
+    np.testing.assert_allclose(spread(scores.solver_logprobs), expected, atol=2e-5, rtol=0)
 
 
 def test_policy_gradient_without_a_difference_in_reward_changes_nothing():
