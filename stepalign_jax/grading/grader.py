@@ -169,7 +169,10 @@ class Grader:
     def _judge(self, pairs: list[_Pair]) -> list[bool]:
         """The verdicts on pairs of normalized texts."""
         with self._turn:
-            open_pairs = [pair for pair in dict.fromkeys(pairs) if not self._is_settled(pair)]
+            new = [pair for pair in dict.fromkeys(pairs) if pair not in self._verdicts]
+            by_text = {pair: _verdict_by_text(*pair) for pair in new}
+            self._verdicts.update((p, v) for p, v in by_text.items() if v is not None)
+            open_pairs = [pair for pair, verdict in by_text.items() if verdict is None]
             self._read([text for pair in open_pairs for text in pair])
             hopeful = [pair for pair in open_pairs if all(map(self._is_readable, pair))]
             self._verdicts.update(dict.fromkeys(open_pairs, False))
@@ -177,15 +180,6 @@ class Grader:
             for pair, verdict in zip(hopeful, self._pool.run(requests), strict=True):
                 self._record(pair, verdict)
             return [self._verdicts[pair] for pair in pairs]
-
-    def _is_settled(self, pair: _Pair) -> bool:
-        """Whether the verdict is known, from before or, as of now, without mathematics."""
-        if pair in self._verdicts:
-            return True
-        verdict = _verdict_by_text(*pair)
-        if verdict is not None:
-            self._verdicts[pair] = verdict
-        return verdict is not None
 
     def _read(self, texts: Sequence[str]) -> None:
         """Learns of texts, each alone, whether they can be read within the deadline."""

@@ -4,10 +4,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support import tokenizers
-from support.runs import small_config
+from support.runs import output_on_devices, small_config
 
 from stepalign_jax import probe, train
 from stepalign_jax.base.errors import UserError
@@ -309,25 +306,13 @@ def test_copies_of_a_second_model_share_its_devices():
 
 def run_on(num_devices: int, config: Config) -> Any:
     """`findings` of a run in a process with so many simulated devices."""
-    here = Path(__file__).parent
-    tests = here.parent
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-        "PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests, here))),
-    }
     program = (
         "import json\nfrom stepalign_jax.config.schema import *\n"
-        f"from test_second_model import findings\nfound = findings({config!r})\n"
+        f"from runs.test_second_model import findings\nfound = findings({config!r})\n"
         "print(json.dumps(found))"
     )
-    finished = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return json.loads(finished.stdout.splitlines()[-1])
+    output = output_on_devices(program, num_devices=num_devices, timeout_secs=600)
+    return json.loads(output.splitlines()[-1])
 
 
 @pytest.mark.slow

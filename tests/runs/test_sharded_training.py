@@ -2,14 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole run on 8 simulated devices does what one device does."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs import small_config, write_config
+from support.runs import output_on_devices, small_config, write_config
 
 from stepalign_jax import train
 from stepalign_jax.base.files import read_jsonl
@@ -27,16 +23,8 @@ def test_eight_devices_train_like_one(kind, tmp_path):
     sections["parallel"] = {"data": 2, "fsdp": 2, "tensor": 2}
     eight = small_config(tmp_path / "eight", **sections)
     spec = write_config(tmp_path / "eight.py", eight)
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    command = [sys.executable, "-m", "stepalign_jax.train", "--config", spec]
-    finished = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    program = f"from stepalign_jax import train\ntrain.main(['--config', {spec!r}])"
+    output_on_devices(program, num_devices=8, timeout_secs=600)
     ours, theirs = RunDirectory.of(one), RunDirectory.of(eight)
     pairs = zip(read_jsonl(ours.metrics_file), read_jsonl(theirs.metrics_file), strict=True)
     for expected, found in pairs:

@@ -117,7 +117,9 @@ def tiny_roles(**prompts: Any) -> Roles:
     return Roles(tokenizer, dataclasses.replace(config, **prompts))
 
 
-def output_on_devices(code: str, *, num_devices: int, **variables: str) -> str:
+def output_on_devices(
+    code: str, *, num_devices: int, timeout_secs: float = 280, **variables: str
+) -> str:
     """Returns what `code` prints in a process that has so many simulated devices.
 
     It may import test modules by their room, as `from parallel.test_mesh import parallel`.
@@ -131,7 +133,7 @@ def output_on_devices(code: str, *, num_devices: int, **variables: str) -> str:
     }
     finished = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
-        env=environment, capture_output=True, text=True, timeout=280, check=False,
+        env=environment, capture_output=True, text=True, timeout=timeout_secs, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
     return finished.stdout.strip()
