@@ -81,11 +81,11 @@ def test_a_config_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_a_context(tmp_path: Path) -> None:
-    directory, rows = run(tmp_path, "with_answer_only.py", *THREE)
+    directory, rows = run(tmp_path, "with_first_fix.py", *THREE)
     assert [row["context"] for row in rows] == [f"Answer: {row['answer']}" for row in rows]
-    assert read_json(directory.summary_file)["condition"] == "answer_only"
-    config = load_config(str(tmp_path / "with_answer_only.py"), [*SMALL, *THREE])
-    assert set(probe.probe(config, "test")["teacher_accuracy"]) >= {"answer_only", "stepalign"}
+    assert read_json(directory.summary_file)["condition"] == "first_fix"
+    config = load_config(str(tmp_path / "with_first_fix.py"), [*SMALL, *THREE])
+    assert set(probe.probe(config, "test")["teacher_accuracy"]) >= {"first_fix", "stepalign"}
 
 
 def test_a_critic(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def probe_teacher(
     for condition in CONDITIONS.values():
         if condition.contexts is None:
             continue
-        contexts = condition.contexts(attempts, critiques)
+        contexts = condition.contexts(attempts, critiques, asker.roles.trace)
         pairs = [
             (attempt.problem, context)
             for attempt, context in zip(attempts, contexts, strict=True)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.names import nearest
+from stepalign_jax.feedback.reasoning_steps import TraceFormat
 from stepalign_jax.problems.problem import Problem
 
 # Why a rollout has no context. In the order in which they are looked for.
@@ -26,6 +27,9 @@ FAILURES: dict[str, str] = {
     "too_long": "over prompts.max_context_tokens",
     "no_reference": "the problem has no reference solution",
     "no_other_problem": "no valid critique of another problem in the batch",
+    "no_right_step": "the rollout's first reasoning step is wrong already",
+    "no_later_step": "the first error is the last reasoning step",
+    "not_reworded": "a reasoning step holds no equation whose sides could change places",
 }
 
 
@@ -50,7 +54,7 @@ class Context:
     failure: str | None
 
 
-ContextFunction = Callable[[Sequence[Attempt], Sequence[Context]], list[Context]]
+ContextFunction = Callable[[Sequence[Attempt], Sequence[Context], TraceFormat], list[Context]]
 
 
 class Condition(NamedTuple):
@@ -58,8 +62,8 @@ class Condition(NamedTuple):
 
     Attributes:
       name: its key in `CONDITIONS`.
-      contexts: (attempts, critiques) -> one context per attempt; None where no teacher is
-        asked, and the reward alone trains.
+      contexts: (attempts, critiques, how traces are read) -> one context per attempt; None
+        where no teacher is asked, and the reward alone trains.
       needs_critiques: whether the critic is asked; else the function gets no critiques.
     """
 
@@ -98,13 +102,17 @@ def get_condition(name: str) -> Condition:
 
 
 @condition("stepalign", needs_critiques=True)
-def own_critique(_attempts: Sequence[Attempt], critiques: Sequence[Context]) -> list[Context]:
+def own_critique(
+    _attempts: Sequence[Attempt], critiques: Sequence[Context], _trace: TraceFormat
+) -> list[Context]:
     """A critique of this very rollout."""
     return list(critiques)
 
 
 @condition("refsol", needs_critiques=False)
-def reference(attempts: Sequence[Attempt], _critiques: Sequence[Context]) -> list[Context]:
+def reference(
+    attempts: Sequence[Attempt], _critiques: Sequence[Context], _trace: TraceFormat
+) -> list[Context]:
     """The problem's reference solution."""
     references = [attempt.problem.reference for attempt in attempts]
     return [Context(r or "", "no_reference" if r is None else None) for r in references]
@@ -114,13 +122,17 @@ CONDITIONS["grpo"] = Condition("grpo", contexts=None, needs_critiques=False)
 
 
 @condition("no_context", needs_critiques=False)
-def empty(attempts: Sequence[Attempt], _critiques: Sequence[Context]) -> list[Context]:
+def empty(
+    attempts: Sequence[Attempt], _critiques: Sequence[Context], _trace: TraceFormat
+) -> list[Context]:
     """Control: the teacher's template with nothing in the context's place."""
     return [Context("", None)] * len(attempts)
 
 
 @condition("other_problem", needs_critiques=True)
-def other_problem(attempts: Sequence[Attempt], critiques: Sequence[Context]) -> list[Context]:
+def other_problem(
+    attempts: Sequence[Attempt], critiques: Sequence[Context], _trace: TraceFormat
+) -> list[Context]:
     """Control: the critique of another problem's rollout.
 
     All critiques move on by one shift, and past failures and the rollout's own problem. While

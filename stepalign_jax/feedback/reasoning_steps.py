@@ -31,6 +31,17 @@ class ReasoningStep(NamedTuple):
     text: str
 
 
+class TraceFormat(NamedTuple):
+    """How a run's traces are read; see `PromptsConfig`."""
+
+    step_pattern: str
+    answer_pattern: str
+
+    def steps(self, text: str) -> list[ReasoningStep]:
+        """The reasoning steps of `text`, see `parse_reasoning_steps`."""
+        return parse_reasoning_steps(text, self.step_pattern, self.answer_pattern)
+
+
 def parse_reasoning_steps(
     text: str, step_pattern: str, answer_pattern: str
 ) -> list[ReasoningStep]:

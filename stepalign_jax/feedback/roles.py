@@ -14,6 +14,7 @@ from stepalign_jax.feedback.prompts import (
     solver_prompt,
     teacher_prompt,
 )
+from stepalign_jax.feedback.reasoning_steps import TraceFormat
 from stepalign_jax.huggingface.tokenizer import (
     decode,
     encode_plain,
@@ -34,6 +35,11 @@ class Roles:
 
     tokenizer: Any
     prompts: PromptsConfig
+
+    @property
+    def trace(self) -> TraceFormat:
+        """How the run's traces are read."""
+        return TraceFormat(self.prompts.reasoning_step_pattern, self.prompts.answer_pattern)
 
     def solver(self, problem: Problem) -> list[int]:
         """Ids of the solver's prompt."""

@@ -135,7 +135,7 @@ def critique(
         critiques, exact = reply.critiques, exact_share(samples.attempts, reply.critiques)
     if condition.contexts is None:
         return Critiques([Context("", None)] * len(samples.attempts), reply, exact)
-    contexts = condition.contexts(samples.attempts, critiques)
+    contexts = condition.contexts(samples.attempts, critiques, roles.trace)
     budget = roles.prompts.max_context_tokens
     return Critiques(fit_budget(contexts, roles.count_tokens, budget), reply, exact)
 

@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.feedback import contexts as module
 from stepalign_jax.feedback.contexts import (
     CONDITIONS,
     FAILURES,
@@ -17,7 +18,10 @@ from stepalign_jax.feedback.contexts import (
     fit_budget,
     get_condition,
 )
+from stepalign_jax.feedback.reasoning_steps import TraceFormat
 from stepalign_jax.problems.problem import Problem
+
+TRACE = TraceFormat(r"Step \d+: ", r"Answer: (-?\d+)")
 
 
 def make_attempts(names: list[str]) -> list[Attempt]:
@@ -37,7 +41,7 @@ def make_critiques(names: list[str], failed: set[int]) -> list[Context]:
 def contexts_of(name: str, attempts: list[Attempt], critiques: list[Context]) -> list[Context]:
     contexts = get_condition(name).contexts
     assert contexts is not None
-    return contexts(attempts, critiques)
+    return contexts(attempts, critiques, TRACE)
 
 
 def others(names: list[str], failed: set[int]) -> list[Context]:
@@ -52,18 +56,24 @@ def test_the_conditions_and_who_asks_the_critic():
         "grpo": False,
         "no_context": False,
         "other_problem": True,
+        "answer_only": False,
+        "critique_full": True,
+        "critique_omit": True,
+        "paraphrased_prefix": True,
+        "random_step": True,
+        "shifted": True,
     }
     assert [name for name, found in CONDITIONS.items() if found.contexts is None] == ["grpo"]
 
 
 def test_a_function_becomes_a_condition(monkeypatch):
-    monkeypatch.delitem(CONDITIONS, "answer_only", raising=False)  # and again at the end
+    monkeypatch.setattr(module, "CONDITIONS", {})
 
-    @condition("answer_only", needs_critiques=False)
-    def answer_only(attempts, _critiques):
+    @condition("hint", needs_critiques=False)
+    def hint(attempts, _critiques, _trace):
         return [Context(attempt.problem.answer, None) for attempt in attempts]
 
-    assert get_condition("answer_only") == ("answer_only", answer_only, False)
+    assert get_condition("hint") == ("hint", hint, False)
 
 
 def test_an_unknown_condition_is_refused_with_the_nearest_name():
