@@ -82,7 +82,9 @@ def test_a_config_of_ones_own(tmp_path: Path) -> None:
 
 def test_a_context(tmp_path: Path) -> None:
     directory, rows = run(tmp_path, "with_first_fix.py", *THREE)
-    assert [row["context"] for row in rows] == [f"Answer: {row['answer']}" for row in rows]
+    fixes = [row["context"] for row in rows if not row["correct"]]
+    assert fixes and all(re.fullmatch(r"Step \d: [\d+*-]+=\d+\s*", fix) for fix in fixes)
+    assert not any(row["context"] in row["rollout"] for row in rows if row["context"])
     assert read_json(directory.summary_file)["condition"] == "first_fix"
     config = load_config(str(tmp_path / "with_first_fix.py"), [*SMALL, *THREE])
     assert set(probe.probe(config, "test")["teacher_accuracy"]) >= {"first_fix", "stepalign"}
