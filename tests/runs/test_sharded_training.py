@@ -11,13 +11,20 @@ from stepalign_jax import train
 from stepalign_jax.base.files import read_jsonl
 from stepalign_jax.runs.directory import RunDirectory
 
+LORA = {
+    "kind": "lora",
+    "rank": 2,
+    "alpha": 4.0,
+    "targets": ("q_proj", "down_proj"),
+    "adapter": "",
+}
 STEPS = {"num_steps": 3, "validate_every_steps": 0, "checkpoint_every_steps": 3}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_eight_devices_train_like_one(kind, tmp_path):
-    sections: dict[str, Any] = {"train": STEPS, "trainable": {"kind": kind}}
+@pytest.mark.parametrize("trainable", [{"kind": "full"}, LORA], ids=["full", "lora"])
+def test_eight_devices_train_like_one(trainable, tmp_path):
+    sections: dict[str, Any] = {"train": STEPS, "trainable": trainable}
     one = small_config(tmp_path / "one", **sections)
     train.train(one)
     sections["parallel"] = {"data": 2, "fsdp": 2, "tensor": 2}
