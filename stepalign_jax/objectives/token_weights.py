@@ -8,7 +8,8 @@ fail), a step minimises
     sum(w l) / n
 
 The denominator does not depend on the weights: a gate that leaves half of the tokens halves the
-gradient. Names in `objective.token_weights` are multiplied; () gives every token weight 1.
+gradient. Names in `objective.token_weights` are multiplied; () gives every token weight 1. One
+may carry a number: ("correct_only", "skip_first:8").
 
 A weight of one's own is one file of this room, and a line in `objectives/__init__.py` that
 imports it:
@@ -17,8 +18,12 @@ imports it:
     def first_half(inputs: WeightInputs) -> np.ndarray:
         columns = np.arange(inputs.tokens.shape[1])
         return columns < inputs.lengths[:, None] / 2
+
+With a second parameter it takes the number.
 """
 
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,12 +53,15 @@ class WeightInputs:
     usable: Bool[np.ndarray, " B"]
 
 
-TokenWeight = Callable[[WeightInputs], np.ndarray]
+TokenWeight = Callable[..., np.ndarray]
 TOKEN_WEIGHTS: dict[str, TokenWeight] = {}
 
 
 def token_weight(function: TokenWeight) -> TokenWeight:
-    """Registers a function -> numbers or bools that broadcast to [B, T], under its own name."""
+    """Registers a function of `WeightInputs`, or of these and a number, under its own name.
+
+    It returns numbers or bools that broadcast to [B, T].
+    """
     TOKEN_WEIGHTS[function.__name__] = function
     return function
 
@@ -70,28 +78,67 @@ def wrong_only(inputs: WeightInputs) -> np.ndarray:
     return ~inputs.correct[:, None]
 
 
+@token_weight
+def finished_only(inputs: WeightInputs) -> np.ndarray:
+    """1 on rollouts that ended by themselves, 0 on those that the token budget ended."""
+    return inputs.finished[:, None]
+
+
+@token_weight
+def skip_first(inputs: WeightInputs, number: float) -> np.ndarray:
+    """0 on the first `number` tokens, 1 after them."""
+    return np.arange(inputs.tokens.shape[1])[None] >= number
+
+
+@token_weight
+def ramp(inputs: WeightInputs, number: float) -> np.ndarray:
+    """A straight line from `number` on a rollout's first token to 1 on its last."""
+    steps = np.maximum(inputs.lengths - 1, 1)[:, None]
+    return number + (1 - number) * np.arange(inputs.tokens.shape[1]) / steps
+
+
 def check_token_weights(names: Sequence[str]) -> None:
-    """Refuses a name that no weight has; call it before anything expensive.
+    """Refuses what is no weight; call it before anything expensive.
 
     Raises:
-      UserError: with the nearest name.
+      UserError: with the nearest name, or with what is wrong about its number.
     """
     for name in names:
-        if name not in TOKEN_WEIGHTS:
-            raise UserError(
-                f"objective.token_weights names {name!r}, which is none of "
-                f"{', '.join(TOKEN_WEIGHTS)}; did you mean {nearest(name, TOKEN_WEIGHTS)!r}?"
-            )
+        _number_of(name)
 
 
 def token_weights(names: Sequence[str], inputs: WeightInputs) -> Float32[np.ndarray, "B T"]:
     """Returns the product of the named weights; ones for no name.
 
     Raises:
-      UserError: for an unknown name.
+      UserError: as `check_token_weights`.
     """
-    check_token_weights(names)
     weights = np.ones(inputs.tokens.shape, np.float32)
     for name in names:
-        weights *= np.asarray(TOKEN_WEIGHTS[name](inputs), np.float32)
+        numbers = _number_of(name)
+        function = TOKEN_WEIGHTS[name.partition(":")[0]]
+        weights *= np.asarray(function(inputs, *numbers), np.float32)
     return weights
+
+
+def _number_of(entry: str) -> list[float]:
+    """The number behind the name; [] for a weight that takes none."""
+    name, colon, text = entry.partition(":")
+    where = f"objective.token_weights names {entry!r}"
+    if name not in TOKEN_WEIGHTS:
+        raise UserError(
+            f"{where}, which is none of {', '.join(TOKEN_WEIGHTS)}; did you mean "
+            f"{nearest(name, TOKEN_WEIGHTS)!r}?"
+        )
+    takes_number = len(inspect.signature(TOKEN_WEIGHTS[name]).parameters) == 2
+    if not takes_number and not colon:
+        return []
+    if not takes_number:
+        raise UserError(f"{where}, but {name} takes no number: write {name!r}.")
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise UserError(f"{where}, but {name} takes a number from 0 on, as in '{name}:4'.")
+    return [number]

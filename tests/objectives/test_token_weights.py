@@ -46,6 +46,31 @@ def test_gates_by_the_answer():
     assert (right + wrong).tolist() == [[1.0] * 4] * 3
 
 
+def test_weights_with_a_number_by_hand():
+    assert token_weights(("skip_first:2",), INPUTS).tolist() == [[0, 0, 1, 1]] * 3
+    ramp = token_weights(("ramp:0.25",), INPUTS)  # rows have 4, 2 and 3 tokens
+    np.testing.assert_allclose(ramp[0], [0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_allclose(ramp[1, :2], [0.25, 1.0])
+    np.testing.assert_allclose(ramp[2, :3], [0.25, 0.625, 1.0])
+    both = token_weights(("skip_first:2", "finished_only"), INPUTS)
+    assert both.tolist() == [[0] * 4, [0, 0, 1, 1], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("skip_first", "as in 'skip_first:4'"),
+        ("skip_first:many", "takes a number"),
+        ("ramp:-1", "takes a number from 0 on"),
+        ("ramp:nan", "takes a number from 0 on"),
+        ("correct_only:2", "takes no number: write 'correct_only'"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(entry, words):
+    with pytest.raises(UserError, match=words):
+        check_token_weights((entry,))
+
+
 def test_names_are_multiplied(first_half):
     weights = token_weights((first_half, "correct_only"), INPUTS)
     assert weights.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]]
