@@ -8,11 +8,10 @@
 
 The answer goes to stdout, everything about it to stderr. Sampling settings come from the
 options, then from the checkpoint's generation_config.json; without either decoding is greedy,
-as in transformers. It runs on one device.
+as in transformers. Keys of that file that are not followed are named. It runs on one device.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -23,10 +22,12 @@ import jax
 
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.text import surrogate_at
 from stepalign_jax.config.cli import parse_arguments, run_command
 from stepalign_jax.config.fields import annotations
 from stepalign_jax.config.rules import check_value
 from stepalign_jax.config.schema import ParallelConfig, SamplingConfig, Seed
+from stepalign_jax.huggingface.generation import GenerationSettings, read_generation_settings
 from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
 from stepalign_jax.huggingface.text_stream import TextStream
 from stepalign_jax.huggingface.tokenizer import render_prompt
@@ -34,7 +35,7 @@ from stepalign_jax.parallel.mesh import make_mesh
 from stepalign_jax.sampling.request import Address, Purpose, Request, SamplingParams
 
 _TOKENS_SHOWN_AT_ONCE = 8
-_GENERATION = "generation_config.json"
+_MAX_NEW_TOKENS = 512
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--model": {
@@ -50,9 +51,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--top-p": {"type": float, "metavar": "X", "help": "1 is off"},
     "--max-new-tokens": {
         "type": int,
-        "default": 512,
         "metavar": "N",
-        "help": "at most what the model has positions for (default: 512)",
+        "help": "at most what the model has positions for (default: the checkpoint's, or 512)",
     },
     "--dtype": {
         "choices": ("float32", "bfloat16", "float16"),
@@ -63,22 +63,21 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def sampling_for(
-    options: argparse.Namespace, directory: Path, max_positions: int, prompt_length: int
+    options: argparse.Namespace,
+    stored: GenerationSettings,
+    max_positions: int,
+    prompt_length: int,
 ) -> SamplingConfig:
     """Sampling settings: the options, then the checkpoint's own, then greedy decoding.
 
     Raises:
       UserError: a value is out of its range, or the prompt leaves no room for a token.
     """
-    path = directory / _GENERATION
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if not stored.get("do_sample", False):
-        stored = {}
 
     def value(name: str, default: float) -> float:
-        given = getattr(options, name)
-        stored_value = stored.get(name)
-        return (default if stored_value is None else stored_value) if given is None else given
+        given, saved = getattr(options, name), getattr(stored, name)
+        saved = default if saved is None or not stored.do_sample else saved
+        return saved if given is None else given
 
     room = max_positions - prompt_length
     if room < 1:
@@ -86,12 +85,15 @@ def sampling_for(
             f"--prompt has {prompt_length} tokens, but the model has {max_positions} "
             "positions: shorten it."
         )
-    sampled = bool(stored) or options.top_k is not None or options.top_p is not None
+    most = options.max_new_tokens
+    if most is None:
+        most = stored.max_new_tokens or _MAX_NEW_TOKENS
+    sampled = stored.do_sample or options.top_k is not None or options.top_p is not None
     found = SamplingConfig(
         temperature=float(value("temperature", 1.0 if sampled else 0.0)),
         top_k=int(value("top_k", 0)),
         top_p=float(value("top_p", 1.0)),
-        max_new_tokens=min(options.max_new_tokens, room),
+        max_new_tokens=min(most, room),
         batch_size=1,
     )
     for name, annotation in annotations(SamplingConfig).items():
@@ -101,10 +103,19 @@ def sampling_for(
 
 
 def generate(options: argparse.Namespace) -> Iterator[str]:
-    """Yields the answer's text as it comes; ends with a line about it on stderr."""
+    """Yields the answer's text as it comes, then a newline; a line about it goes to stderr.
+
+    Raises:
+      UserError: before anything is read, for options that cannot be; or for the checkpoint.
+    """
+    if (place := surrogate_at(options.prompt)) is not None:
+        raise UserError(f"--prompt is no Unicode text at character {place}: type it again.")
     model = _open(options)
     prompt = render_prompt(model.tokenizer, options.prompt, thinking=options.thinking)
-    how = sampling_for(options, model.directory, model.sizes.max_positions, len(prompt))
+    stored = read_generation_settings(model.directory)
+    how = sampling_for(options, stored, model.sizes.max_positions, len(prompt))
+    if stored.not_followed:
+        _say(f"note: {stored}, which is not followed")
     model.load()
     _say(f"{_describe(how)}; {jax.default_backend()}, {model.dtype}")
     started, compiled = time.perf_counter(), CompilationCounter()
@@ -120,7 +131,7 @@ def generate(options: argparse.Namespace) -> Iterator[str]:
         compile_seconds += compiled.take()["compile_seconds"]
         arrivals.append((num_tokens, time.perf_counter() - started - compile_seconds))
         yield text.push(ids)
-    yield text.finish()
+    yield text.finish() + "\n"
     compiled.close()
     _say(_report(len(prompt), arrivals, compile_seconds))
 
@@ -166,7 +177,6 @@ def main(argv: list[str]) -> None:
     )
     for piece in generate(options):
         print(piece, end="", flush=True)
-    print()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
 
 import argparse
 import json
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from stepalign_jax import generate
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.generate import main, sampling_for
 from stepalign_jax.huggingface.config import read_sizes
+from stepalign_jax.huggingface.generation import GenerationSettings, read_generation_settings
 from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.text_stream import TextStream
 from stepalign_jax.huggingface.tokenizer import load_tokenizer, render_prompt
@@ -86,22 +89,67 @@ def test_seconds_of_compilation_do_not_count(monkeypatch, capsys):
 
 
 def options(**changes: Any) -> argparse.Namespace:
-    unset = dict(temperature=None, top_k=None, top_p=None, max_new_tokens=512, seed=0)
+    unset = dict(temperature=None, top_k=None, top_p=None, max_new_tokens=None, seed=0)
     return argparse.Namespace(**{**unset, **changes})
 
 
+def settings(directory: Path, **stored: Any) -> GenerationSettings:
+    (directory / "generation_config.json").write_text(json.dumps(stored))
+    return read_generation_settings(directory)
+
+
 def test_options_come_before_the_checkpoint_and_that_before_greedy(tmp_path: Path):
-    assert sampling_for(options(), tmp_path, POSITIONS, 10).temperature == 0
-    assert sampling_for(options(top_p=0.5), tmp_path, POSITIONS, 10).temperature == 1
-    stored = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
-    (tmp_path / "generation_config.json").write_text(json.dumps(stored))
-    found = sampling_for(options(top_k=5), tmp_path, POSITIONS, 10)
+    none = read_generation_settings(tmp_path)
+    assert sampling_for(options(), none, POSITIONS, 10).temperature == 0
+    assert sampling_for(options(top_p=0.5), none, POSITIONS, 10).temperature == 1
+    assert sampling_for(options(), none, 4096, 10).max_new_tokens == 512
+    stored = settings(
+        tmp_path, do_sample=True, temperature=0.6, top_k=20, top_p=0.95, max_new_tokens=9
+    )
+    found = sampling_for(options(top_k=5), stored, POSITIONS, 10)
     assert (found.temperature, found.top_k, found.top_p) == (0.6, 5, 0.95)
-    assert sampling_for(options(temperature=0.0), tmp_path, POSITIONS, 10).temperature == 0
-    room = sampling_for(options(max_new_tokens=10**6), tmp_path, POSITIONS, 10).max_new_tokens
+    assert found.max_new_tokens == 9
+    assert sampling_for(options(temperature=0.0), stored, POSITIONS, 10).temperature == 0
+    room = sampling_for(options(max_new_tokens=10**6), stored, POSITIONS, 10).max_new_tokens
     assert room == POSITIONS - 10
     with pytest.raises(UserError, match="positions: shorten it"):
-        sampling_for(options(), tmp_path, POSITIONS, POSITIONS)
+        sampling_for(options(), stored, POSITIONS, POSITIONS)
+
+
+def test_a_file_that_samples_without_a_top_k_means_transformers_own(tmp_path: Path):
+    stored = settings(tmp_path, do_sample=True, temperature=0.6, top_p=0.95)
+    assert sampling_for(options(), stored, POSITIONS, 10).top_k == 50
+    assert sampling_for(options(top_k=0), stored, POSITIONS, 10).top_k == 0
+    greedy = settings(tmp_path, temperature=0.6, top_k=3)
+    assert sampling_for(options(), greedy, POSITIONS, 10).temperature == 0
+
+
+def test_what_the_checkpoint_asks_for_and_is_not_done_is_named(tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model)
+    settings(model, eos_token_id=1, repetition_penalty=1.05, no_repeat_ngram_size=0)
+    main(["--model", str(model), "--prompt", "-5+3*8", "--max-new-tokens", "5"])
+    out, err = capsys.readouterr()
+    assert "generation_config.json asks for repetition_penalty=1.05, which is not" in err
+    assert "no_repeat" not in err
+    assert out.startswith("Step 1: ") and out.endswith("\n")
+
+
+def test_the_statistics_stand_on_a_line_of_their_own(monkeypatch):
+    written: list[str] = []
+    terminal = SimpleNamespace(write=written.append, flush=lambda: None)
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr("sys.stderr", terminal)
+    main(["--model", "packaged:tiny", "--prompt", "12+34-5", "--max-new-tokens", "9"])
+    last = "".join(written).splitlines()[-1]
+    assert re.match(r"\d+ prompt tokens, first token after", last)
+
+
+def test_a_prompt_that_is_no_unicode_is_refused(monkeypatch, capsys):
+    argv = ["--model", "packaged:tiny", "--prompt", "1 + \udce9"]
+    assert "--prompt is no Unicode text at character 4" in refusal(
+        main, argv, monkeypatch, capsys
+    )
 
 
 @pytest.mark.parametrize(

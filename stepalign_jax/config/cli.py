@@ -4,6 +4,7 @@
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -88,8 +89,9 @@ def parse_arguments(
       UserError: for a missing or malformed argument.
     """
     parser = _make_parser(description, f"example:\n  {example}", options)
+    argv = _with_dashed_values(argv, options or {})
     if sections is None:
-        return parser.parse_args(list(argv))
+        return parser.parse_args(argv)
     parser.epilog = f"{_KEYS_HELP}\n{keys_help(sections)}\n\n{parser.epilog}"
     if config != "of_run":
         parser.add_argument(
@@ -102,7 +104,7 @@ def parse_arguments(
     parser.add_argument(
         "--print_config", action="store_true", help="print the resolved config and exit"
     )
-    arguments, rest = parser.parse_known_args(list(argv))
+    arguments, rest = parser.parse_known_args(argv)
     for argument in rest:
         _check_override_form(argument, parser.prog)
     arguments.config = getattr(arguments, "config", None)
@@ -128,6 +130,21 @@ def read_config(arguments: argparse.Namespace) -> Config:
         raise UserError("name a config with --config, or a run with --run")
     sections = {entry.partition(".")[0] for entry in arguments.sections}
     return config_from_json(Path(run) / CONFIG_FILE, arguments.overrides, tuple(sections))
+
+
+def _with_dashed_values(
+    argv: Sequence[str], options: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Arguments in which `--prompt -5` is `--prompt=-5`; argparse takes -5 for an option."""
+    joined: list[str] = []
+    for argument in argv:
+        last = joined[-1] if joined else ""
+        is_value = re.match(r"-[^-]", argument) and "action" not in options.get(last, {})
+        if is_value and last in options:
+            joined[-1] = f"{last}={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _make_parser(

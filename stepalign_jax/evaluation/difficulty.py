@@ -18,6 +18,7 @@ from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.base.hashing import stable_hash32
 from stepalign_jax.config.schema import Config, EvaluationConfig
 from stepalign_jax.evaluation.evaluate import Evaluation
+from stepalign_jax.huggingface.fingerprint import fingerprint_adapter, fingerprint_checkpoint
 from stepalign_jax.problems.problem import Problem
 
 SEED = 1  # not a run's seed: the selection must not depend on the run
@@ -69,12 +70,11 @@ def select_problems(
 
 
 def _what_decides(config: Config, directory: Path, problems: Sequence[Problem]) -> list:
-    """All that decides the selection, as JSON; weights count by file size and time."""
-    files = sorted(directory.glob("*.safetensors"))
-    if adapter := getattr(config.trainable, "adapter", ""):
-        files += sorted(Path(adapter).glob("adapter_*"))
+    """All that decides the selection, as JSON."""
+    adapter = getattr(config.trainable, "adapter", "")
     return [
-        [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        fingerprint_checkpoint(directory),
+        fingerprint_adapter(Path(adapter)) if adapter else None,
         config.model.compute_dtype,
         config.problems.base_avg_below,
         config.problems.base_avg_samples,

@@ -14,6 +14,7 @@ _PACKAGED = "packaged:"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
 _HUB_TIMEOUT_SECS = 5.0
+_POINTER, _MAX_POINTER_BYTES = b"version https://git-lfs", 1024
 
 
 def resolve_checkpoint(path: str, key: str = "model.path") -> Path:
@@ -25,11 +26,13 @@ def resolve_checkpoint(path: str, key: str = "model.path") -> Path:
       key: the option that holds the path, for refusals.
 
     Raises:
-      UserError: it is none of these, or the download failed; it says how to get the files.
+      UserError: it is none of these, the download failed, or a file is a Git LFS pointer; it
+        says how to get the files.
     """
     if path.startswith(_PACKAGED):
         return _packaged(path.removeprefix(_PACKAGED), key)
     if path and Path(path).is_dir():
+        refuse_pointers(Path(path))
         return Path(path)
     if not _HUB_ID.fullmatch(path) or Path(path).exists():
         raise UserError(
@@ -47,6 +50,22 @@ def resolve_checkpoint(path: str, key: str = "model.path") -> Path:
             f"--local-dir DIRECTORY`, then give that directory as {key}."
         ) from error
     return Path(str(directory))
+
+
+def refuse_pointers(directory: Path) -> None:
+    """Refuses a directory that was cloned without its large files.
+
+    Raises:
+      UserError: a file is a Git LFS pointer.
+    """
+    for file in sorted(directory.iterdir()):
+        if file.is_file() and file.stat().st_size < _MAX_POINTER_BYTES:
+            with file.open("rb") as content:
+                if content.read(len(_POINTER)) == _POINTER:
+                    raise UserError(
+                        f"{file} is a Git LFS pointer, not the file: run `git lfs pull` in "
+                        f"{directory}, or download the checkpoint again."
+                    )
 
 
 def _packaged(name: str, key: str) -> Path:

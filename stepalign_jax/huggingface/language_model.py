@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from stepalign_jax.huggingface.config import read_sizes
 from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.peft_adapters import load_adapter
-from stepalign_jax.huggingface.tokenizer import load_tokenizer, stop_ids
+from stepalign_jax.huggingface.tokenizer import check_ids, load_tokenizer, stop_ids
 from stepalign_jax.huggingface.weights import load_params
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec
@@ -99,7 +99,8 @@ class LanguageModel:
     def engine(self) -> Engine:
         """Samples from the base, or from the base with an adapter."""
         pad_id = self.tokenizer.pad_token_id
-        pad_id = self.stop_ids[0] if pad_id is None else pad_id
+        if pad_id is None or pad_id >= self.sizes.vocab_size:
+            pad_id = self.stop_ids[0]
         return Engine(self.sizes, self.dtype, self.lora, self.stop_ids, pad_id)
 
 
@@ -126,11 +127,13 @@ def open_language_model(
     """
     directory = resolve_checkpoint(path, path_key)
     sizes, tokenizer = read_sizes(directory, path_key), load_tokenizer(directory)
+    stops = stop_ids(tokenizer, directory)
+    check_ids(tokenizer, stops, sizes.vocab_size)
     return LanguageModel(
         directory=directory,
         sizes=sizes,
         tokenizer=tokenizer,
-        stop_ids=stop_ids(tokenizer, directory),
+        stop_ids=stops,
         dtype=jnp.dtype(dtype),
         mesh=mesh,
         shardings=param_shardings(mesh, abstract_params(sizes), section=mesh_section),

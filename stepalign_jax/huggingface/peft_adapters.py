@@ -21,6 +21,7 @@ from safetensors.numpy import save
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json_object, write_json
+from stepalign_jax.huggingface.hub import refuse_pointers
 from stepalign_jax.huggingface.names import MODULES
 from stepalign_jax.huggingface.safetensors_files import open_safetensors
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
@@ -104,6 +105,8 @@ def load_adapter(directory: Path, config: Qwen3Config) -> tuple[LoraSpec, Tree]:
     Raises:
       UserError: files are missing or damaged, or ask for what is not done here.
     """
+    if directory.is_dir():
+        refuse_pointers(directory)
     spec = _read_spec(directory)
     places = dict(_places(spec, config))
     path = directory / WEIGHTS
@@ -162,7 +165,8 @@ def _peft_config(spec: LoraSpec, base_name: str) -> Tree:
 def _read_spec(directory: Path) -> LoraSpec:
     path = directory / CONFIG
     settings = _read_config(path)
-    for key, value in settings.items():
+    # The kind of adapter first: what else it has is its own.
+    for key, value in sorted(settings.items(), key=lambda item: item[0] != "peft_type"):
         if key in _READ or key in _NEUTRAL:
             continue
         if not (value in _ALLOWED[key] if key in _ALLOWED else not value):

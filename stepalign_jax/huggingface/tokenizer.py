@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import read_json_object
+from stepalign_jax.huggingface.generation import read_generation_settings
 from stepalign_jax.huggingface.guarded_encoder import GuardedEncoder
 
 # Stands where the user text goes while the template is rendered.
 _SENTINEL = "UserTextGoesHere"
+# What a template could do to a message, all of it seen in the wild: escape, join lines, trim
+# each of them, shorten.
+_TRYING = '  say "hi" & <b>\\n</b>\n\n  it\'s  there\t' + "x1 " * 400 + "é\n "
 _OPEN_THINKING, _CLOSE_THINKING = "<think>", "</think>"
 
 
@@ -30,7 +33,7 @@ def load_tokenizer(directory: str | Path) -> Any:
 
     Raises:
       UserError: the directory has no tokenizer, none that can be guarded against forged
-        markers, or none with a chat template.
+        markers, or none with a chat template that shows a message as it is.
     """
     # Imported here, since it takes seconds, and told not to warn of a missing PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -41,10 +44,12 @@ def load_tokenizer(directory: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of many libraries; `tokenizers` raises bare Exceptions
+        reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{directory} holds no tokenizer that can be loaded ({type(error).__name__}): it "
-            "needs tokenizer_config.json, and tokenizer.json or tokenizer.model."
+            f"{directory} holds no tokenizer that can be loaded ({type(error).__name__}: "
+            f"{reason}): it needs tokenizer_config.json, and a whole tokenizer.json or "
+            "tokenizer.model that this version of transformers can read."
         ) from error
     if not tokenizer.is_fast:
         raise UserError(
@@ -53,6 +58,8 @@ def load_tokenizer(directory: str | Path) -> Any:
         )
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer in {directory} has no chat template: add one to it.")
+    for thinking in (True, False):
+        _check_template(tokenizer, thinking)
     return tokenizer
 
 
@@ -93,10 +100,7 @@ def render_prompt(tokenizer: Any, user_text: str, *, thinking: bool) -> list[int
       UserError: the template does not show the user text exactly once.
     """
     before, after = _template_parts(tokenizer, thinking)
-    if not before.endswith("\t"):
-        user_text = user_text.lstrip()
-    if not after.startswith("\t"):
-        user_text = user_text.rstrip()
+    user_text = _trimmed(user_text, before, after)
     encoder = _encoder(tokenizer)
     opening = encoder.with_markers(before.removesuffix("\t"))
     closing = encoder.with_markers(after.removeprefix("\t"))
@@ -123,19 +127,52 @@ def _template_parts(tokenizer: Any, thinking: bool) -> tuple[str, str]:
     They end and begin with the message's own tabs, unless the template trims messages. So
     the tabs tell `render_prompt` whether to trim the user text.
     """
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": f"\t{_SENTINEL}\t"}],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=thinking,
-    )
-    parts = rendered.split(_SENTINEL)
+    parts = _rendered(tokenizer, f"\t{_SENTINEL}\t", thinking).split(_SENTINEL)
     if len(parts) != 2:
         raise UserError(
             f"the chat template shows a user message {len(parts) - 1} times: use a template "
             "that shows it once, unchanged."
         )
     return parts[0], parts[1]
+
+
+def _rendered(tokenizer: Any, user_text: str, thinking: bool) -> str:
+    """The template's own rendering of a conversation of one user message."""
+    try:
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": user_text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+        )
+    except Exception as error:  # a template may raise anything
+        raise UserError(
+            f"the chat template cannot render one user message ({type(error).__name__}: "
+            f"{error}): use a template that can."
+        ) from error
+
+
+def _check_template(tokenizer: Any, thinking: bool) -> None:
+    """Refuses a template that changes messages: our prompts would not be its prompts.
+
+    Raises:
+      UserError: it does, or it does not show a message exactly once, or it raises.
+    """
+    before, after = _template_parts(tokenizer, thinking)
+    text = _trimmed(_TRYING, before, after)
+    expected = before.removesuffix("\t") + text + after.removeprefix("\t")
+    if _rendered(tokenizer, _TRYING, thinking) != expected:
+        raise UserError(
+            "the chat template changes a user message (escapes, joins or shortens it): use a "
+            "template that shows it unchanged, or trimmed at both ends."
+        )
+
+
+def _trimmed(user_text: str, before: str, after: str) -> str:
+    """The text as a template with these parts shows it."""
+    if not before.endswith("\t"):
+        user_text = user_text.lstrip()
+    return user_text if after.startswith("\t") else user_text.rstrip()
 
 
 @functools.lru_cache(maxsize=8)
@@ -148,19 +185,42 @@ def stop_ids(tokenizer: Any, directory: str | Path) -> tuple[int, ...]:
     """Ids that end a completion: generation_config.json's, else the tokenizer's eos.
 
     Raises:
-      UserError: neither names one.
+      UserError: neither names one, or the file names what is no token id.
     """
-    path = Path(directory) / "generation_config.json"
-    eos = None
-    if path.is_file():
-        eos = read_json_object(path).get("eos_token_id")
-    if eos is None:
-        eos = tokenizer.eos_token_id
-    if eos is None:
+    ids = read_generation_settings(Path(directory)).stop_ids
+    if ids is not None:
+        return ids
+    if tokenizer.eos_token_id is None:
         raise UserError(
-            f"neither {path} nor the tokenizer names an end-of-text token: set eos_token_id."
+            f"neither generation_config.json in {directory} nor the tokenizer names an "
+            "end-of-text token: set eos_token_id."
         )
-    return tuple(eos) if isinstance(eos, list) else (int(eos),)
+    return (int(tokenizer.eos_token_id),)
+
+
+def check_ids(tokenizer: Any, stops: Sequence[int], vocab_size: int) -> None:
+    """Refuses token ids that the embedding has no row for, wherever they could come from.
+
+    Such an id would read another row, or none at all. Markers that no prompt holds may lie
+    beyond: user text cannot make them.
+
+    Raises:
+      UserError: a stop id, a token of the chat template or one that a text may hold has none.
+    """
+    prompts = [render_prompt(tokenizer, "", thinking=thinking) for thinking in (True, False)]
+    texts = _encoder(tokenizer).ids_of_text()
+    sources = {
+        "a stop id": list(stops),
+        "a token of the chat template": [i for prompt in prompts for i in prompt],
+        "a token that a text may hold": texts,
+    }
+    for what, ids in sources.items():
+        if ids and (worst := max(ids)) >= vocab_size:
+            raise UserError(
+                f"{what} is {tokenizer.convert_ids_to_tokens(worst)!r} with the id {worst}, "
+                f"but the model has embeddings for ids below {vocab_size}: take the tokenizer "
+                "that belongs to these weights."
+            )
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.text import surrogate_at
 from stepalign_jax.problems.problem import Problem
 
 SOURCE = "jsonl"
@@ -49,8 +50,9 @@ def _read(path: Path) -> str:
 def _parse_line(line: str, place: str) -> Problem:
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits too
+        deep = isinstance(error, RecursionError)
+        reason = "nested too deeply" if deep else str(error).partition(";")[0]
         raise UserError(f"{place} is not JSON ({reason}); write one object per line") from error
     if not isinstance(record, dict):
         raise UserError(f"{place} is not a JSON object with the keys problem and answer")
@@ -71,4 +73,9 @@ def _text(record: dict[str, object], key: str, place: str) -> str:
         raise UserError(f"{place}: {key!r} must be a string, not {json.dumps(value)[:40]}")
     if not value.strip():
         raise UserError(f"{place}: {key!r} must not be blank")
+    if (found := surrogate_at(value)) is not None:
+        raise UserError(
+            f"{place}: {key!r} holds half a character ({value[found]!a}) at character {found}; "
+            "write it again"
+        )
     return value

@@ -26,6 +26,7 @@ from stepalign_jax.feedback.contexts import Condition, get_condition
 from stepalign_jax.feedback.prompts import check_templates
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.grading.grader import Grader, describe_unparsable
+from stepalign_jax.huggingface.generation import read_generation_settings
 from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
 from stepalign_jax.huggingface.peft_adapters import load_adapter
 from stepalign_jax.model.lora import LoraSpec
@@ -62,6 +63,11 @@ def open_solver(config: Config) -> tuple[LanguageModel, Roles]:
         dtype=config.model.compute_dtype,
         mesh=make_mesh(config.parallel, devices),
     )
+    if ignored := str(read_generation_settings(model.directory)):
+        print(
+            f"note: {ignored}, which is not followed: a run draws as its config says",
+            file=sys.stderr,
+        )
     model = with_trainable(model, config.trainable)
     return model, Roles(model.tokenizer, config.prompts)
 

@@ -102,6 +102,17 @@ def test_other_weights_and_other_problems_make_it_anew(tmp_path):
     assert len(initial.asked) == 4
 
 
+def test_other_tokenizer_template_or_stop_ids_make_it_anew(tmp_path):
+    initial, config = Initial(), filtering(tmp_path)
+    select(config, tmp_path, initial)
+    for number, name in enumerate(
+        ("tokenizer.json", "chat_template.jinja", "generation_config.json"), start=2
+    ):
+        (tmp_path / name).write_text("another")
+        select(config, tmp_path, initial)
+        assert len(initial.asked) == number
+
+
 def test_no_problem_left_is_refused(tmp_path):
     sentence = r"no train problem has initial Avg@4 below problems\.base_avg_below=0\.1"
     with pytest.raises(UserError, match=sentence):

@@ -135,6 +135,15 @@ def test_what_would_change_the_computation_is_refused_by_name(saved, settings, s
     assert "\n" not in str(refusal.value) and str(saved) in str(refusal.value)
 
 
+@pytest.mark.parametrize("kind", ["IA3", "LOHA"])
+def test_another_kind_of_adapter_is_refused_for_its_kind(saved, kind):
+    path = saved / "adapter_config.json"
+    settings = {"alpha": 8, "feedforward_modules": ["up_proj"], **json.loads(path.read_text())}
+    path.write_text(json.dumps(settings | {"peft_type": kind}))
+    with pytest.raises(UserError, match=f'asks for peft_type = "{kind}"'):
+        load_adapter(saved, CONFIG)
+
+
 A_NAME = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.huggingface.tokenizer import (
+    check_ids,
     decode,
     encode_plain,
     load_tokenizer,
@@ -210,3 +211,89 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
 def test_a_tokenizer_without_a_template_is_refused(tmp_path):
     with pytest.raises(UserError, match="no chat template"):
         load_tokenizer(build(tmp_path, template=None))
+
+
+Q = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ CONTENT }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+)
+
+
+@pytest.mark.parametrize("shown", ["m.content", "m.content|trim", "m['content']"])
+def test_templates_that_show_a_message_as_it_is_are_taken(tmp_path, shown):
+    tokenizer = load_tokenizer(build(tmp_path, Q.replace("CONTENT", shown)))
+    text = ' say "hi"\n  there '
+    assert render_prompt(tokenizer, text, thinking=False) == by_template(tokenizer, text, False)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "m.content|tojson",
+        "m.content|e",
+        "m.content.replace('\n', ' ')",
+        "m.content.split('\n')|map('trim')|join('\n')",
+        "m.content[:200]",
+        "m.content|replace(\"'\", '')",
+    ],
+)
+def test_templates_that_change_a_message_are_refused(tmp_path, shown):
+    with pytest.raises(UserError, match="the chat template changes a user message"):
+        load_tokenizer(build(tmp_path, Q.replace("CONTENT", shown)))
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('a system message is needed') }}", "a system message is needed"),
+        ("{% for m in messages %}{{ m.content }}{% endif %}", "TemplateSyntaxError"),
+        ("{{ messages[3].content }}", "UndefinedError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_templates_that_raise_are_refused_in_a_sentence(tmp_path, template, reason):
+    with pytest.raises(UserError, match=f"cannot render one user message .*{reason}"):
+        load_tokenizer(build(tmp_path, template))
+
+
+def test_a_tokenizer_of_another_version_or_cut_short_is_refused(tmp_path):
+    path = build(tmp_path) / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    for content in (
+        json.dumps({**whole, "model": {"type": "Tomorrow"}}),
+        path.read_text()[:500],
+        "",
+        "[]",
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match="holds no tokenizer that can be loaded"):
+            load_tokenizer(tmp_path)
+
+
+def test_ids_without_a_row_in_the_embedding_are_refused(directory, tokenizer):
+    size = len(tokenizer)
+    check_ids(tokenizer, [0], size)
+    with pytest.raises(UserError, match=rf"a stop id is .* id {size}, but .* below {size}"):
+        check_ids(tokenizer, [0, size], size)
+    # The two thinking markers come last: only the prompt without thinking holds them.
+    with pytest.raises(UserError, match="a token of the chat template is '</think>'"):
+        check_ids(tokenizer, [0], size - 1)
+
+
+def test_a_marker_that_nothing_uses_may_lie_beyond_the_embedding(tmp_path):
+    tokenizer = load_tokenizer(build(tmp_path))
+    size = len(tokenizer)
+    tokenizer.add_tokens([AddedToken("<|unused|>", special=True)])
+    tokenizer.save_pretrained(tmp_path / "more")
+    more = load_tokenizer(tmp_path / "more")
+    assert len(more) == size + 1
+    check_ids(more, [0], size)
+
+
+def test_a_word_beyond_the_embedding_is_refused(tmp_path):
+    tokenizer = load_tokenizer(build(tmp_path))
+    size = len(tokenizer)
+    tokenizer.add_tokens([AddedToken("furlong", special=False)])
+    tokenizer.save_pretrained(tmp_path / "more")
+    with pytest.raises(UserError, match="a token that a text may hold is 'furlong'"):
+        check_ids(load_tokenizer(tmp_path / "more"), [0], size)

@@ -49,6 +49,9 @@ def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path, encoding):
         (b'{"problem": "1+1", "answer": " "}', "'answer' must not be blank"),
         (b'{"problem": "1", "answer": "2", "reference": [1]}', "'reference' must be a string"),
         (b'{"problem": "\xff"}', "not UTF-8"),
+        (b'{"problem": "x \\ud835 + 1", "answer": "2"}', "'problem' holds half a character"),
+        (b'{"problem": "1", "answer": "\\udfff"}', "character ('\\udfff') at character 0"),
+        (b'{"problem": "1", "answer": ' + b"9" * 5000 + b"}", "line 1 is not JSON (Exceeds"),
     ],
 )
 def test_read_problems_refuses(tmp_path, content, message):
