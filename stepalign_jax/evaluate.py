@@ -23,7 +23,9 @@ from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.tables import evaluation_table
 from stepalign_jax.runs.directory import RunDirectory, differing_keys
 from stepalign_jax.runs.setup import (
+    check_lengths,
     make_grader,
+    name_missing_problems,
     name_unparsable_golds,
     open_solver,
     select_problems,
@@ -60,7 +62,9 @@ def main(argv: list[str]) -> None:
             print(f"warning: not as in the run: {', '.join(changed)}", file=sys.stderr)
     candidates = load_problems(config.problems, arguments.split)
     model, roles = open_solver(config)
-    roles.check_problems(candidates)
+    by_split = {arguments.split: candidates}
+    name_missing_problems(config, by_split)
+    check_lengths(config, model, roles, by_split, teacher=False)
     model.load()
     with use_mesh(model.mesh), make_grader(config) as grader:
         name_unparsable_golds(grader, candidates)

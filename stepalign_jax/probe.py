@@ -17,23 +17,30 @@ from stepalign_jax.config.cli import parse_arguments, read_config, run_command
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import evaluate
 from stepalign_jax.evaluation.probe import Asker, probe_critic, probe_teacher
+from stepalign_jax.feedback.contexts import get_condition
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.runs.setup import (
+    check_lengths,
     make_grader,
+    name_missing_problems,
     name_unparsable_golds,
     open_run_critic,
     open_solver,
     select_problems,
 )
 
+COMPARED = ("stepalign", "refsol", "no_context", "other_problem")  # and the config's own
+
 
 def probe(config: Config, split: str) -> dict[str, Any]:
     """Returns the role metrics of the model that training starts from, on one split."""
+    conditions = list(map(get_condition, dict.fromkeys((*COMPARED, config.condition))))
     candidates = load_problems(config.problems, split)
     with make_grader(config) as grader:
         model, roles = open_solver(config)
-        roles.check_problems(candidates)
+        name_missing_problems(config, {split: candidates})
+        check_lengths(config, model, roles, {split: candidates}, teacher=True)
         name_unparsable_golds(grader, candidates)
         critic = open_run_critic(config, model, grader, (model.weights,))
         critic.load()
@@ -52,7 +59,9 @@ def probe(config: Config, split: str) -> dict[str, Any]:
             )
             asker = Asker(model, roles, config.seed)
             attempts, critiques, found = probe_critic(asker, critic, problems, config.sampling)
-            teacher = probe_teacher(asker, grader, attempts, critiques, config.evaluation)
+            teacher = probe_teacher(
+                asker, grader, attempts, critiques, conditions, config.evaluation
+            )
     return {
         "split": split,
         "candidates": len(candidates),
@@ -76,8 +85,8 @@ def main(argv: list[str]) -> None:
             "--to": {"metavar": "FILE", "help": "also write everything to this JSON file"},
         },
         sections=(
-            *("seed", "runs_dir", "model", "trainable", "problems", "prompts", "sampling"),
-            *("critic", "evaluation", "parallel"),
+            *("seed", "runs_dir", "condition", "model", "trainable", "problems", "prompts"),
+            *("sampling", "critic", "evaluation", "parallel"),
         ),
     )
     config = read_config(arguments)

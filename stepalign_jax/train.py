@@ -41,10 +41,12 @@ from stepalign_jax.runs.phases import critique, grade, pack, sample, score, upda
 from stepalign_jax.runs.record import EmptySteps, StepResults, record_step
 from stepalign_jax.runs.setup import (
     check_condition,
+    check_lengths,
     example_prompts,
     initial_state,
     make_grader,
     make_run_programs,
+    name_missing_problems,
     name_unparsable_golds,
     open_run_critic,
     open_solver,
@@ -70,7 +72,10 @@ def train(config: Config) -> dict[str, Any]:
         splits = SPLITS if loop.validate_every_steps else ("train", "test")
         problems = {split: load_problems(config.problems, split) for split in splits}
         model, roles = open_solver(config)
-        roles.check_problems(problem for split in splits for problem in problems[split])
+        has_teacher = condition.contexts is not None
+        name_missing_problems(config, problems)
+        make_problem_iterator(problems["train"], loop.problems_per_step, config.seed)  # enough?
+        check_lengths(config, model, roles, problems, trained=("train",), teacher=has_teacher)
         grader = stack.enter_context(make_grader(config))
         name_unparsable_golds(grader, chain.from_iterable(problems.values()))
         programs = make_run_programs(config, model)

@@ -43,20 +43,13 @@ def make_critic_mesh(config: CheckpointCritic, devices: Sequence[Any]) -> Mesh:
     Decoding reads every weight for every token, so it does not pay to gather them (fsdp).
 
     Raises:
-      UserError: `critic.tensor` does not divide the number of devices, or the copies do not
-        divide the batch.
+      UserError: `critic.tensor` does not divide the number of devices.
     """
-    tensor, batch_size = config.tensor, config.batch_size
+    tensor = config.tensor
     if len(devices) % tensor:
         raise UserError(
             f"critic.tensor is {tensor}, which does not divide the critic's "
             f"{len(devices)} device(s): choose a size that divides their number."
         )
     copies = len(devices) // tensor
-    if batch_size % copies:
-        raise UserError(
-            f"critic.batch_size is {batch_size}, but the critic's {copies} copies "
-            f"(of {len(devices)} devices by critic.tensor={tensor}) share a batch: make "
-            "it a multiple of their number."
-        )
     return make_mesh(ParallelConfig(data=copies, fsdp=1, tensor=tensor), devices)

@@ -15,7 +15,13 @@ import numpy as np
 from stepalign_jax.config.schema import SamplingConfig
 from stepalign_jax.critics.oracle import exact_share, oracle_critique
 from stepalign_jax.critics.protocol import Critic
-from stepalign_jax.feedback.contexts import CONDITIONS, Attempt, Context, count_failures
+from stepalign_jax.feedback.contexts import (
+    Attempt,
+    Condition,
+    Context,
+    count_failures,
+    fit_budget,
+)
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.grading.answers import extract_answer
 from stepalign_jax.grading.grader import Grader
@@ -98,6 +104,7 @@ def probe_teacher(
     grader: Grader,
     attempts: Sequence[Attempt],
     critiques: Sequence[Context],
+    conditions: Sequence[Condition],
     how: SamplingConfig,
 ) -> dict[str, float | None]:
     """Returns the accuracy of the teacher's own free answer under each condition's context.
@@ -105,10 +112,14 @@ def probe_teacher(
     Rollouts whose context failed are left out; None where all failed.
     """
     found: dict[str, float | None] = {}
-    for condition in CONDITIONS.values():
+    for condition in conditions:
         if condition.contexts is None:
             continue
-        contexts = condition.contexts(attempts, critiques, asker.roles.trace)
+        contexts = fit_budget(
+            condition.contexts(attempts, critiques, asker.roles.trace),
+            asker.roles.count_tokens,
+            asker.roles.prompts.max_context_tokens,
+        )
         pairs = [
             (attempt.problem, context)
             for attempt, context in zip(attempts, contexts, strict=True)

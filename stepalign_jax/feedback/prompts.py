@@ -183,7 +183,7 @@ def critic_prompt(
     )
 
 
-def check_problem_budget(problem: Problem, num_tokens: int, budget: int) -> None:
+def check_problem_budget(problem: Problem, where: str, num_tokens: int, budget: int) -> None:
     """Refuses a problem whose text is longer than `prompts.max_problem_tokens`.
 
     A question is never cut: what the solver would answer then is another question.
@@ -192,8 +192,38 @@ def check_problem_budget(problem: Problem, num_tokens: int, budget: int) -> None
       UserError: naming the problem and both numbers.
     """
     if num_tokens > budget:
-        text = problem.text if len(problem.text) <= 80 else problem.text[:77] + "..."
         raise UserError(
-            f"The problem {text!r} ({problem.source}) has {num_tokens} tokens, over "
+            f"{where}, {_shortened(problem)}, has {num_tokens} tokens, over "
             f"prompts.max_problem_tokens={budget}; raise the budget or leave the problem out."
         )
+
+
+def check_room(
+    where: str, problem: Problem, role: str, taken: int, rest: dict[str, int], positions: int
+) -> None:
+    """Refuses a problem that leaves a prompt's other parts too few positions.
+
+    Args:
+      where: which problem, in words.
+      problem: it.
+      role: whose prompt.
+      taken: tokens of that prompt.
+      rest: tokens of what else there is at most, by the key that sets it.
+      positions: the model's.
+
+    Raises:
+      UserError: naming the keys and what is left for them.
+    """
+    left = positions - taken
+    if sum(rest.values()) > left:
+        keys = " and ".join(f"{key}={tokens}" for key, tokens in rest.items())
+        raise UserError(
+            f"{where}, {_shortened(problem)}, takes {taken} of the model's {positions} "
+            f"positions in the {role}'s prompt, so {keys} do not fit into the other "
+            f"{left}: lower them, or leave the problem out."
+        )
+
+
+def _shortened(problem: Problem) -> str:
+    text = problem.text
+    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -4,12 +4,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import PromptsConfig
 from stepalign_jax.feedback.prompts import (
     check_problem_budget,
+    check_room,
     critic_prompt,
     solver_prompt,
     teacher_prompt,
@@ -22,6 +23,23 @@ from stepalign_jax.huggingface.tokenizer import (
     render_prompt,
 )
 from stepalign_jax.problems.problem import Problem
+
+_SEAM_TOKENS = 16
+
+
+class Room(NamedTuple):
+    """What prompts of a run have room for.
+
+    Attributes:
+      positions: the model's.
+      solver: what follows the solver's prompt at most: tokens by the config's key.
+      teacher: what comes to the teacher's prompt without a context: tokens by key; {} where
+        no teacher is asked.
+    """
+
+    positions: int
+    solver: dict[str, int]
+    teacher: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -66,15 +84,34 @@ class Roles:
         """Number of tokens of a section of a prompt."""
         return len(encode_plain(self.tokenizer, text))
 
-    def check_problems(self, problems: Iterable[Problem]) -> None:
-        """Refuses, before anything expensive, a problem over its token budget.
+    def check_problems(self, problems: Iterable[Problem], split: str, room: Room) -> None:
+        """Refuses, before anything expensive, a problem that is too long for a prompt.
+
+        Args:
+          problems: all of a split.
+          split: its name, for the refusal.
+          room: what the prompts and what follows them may take.
 
         Raises:
-          UserError: naming the first one.
+          UserError: naming the first one that is over its own token budget, or whose prompt
+            leaves too few of the model's positions.
         """
         budget = self.prompts.max_problem_tokens
-        for problem in problems:
-            check_problem_budget(problem, self.count_tokens(problem.text), budget)
+        empty = Problem("", "", None, "")
+        templates = {"solver": len(self.solver(empty)), "teacher": len(self.teacher(empty, ""))}
+        for number, problem in enumerate(problems, start=1):
+            where = f"problem {number} of {split}"
+            num_tokens = self.count_tokens(problem.text)
+            check_problem_budget(problem, where, num_tokens, budget)
+            for role, rest in (("solver", room.solver), ("teacher", room.teacher)):
+                # Where words meet a template, a tokenizer may cut them otherwise.
+                near = templates[role] + num_tokens + sum(rest.values()) + _SEAM_TOKENS
+                if not rest or near <= room.positions:
+                    continue
+                taken = len(
+                    self.solver(problem) if role == "solver" else self.teacher(problem, "")
+                )
+                check_room(where, problem, role, taken, rest, room.positions)
 
     def texts(self, rollouts: Rollouts) -> list[str]:
         """The completions as text, without special tokens."""

@@ -127,6 +127,11 @@ def _template_parts(tokenizer: Any, thinking: bool) -> tuple[str, str]:
     They end and begin with the message's own tabs, unless the template trims messages. So
     the tabs tell `render_prompt` whether to trim the user text.
     """
+    return _parts_of(tokenizer, tokenizer.chat_template, thinking)
+
+
+@functools.lru_cache(maxsize=8)
+def _parts_of(tokenizer: Any, _template: str, thinking: bool) -> tuple[str, str]:
     parts = _rendered(tokenizer, f"\t{_SENTINEL}\t", thinking).split(_SENTINEL)
     if len(parts) != 2:
         raise UserError(

@@ -24,6 +24,8 @@ from stepalign_jax.base.hashing import stable_hash32
 from stepalign_jax.problems.problem import Problem
 
 MIN_REASONING_STEPS, MAX_REASONING_STEPS = 3, 10
+MAX_PROBLEMS = 1_000_000
+_MOST_DRAWS = 20  # for each problem asked for
 FORWARD_SHARE = 0.7  # of references, and of the solver's own derivations in pre-training
 # Percent of all problem texts, by hash: the four sets cannot share a problem.
 _SPLIT_PERCENT = {"pretraining": 70, "training": 15, "validation": 5, "test": 10}
@@ -256,7 +258,8 @@ def arithmetic_problems(
     """Returns `num_problems` different problems, always the same ones for the same arguments.
 
     Raises:
-      UserError: if the numbers of reasoning steps lie outside 3..10.
+      UserError: if the numbers of reasoning steps lie outside 3..10, or so many different
+        problems cannot be had.
     """
     low, high = min_reasoning_steps, max_reasoning_steps
     if not MIN_REASONING_STEPS <= low <= high <= MAX_REASONING_STEPS:
@@ -265,9 +268,22 @@ def arithmetic_problems(
             f"max_reasoning_steps={max_reasoning_steps} must satisfy "
             f"{MIN_REASONING_STEPS} <= min <= max <= {MAX_REASONING_STEPS}."
         )
+    if num_problems > MAX_PROBLEMS:
+        raise UserError(
+            f"{num_problems} arithmetic problems are asked for, but a set has at most "
+            f"{MAX_PROBLEMS}: lower problems.num_train, num_validation or num_test."
+        )
     rng = random.Random(stable_hash32(f"{split} {min_reasoning_steps} {max_reasoning_steps}"))
     problems: dict[str, Problem] = {}
+    num_drawn = 0
     while len(problems) < num_problems:
+        num_drawn += 1
+        if num_drawn > _MOST_DRAWS * num_problems:
+            raise UserError(
+                f"{num_problems} different arithmetic problems with {low} to {high} reasoning "
+                f"steps are asked for, but {num_drawn} draws gave {len(problems)}: ask for "
+                "fewer."
+            )
         num_reasoning_steps = rng.randint(min_reasoning_steps, max_reasoning_steps)
         problem = draw_problem(rng, split, num_reasoning_steps)
         problems.setdefault(problem.text, problem)

@@ -78,11 +78,17 @@ def make_problem_iterator(
       process_count: all processes.
 
     Raises:
-      UserError: there are no problems, or the batch cannot be cut equally.
+      UserError: there are fewer problems than a batch takes, or it cannot be cut equally.
     """
     if not problems:
         raise UserError(
             "there are no problems to train on: look at problems.num_train and problems.path"
+        )
+    if len(problems) < batch_size:
+        raise UserError(
+            f"a step takes train.problems_per_step={batch_size} different problems, but there "
+            f"are {len(problems)} to train on: lower it, or look at problems.num_train, the "
+            "problem file and problems.base_avg_below"
         )
     if batch_size < 1 or batch_size % process_count:
         raise UserError(

@@ -3,7 +3,7 @@
 """From a config to the objects that commands work with. Cheap checks come first."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from stepalign_jax.evaluation import difficulty
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
 from stepalign_jax.feedback.contexts import Condition, get_condition
 from stepalign_jax.feedback.prompts import check_templates
-from stepalign_jax.feedback.roles import Roles
+from stepalign_jax.feedback.roles import Roles, Room
 from stepalign_jax.grading.grader import Grader, describe_unparsable
 from stepalign_jax.huggingface.generation import read_generation_settings
 from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
@@ -97,6 +97,56 @@ def with_trainable(model: LanguageModel, config: TrainableConfig) -> LanguageMod
 def _describe(spec: LoraSpec) -> dict[str, Any]:
     targets = ",".join(sorted(spec.targets))
     return {"rank": spec.rank, "alpha": spec.alpha, "targets": targets}
+
+
+def check_lengths(
+    config: Config,
+    model: LanguageModel,
+    roles: Roles,
+    problems: Mapping[str, Sequence[Problem]],
+    *,
+    trained: Sequence[str] = (),
+    teacher: bool,
+) -> None:
+    """Refuses, by split, the first problem for which the model has too few positions.
+
+    Args:
+      config: of the run.
+      model: that is trained.
+      roles: its prompts.
+      problems: by split.
+      trained: the splits that rollouts are sampled from; the others are evaluated.
+      teacher: whether a teacher scores, or answers, under contexts.
+
+    Raises:
+      UserError: naming split, problem, and the keys that leave no room.
+    """
+    for split, found in problems.items():
+        lengths = {"evaluation.max_new_tokens": config.evaluation.max_new_tokens}
+        if split in trained:
+            rollout = {"sampling.max_new_tokens": config.sampling.max_new_tokens}
+            filtered = config.problems.base_avg_below > 0
+            lengths = max(
+                rollout, lengths if filtered else {}, key=lambda part: sum(part.values())
+            )
+        context = {"prompts.max_context_tokens": config.prompts.max_context_tokens}
+        asks_teacher = teacher and (split in trained or not trained)
+        room = Room(
+            model.sizes.max_positions, lengths, context | lengths if asks_teacher else {}
+        )
+        roles.check_problems(found, split, room)
+
+
+def name_missing_problems(config: Config, problems: Mapping[str, Sequence[Problem]]) -> None:
+    """Names on stderr the splits whose source has fewer problems than the config asks for."""
+    for split, found in problems.items():
+        asked = getattr(config.problems, f"num_{split}")
+        if len(found) < asked:
+            print(
+                f"note: there are {len(found)} {split} problems; problems.num_{split} asks for "
+                f"{asked}",
+                file=sys.stderr,
+            )
 
 
 def check_condition(config: Config) -> Condition:

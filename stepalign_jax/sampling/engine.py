@@ -13,6 +13,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec
+from stepalign_jax.parallel.mesh import whole_batch
 from stepalign_jax.sampling import layout
 from stepalign_jax.sampling.programs import decode_model
 from stepalign_jax.sampling.request import Request, check_requests
@@ -98,8 +99,9 @@ class Engine:
         """Completes the prompt of each request.
 
         There are always `batch_size` slots, whatever the number of requests, so that a call
-        compiles nothing that an earlier one with prompts of these widths did. On a CPU the
-        sessions of a small model (`layout.num_sessions`) share them.
+        compiles nothing that an earlier one with prompts of these widths did. On a mesh their
+        number is rounded up until the devices share them. On a CPU the sessions of a small
+        model (`layout.num_sessions`) share them.
 
         Args:
           variables: {"params": ...} for the base, with "lora" beside it for the adapted
@@ -151,7 +153,7 @@ class Engine:
         return Session(
             self._model,
             variables,
-            num_slots=num_slots,
+            num_slots=whole_batch(num_slots),
             max_length=max_length,
             stop_ids=self._stop_ids,
             dtype=self._model.dtype,

@@ -100,7 +100,7 @@ def test_problem_over_its_budget(refuse, command):
 
 def test_prompt_that_leaves_no_room_in_the_model(refuse):
     error = refuse("evaluate", "--evaluation.max_new_tokens=600")
-    assert "exceeds the 512 positions there are: lower one" in error
+    assert "problem 1 of test, " in error and "evaluation.max_new_tokens=600" in error
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])

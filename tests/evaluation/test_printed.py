@@ -29,8 +29,9 @@ def found_evaluation(*_: Any, **__: Any) -> Evaluation:
 @pytest.fixture
 def fixed_parts(monkeypatch):
     """Both commands without a model: the filter leaves three of four problems."""
-    roles = SimpleNamespace(check_problems=lambda problems: None)
+    roles = SimpleNamespace(check_problems=lambda *_: None)
     model = SimpleNamespace(
+        sizes=SimpleNamespace(max_positions=512),
         load=lambda: None,
         mesh=None,
         variables=lambda: {"params": {}},

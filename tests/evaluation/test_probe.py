@@ -11,12 +11,13 @@ from support.runs import ScriptedEngine, small_config, tiny_roles
 from stepalign_jax.critics.oracle import Oracle
 from stepalign_jax.critics.protocol import CriticReply
 from stepalign_jax.evaluation.probe import Asker, probe_critic, probe_teacher
-from stepalign_jax.feedback.contexts import Attempt, Context
+from stepalign_jax.feedback.contexts import CONDITIONS, Attempt, Context
 from stepalign_jax.grading.grader import Grader
 from stepalign_jax.problems.arithmetic import correct_trace
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.request import Purpose
 
+COMPARED = [CONDITIONS[name] for name in ("stepalign", "refsol", "no_context", "other_problem")]
 RIGHT, WRONG = "Step 1: 3*8=24\nStep 2: 47+24=71\nAnswer: 71", "Step 1: 3*8=25\nAnswer: 25"
 OTHER_RIGHT = "Step 1: 2*4=8\nStep 2: 5+8=13\nAnswer: 13"
 SUM = Problem("47+3*8", "71", "so 3*8 gives 24; Total 71", "arithmetic", correct_trace)
@@ -84,7 +85,7 @@ def test_teacher_accuracy_by_hand(tmp_path):
     )
     attempts, how = list(map(Attempt, PROBLEMS, ATTEMPTS)), small_config(tmp_path).evaluation
     with Grader(deadline_secs=5.0, num_workers=1) as grader:
-        found = probe_teacher(asker(engine), grader, attempts, CRITIQUES, how)
+        found = probe_teacher(asker(engine), grader, attempts, CRITIQUES, COMPARED, how)
     assert found == pytest.approx(
         {"stepalign": 2 / 3, "refsol": 1 / 2, "no_context": 3 / 4, "other_problem": 1 / 4}
     )
@@ -106,6 +107,7 @@ def test_a_condition_whose_contexts_all_fail_has_no_accuracy(tmp_path):
             grader,
             [Attempt(OTHER, OTHER_RIGHT)],
             [Context("", "empty")],
+            COMPARED,
             small_config(tmp_path).evaluation,
         )
     assert found == {

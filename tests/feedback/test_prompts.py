@@ -146,6 +146,7 @@ def test_what_the_critic_sees_has_to_be_in_its_template():
 
 
 def test_a_problem_over_its_budget_is_refused_by_name():
-    check_problem_budget(PROBLEM, 8, 8)
-    with pytest.raises(UserError, match=r"What is .* 9 tokens.*max_problem_tokens=8"):
-        check_problem_budget(PROBLEM, 9, 8)
+    check_problem_budget(PROBLEM, "problem 3 of train", 8, 8)
+    sentence = r"problem 3 of train, 'What is .* 9 tokens.*max_problem_tokens=8"
+    with pytest.raises(UserError, match=sentence):
+        check_problem_budget(PROBLEM, "problem 3 of train", 9, 8)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tokenizers import SPECIALS, build, by_template
+from support.toy_tokenizers import SPECIALS, build, by_template
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.huggingface.tokenizer import (

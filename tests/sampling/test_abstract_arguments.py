@@ -101,7 +101,9 @@ def test_on_a_mesh_arguments_lie_where_those_of_a_call_lie():
         from stepalign_jax.parallel.mesh import make_mesh, param_shardings, use_mesh
         from stepalign_jax.sampling import decode, programs
         from stepalign_jax.sampling.engine import Engine
+        from stepalign_jax.sampling.request import Address, Request, SamplingParams
 
+        PLAIN = SamplingParams(1.0, 0, 1.0, 4, ())
         mesh = make_mesh(ParallelConfig(data=1, fsdp=2, tensor=2))
         model = programs.decode_model(CONFIG, "float32", SPEC)
         place = lambda tree, boxed: jax.device_put(tree, param_shardings(mesh, boxed))
@@ -122,8 +124,16 @@ def test_on_a_mesh_arguments_lie_where_those_of_a_call_lie():
             leaves = [jax.tree.leaves(jax.tree.map(same, *pair)) for pair in both]
             cut = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(real))
             decode.decode_chunk.lower(*arguments).compile()
-        print([all(leaf) for leaf in leaves], cut > 10)
+            # Three slots, which two devices do not share, are rounded up, not replicated.
+            session = engine.session(real, num_slots=3, max_length=129)
+            request = Request([5, 6], Address(0, 0, 0, 0, 0, 0), PLAIN)
+            session.submit([request] * 3)
+            session.step(4)
+            rows = {leaf.shape[0] for leaf in jax.tree.leaves(session._cache)}
+            here = {leaf.addressable_shards[0].data.shape[0]
+                    for leaf in jax.tree.leaves(session._cache)}
+        print([all(leaf) for leaf in leaves], cut > 10, rows, here)
         """,
         num_devices=4,
     )
-    assert printed == "[True, True] True"
+    assert printed == "[True, True] True {4} {2}"
