@@ -35,9 +35,10 @@ test-slow: .venv-slow/installed
 	  status=$$?; cat .venv-slow/log.txt; sed "s|$(CURDIR)/||" .venv-slow/log.txt >> $(SLOW_PAGE); \
 	  printf '```\n' >> $(SLOW_PAGE); exit $$status
 
-# Makes the packaged tiny checkpoint again, from nothing.
+# Makes the packaged tiny checkpoint again, from nothing; it is replaced when all is done.
 pretrain: .venv/installed
-	$(BIN)/python -m stepalign_jax.pretrain --config configs/tiny.py --to $(TINY)
+	$(BIN)/python -m stepalign_jax.pretrain --config configs/tiny.py --to build/pretrained --overwrite
+	cp build/pretrained/* $(TINY)/
 	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py --to $(TINY)/roles-easy.json
 	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py:hard --to $(TINY)/roles-hard.json
 

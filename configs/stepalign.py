@@ -244,6 +244,7 @@ def get_config(variant: str) -> Config:
             validate_every_steps=10,  # ours: at each checkpoint
             sample_texts_every_steps=10,  # ours
             max_empty_steps=5,  # ours
+            allow_changed_inputs=False,  # ours
         ),
         evaluation=EvaluationConfig(
             num_samples=12,  # paper

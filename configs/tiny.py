@@ -131,6 +131,7 @@ def _easy(condition: str) -> Config:
             validate_every_steps=10,
             sample_texts_every_steps=20,
             max_empty_steps=5,
+            allow_changed_inputs=False,
         ),
         evaluation=EvaluationConfig(
             num_samples=12,

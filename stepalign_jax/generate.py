@@ -5,6 +5,7 @@
     python -m stepalign_jax.generate --model packaged:tiny --prompt "47+3*8-12"
     python -m stepalign_jax.generate --model Qwen/Qwen3-0.6B --prompt "Why is the sky blue?"
     python -m stepalign_jax.generate --model Qwen/Qwen3-0.6B --adapter DIR --prompt "..."
+    python -m stepalign_jax.generate --run runs/tiny-stepalign --prompt "47+3*8-12"
 
 The answer goes to stdout, everything about it to stderr. Sampling settings come from the
 options, then from the checkpoint's generation_config.json; without either decoding is greedy,
@@ -27,11 +28,15 @@ from stepalign_jax.config.cli import parse_arguments, run_command
 from stepalign_jax.config.fields import annotations
 from stepalign_jax.config.rules import check_value
 from stepalign_jax.config.schema import ParallelConfig, SamplingConfig, Seed
+from stepalign_jax.exporting.trained import Trained, find_trained, load_trained
+from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.huggingface.generation import GenerationSettings, read_generation_settings
 from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
 from stepalign_jax.huggingface.text_stream import TextStream
 from stepalign_jax.huggingface.tokenizer import render_prompt
 from stepalign_jax.parallel.mesh import make_mesh
+from stepalign_jax.problems.problem import Problem
+from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.sampling.request import Address, Purpose, Request, SamplingParams
 
 _TOKENS_SHOWN_AT_ONCE = 8
@@ -39,9 +44,13 @@ _MAX_NEW_TOKENS = 512
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--model": {
-        "required": True,
         "metavar": "PATH",
         "help": "a Hugging Face directory or hub id, or packaged:tiny",
+    },
+    "--run": {
+        "metavar": "DIR",
+        "help": "instead of --model: the newest checkpoint of a run, which may be training; TEXT "
+        "is then a problem, put into the run's own prompt",
     },
     "--prompt": {"required": True, "metavar": "TEXT", "help": "the user's message"},
     "--adapter": {"metavar": "DIR", "help": "an adapter in PEFT's layout"},
@@ -110,8 +119,10 @@ def generate(options: argparse.Namespace) -> Iterator[str]:
     """
     if (place := surrogate_at(options.prompt)) is not None:
         raise UserError(f"--prompt is no Unicode text at character {place}: type it again.")
-    model = _open(options)
-    prompt = render_prompt(model.tokenizer, options.prompt, thinking=options.thinking)
+    if (options.model is None) == (options.run is None):
+        raise UserError("name a model with --model, or a run with --run")
+    model, trained = _open(options)
+    prompt = _prompt(options, model, trained)
     stored = read_generation_settings(model.directory)
     how = sampling_for(options, stored, model.sizes.max_positions, len(prompt))
     if stored.not_followed:
@@ -119,8 +130,9 @@ def generate(options: argparse.Namespace) -> Iterator[str]:
     model.load()
     _say(f"{_describe(how)}; {jax.default_backend()}, {model.dtype}")
     started, compiled = time.perf_counter(), CompilationCounter()
+    variables = model.variables() | ({} if trained is None else load_trained(trained))
     session = model.engine.session(
-        model.variables(), num_slots=1, max_length=len(prompt) + how.max_new_tokens
+        variables, num_slots=1, max_length=len(prompt) + how.max_new_tokens
     )
     address = Address(options.seed, Purpose.SOLVER, 0, 0, 0, 0)
     session.submit([Request(prompt, address, SamplingParams.of(how))])
@@ -136,12 +148,29 @@ def generate(options: argparse.Namespace) -> Iterator[str]:
     _say(_report(len(prompt), arrivals, compile_seconds))
 
 
-def _open(options: argparse.Namespace) -> LanguageModel:
+def _prompt(
+    options: argparse.Namespace, model: LanguageModel, trained: Trained | None
+) -> list[int]:
+    if trained is None:
+        return render_prompt(model.tokenizer, options.prompt, thinking=options.thinking)
+    problem = Problem(options.prompt, "", None, "--prompt")
+    return Roles(model.tokenizer, trained.config.prompts).solver(problem)
+
+
+def _open(options: argparse.Namespace) -> tuple[LanguageModel, Trained | None]:
+    if options.run is not None:
+        if options.adapter is not None:
+            raise UserError("--adapter goes with --model: a run has its own weights")
+        trained = find_trained(RunDirectory(Path(options.run)), (), step=None, metric=None)
+        _say(f"{options.run}, step {trained.step}")
+        return trained.model, trained
     on_cpu = jax.default_backend() == "cpu"  # where bfloat16 is 10 to 20 times slower
     mesh = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
     model = open_language_model(options.model, dtype=dtype, mesh=mesh, path_key="--model")
-    return model.with_saved_adapter(Path(options.adapter)) if options.adapter else model
+    if options.adapter:
+        model = model.with_saved_adapter(Path(options.adapter))
+    return model, None
 
 
 def _describe(how: SamplingConfig) -> str:

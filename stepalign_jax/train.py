@@ -33,8 +33,9 @@ from stepalign_jax.problems.order import make_problem_iterator
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.plots import plot_run
 from stepalign_jax.report.tables import summary_table
-from stepalign_jax.runs.checkpoint import Checkpoints, restore_latest
-from stepalign_jax.runs.directory import RunDirectory, open_run
+from stepalign_jax.runs.checkpoint import Checkpoints, finished_steps, restore_latest
+from stepalign_jax.runs.directory import RunDirectory, is_longer, open_run
+from stepalign_jax.runs.inputs import check_inputs, fingerprint_inputs
 from stepalign_jax.runs.lock import lock_run
 from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.runs.phases import critique, grade, pack, sample, score, update
@@ -60,13 +61,14 @@ def train(config: Config) -> dict[str, Any]:
     """Runs, or goes on with, the run that `config` describes, and returns its summary."""
     run, started = RunDirectory.of(config), time.monotonic()
     with ExitStack() as stack:
-        if run.summary_file.exists():
+        if run.summary_file.exists() and not is_longer(run, config):
             open_run(config)  # refuses another config
             _say(f"{run.path} is finished: nothing was run")
             return read_json(run.summary_file)
         stop = stack.enter_context(stop_signals())
         stack.enter_context(lock_run(run))
         open_run(config)
+        run.sweep()
         condition, loop = check_condition(config), config.train
         # Open everything: what can be refused is refused before any weights are read.
         splits = SPLITS if loop.validate_every_steps else ("train", "test")
@@ -82,6 +84,15 @@ def train(config: Config) -> dict[str, Any]:
         state, critic = Resident(), None
         if condition.needs_critiques:
             critic = open_run_critic(config, model, grader, (model.weights, state))
+
+        done_before = max(finished_steps(run.checkpoints), default=0)
+        check_inputs(
+            run,
+            fingerprint_inputs(config, model.directory, critic, problems),
+            step=done_before,
+            allow_changes=loop.allow_changed_inputs,
+        )
+        run.check_rows(done_before)
 
         # Read the weights, the critic's first: one that takes turns leaves the devices again.
         for loaded in filter(None, (critic, model)):
@@ -118,7 +129,7 @@ def train(config: Config) -> dict[str, Any]:
             """Evaluates weights, unless an interrupted run has done so."""
             path, how = run.evaluation_file(label), config.evaluation
             if path.exists():
-                return Evaluation.from_lists(read_json(path))
+                return Evaluation.read(path, len(problems[split]))
             if split == "validation":
                 how = replace(how, num_samples=how.num_validation_samples)
             found = evaluate(

@@ -67,7 +67,7 @@ def atomic_directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     # Resolved, so that a link stays a link and "." has a name.
     target = target.resolve()
-    _refuse_taken(target, overwrite)
+    refuse_taken(target, overwrite)
     partial = target.with_name(f".{target.name}.partial")
     try:
         if partial.exists():
@@ -91,7 +91,12 @@ def atomic_directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _refuse_taken(target: Path, overwrite: bool) -> None:
+def refuse_taken(target: Path, overwrite: bool) -> None:
+    """Refuses a target that is a file, or a directory with content that may not be replaced.
+
+    Raises:
+      UserError: it is; the sentence says how to go on.
+    """
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file: choose a directory to write to.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
@@ -172,6 +177,12 @@ def jsonl_row(row: Mapping[str, Any]) -> str:
     return json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("the row is no JSON object")
+    return value
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes a file of one JSON object per line, whole or not at all.
 
@@ -198,8 +209,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             if line:
-                rows.append(json.loads(line))
-        except ValueError as error:
+                rows.append(_object(json.loads(line)))
+        except (ValueError, RecursionError) as error:
             if number < len(lines):  # only what follows the last newline may be half a row
                 raise UserError(
                     f"{path} is damaged at line {number}: delete that line to go on"

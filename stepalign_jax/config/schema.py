@@ -337,6 +337,7 @@ class TrainConfig:
     validate_every_steps: Natural  # 0 is off
     sample_texts_every_steps: Natural  # 0 is off
     max_empty_steps: Natural  # steps in a row without a usable context end the run; 0: never
+    allow_changed_inputs: bool  # go on where problems or models are not those it began with
 
 
 @section

@@ -4,10 +4,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import read_json_object
 from stepalign_jax.base.progress import advance, progress
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import EvaluationConfig
@@ -31,6 +34,16 @@ from stepalign_jax.sampling.request import (
     sample_addresses,
 )
 
+METRICS = (
+    "avg_at_k",
+    "pass_at_k",
+    "maj_at_k",
+    "greedy",
+    "mean_tokens",
+    "truncated",
+    "unparsed",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -51,6 +64,25 @@ class Evaluation:
     def from_lists(cls, lists: Mapping[str, list[float]]) -> "Evaluation":
         """The inverse of `as_lists`."""
         return cls({name: np.asarray(values, np.float64) for name, values in lists.items()})
+
+    @classmethod
+    def read(cls, path: Path, num_problems: int) -> "Evaluation":
+        """Reads the file of an evaluation of so many problems.
+
+        Raises:
+          UserError: it holds something else.
+        """
+        names, lists = set(METRICS), read_json_object(path)
+        whole = names <= set(lists) and all(
+            isinstance(values, list) and len(values) == num_problems
+            for values in lists.values()
+        )
+        if not whole:
+            raise UserError(
+                f"{path} is no evaluation of {num_problems} problems: delete it to measure "
+                "again"
+            )
+        return cls.from_lists(lists)
 
     def intervals(self, config: EvaluationConfig, seed: int) -> dict[str, dict[str, float]]:
         """Bootstrap intervals over problems, by name."""

@@ -22,6 +22,7 @@ from stepalign_jax.parallel.mesh import make_mesh, param_shardings, unboxed
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.checkpoint import finished_steps, restore_part
 from stepalign_jax.runs.directory import RunDirectory
+from stepalign_jax.runs.inputs import warn_of_another_model
 
 SECTIONS = ("model", "trainable", "prompts", "parallel")  # of the run's config
 
@@ -115,6 +116,7 @@ def load_trained(trained: Trained) -> dict[str, Any]:
       UserError: the checkpoint is damaged, or of another base.
     """
     model = trained.model
+    warn_of_another_model(trained.run, model.directory)
     if model.lora is None:
         name, boxed = "params", abstract_params(model.sizes)
     else:

@@ -192,7 +192,8 @@ def read_manifest(step_directory: pathlib.Path) -> dict[str, Any]:
     path = step_directory / MANIFEST
     try:
         manifest = read_json(path)
-        intact = isinstance(manifest["files"], dict) and isinstance(manifest["state"], list)
+        files, state = manifest["files"], manifest["state"]
+        intact = isinstance(files, dict) and isinstance(state, list) and bool(files and state)
     except (UserError, KeyError, TypeError):
         intact = False
     if not intact:

@@ -8,6 +8,7 @@ from stepalign_jax.base.files import read_jsonl
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation, gains
 from stepalign_jax.runs.directory import RunDirectory
+from stepalign_jax.runs.inputs import recorded_changes
 
 
 def summarise(
@@ -22,7 +23,7 @@ def summarise(
       after: of the trained solver on the same problems.
       seconds: of this process; of a resumed run, the last part.
     """
-    timings = read_jsonl(run.timings_file)
+    timings, changes = read_jsonl(run.timings_file), recorded_changes(run)
     return {
         "name": config.name,
         "condition": config.condition,
@@ -35,4 +36,5 @@ def summarise(
         "solver_tokens": int(sum(row["solver_tokens"] for row in read_jsonl(run.metrics_file))),
         "step_seconds": sum(row["total"] - row.get("validate", 0.0) for row in timings),
         "seconds": seconds,
+        **({"changed_inputs": changes} if changes else {}),
     }

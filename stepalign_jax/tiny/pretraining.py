@@ -258,6 +258,7 @@ def pretrain(
         raise UserError(
             f"cannot write to {directory} ({error}): choose another --to."
         ) from error
+    save_tokenizer(directory)  # first: whatever stops the rest, the checkpoint can be opened
     with log:
         params = load_model(str(directory))[1] if goes_on else None
         totals = read_jsonl(directory / LOG)[-1] if goes_on else {"tokens": 0, "seconds": 0.0}
@@ -267,7 +268,6 @@ def pretrain(
             params, totals = _train_stage(
                 config, stage, params, totals, directory, log, log_every_steps
             )
-    save_tokenizer(directory)
 
 
 def _train_stage(

@@ -84,6 +84,14 @@ def test_keeps_the_newest_and_a_saved_step_can_be_saved_again(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["4"]
 
 
+@pytest.mark.parametrize("content", ['{"files": {}, "state": []}', "{}", "[]", "", "{"])
+def test_an_empty_manifest_is_damaged(tmp_path, content):
+    save_steps(tmp_path, 1, 2)
+    (tmp_path / "2" / checkpoint.MANIFEST).write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged; delete .* step 1"):
+        checkpoint.restore_latest(tmp_path, abstract(make_state()))
+
+
 def test_every_flipped_bit_is_refused(tmp_path):
     save_steps(tmp_path, 1, 2)
     asked = abstract(make_state())

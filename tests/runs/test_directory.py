@@ -136,6 +136,7 @@ def test_validation_scores_are_means_by_steps_done_oldest_first(tmp_path):
         scores = {"avg_at_k": [average, average + 0.125], "greedy": [0.0, average]}
         write_json(run.evaluation_file(f"validation_{done:05d}"), scores)
     write_json(run.evaluation_file("before"), {"avg_at_k": [1.0]})
+    write_json(run.evaluation_file("validation_best"), {"avg_at_k": [1.0]})
     assert run.validation_curve() == [[0, 0.3125], [5, 0.5625], [20, 0.8125]]
     greedy = run.validation_scores("greedy")
     assert list(greedy.items()) == [(0, 0.125), (5, 0.25), (20, 0.375)]

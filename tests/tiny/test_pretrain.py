@@ -237,3 +237,10 @@ def test_a_misspelt_template_is_refused(tmp_path, monkeypatch):
 def test_the_command_needs_a_place_to_write():
     with pytest.raises(UserError, match="--to"):
         main(["--config", TINY])
+
+
+def test_a_directory_with_a_model_is_not_overwritten(tmp_path):
+    (tmp_path / "model.safetensors").write_text("mine")
+    with pytest.raises(UserError, match=r"exists and holds files.* pass --overwrite"):
+        main(["--config", "tiny", "--to", str(tmp_path)])
+    assert (tmp_path / "model.safetensors").read_text() == "mine"
