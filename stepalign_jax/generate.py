@@ -49,8 +49,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--run": {
         "metavar": "DIR",
-        "help": "instead of --model: the newest checkpoint of a run, which may be training; TEXT "
-        "is then a problem, put into the run's own prompt",
+        "help": "instead of --model: the newest checkpoint of a run, which may be training; "
+        "TEXT is then a problem, put into the run's own prompt",
     },
     "--prompt": {"required": True, "metavar": "TEXT", "help": "the user's message"},
     "--adapter": {"metavar": "DIR", "help": "an adapter in PEFT's layout"},

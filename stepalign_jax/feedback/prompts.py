@@ -219,8 +219,8 @@ def check_room(
         keys = " and ".join(f"{key}={tokens}" for key, tokens in rest.items())
         raise UserError(
             f"{where}, {_shortened(problem)}, takes {taken} of the model's {positions} "
-            f"positions in the {role}'s prompt, so {keys} do not fit into the other "
-            f"{left}: lower them, or leave the problem out."
+            f"positions in the {role}'s prompt, so {keys} do not fit into the other {left}: "
+            f"lower them by {sum(rest.values()) - left} in all, or leave the problem out."
         )
 
 

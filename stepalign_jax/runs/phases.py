@@ -175,8 +175,9 @@ def pack(
     solver_tokens = _num_tokens(samples.prompts, lengths)
     if condition.contexts is None:
         return Batch(micro_batches, None, solver_tokens, 0)
+    # A context that failed may be longer than any prompt may be, and no token of it counts.
     prompts = [
-        roles.teacher(attempt.problem, context.text)
+        roles.teacher(attempt.problem, "" if context.failure else context.text)
         for attempt, context in zip(samples.attempts, contexts, strict=True)
     ]
     teacher = [

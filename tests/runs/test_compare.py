@@ -25,6 +25,7 @@ from stepalign_jax.report.plots import plot_comparison
 from stepalign_jax.report.tables import comparison_markdown
 from stepalign_jax.runs import compare
 from stepalign_jax.runs.compare import Job, make_job
+from stepalign_jax.runs.directory import open_run
 
 
 def job(tmp_path: Path, condition: str, seed: int = 0, spec: str = TINY) -> Job:
@@ -143,6 +144,7 @@ def test_each_variant_has_its_own_runs(tmp_path, monkeypatch):
 
 def test_finished_runs_are_kept_and_workers_share_the_cores(tmp_path, monkeypatch):
     jobs = [job(tmp_path, "grpo", seed) for seed in range(5)]
+    open_run(jobs[1].config)
     finish(jobs[1].run, step_seconds=[1.0], validation={})
     monkeypatch.setattr(compare.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     together, lock, both = threading.Barrier(2, timeout=30), threading.Lock(), []

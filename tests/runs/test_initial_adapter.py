@@ -91,6 +91,7 @@ def test_another_adapter_selects_anew(directory, tmp_path):
         return str(difficulty._what_decides(config, tmp_path, []))
 
     found = [decides(directory), decides(tmp_path / "none")]
-    (directory / "adapter_model.safetensors").touch()  # as a copy of another over it would
+    path = directory / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes() + b" ")  # as a copy of another over it would
     found.append(decides(directory))
     assert len(set(found)) == 3

@@ -46,8 +46,8 @@ def test_the_longest_problem_decides_to_the_token():
     assert str(refusal.value) == (
         f"problem 2 of train, '{LONG.text}', takes {teacher} of the model's {teacher + left} "
         "positions in the teacher's prompt, so prompts.max_context_tokens=20 and "
-        f"sampling.max_new_tokens=40 do not fit into the other {left}: lower them, or leave "
-        "the problem out."
+        f"sampling.max_new_tokens=40 do not fit into the other {left}: lower them by 1 in all, "
+        "or leave the problem out."
     )
 
 
