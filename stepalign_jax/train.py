@@ -24,6 +24,7 @@ from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.base.progress import progress
 from stepalign_jax.base.stopping import stop_signals
 from stepalign_jax.config.cli import ALL_SECTIONS, parse_arguments, read_config, run_command
+from stepalign_jax.config.describe import resolved
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
 from stepalign_jax.parallel.mesh import use_mesh
@@ -55,6 +56,7 @@ from stepalign_jax.runs.setup import (
 )
 from stepalign_jax.runs.stopwatch import Stopwatch
 from stepalign_jax.runs.summary import summarise
+from stepalign_jax.sampling.kept import kept_beside
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -121,6 +123,8 @@ def train(config: Config) -> dict[str, Any]:
         writer = stack.enter_context(
             closing(MetricsWriter(run, num_completed_steps=first_step))
         )
+        if first_step == 0:
+            writer.add_text(0, "config", resolved(config))
 
         def solver() -> dict[str, Any]:
             return {"params": model.base} | state.tree.trainable
@@ -132,11 +136,12 @@ def train(config: Config) -> dict[str, Any]:
                 return Evaluation.read(path, len(problems[split]))
             if split == "validation":
                 how = replace(how, num_samples=how.num_validation_samples)
-            found = evaluate(
-                model.engine, weights, roles, grader, problems[split], how,
-                seed=config.seed, label=label,
-            )  # fmt: skip
-            write_json(path, found.as_lists())
+            with kept_beside(path) as kept:
+                found = evaluate(
+                    model.engine, weights, roles, grader, problems[split], how,
+                    seed=config.seed, label=label, kept=kept,
+                )  # fmt: skip
+                write_json(path, found.as_lists())
             return found
 
         def validate(done: int) -> float:
@@ -180,7 +185,7 @@ def train(config: Config) -> dict[str, Any]:
                 with watch.phase("host"):
                     correct = grading.result()
                     batch = pack(
-                        condition, samples, correct, critiques.contexts, roles,
+                        condition, samples, correct, critiques, roles,
                         num_samples=loop.samples_per_problem,
                         weight_names=config.objective.token_weights,
                         num_parts=loop.micro_batches, mesh=model.mesh,

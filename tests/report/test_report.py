@@ -55,24 +55,53 @@ def test_summary_table_to_the_letter():
         "Maj@12             40.0 [37.0, 43.0]  70.0 [67.0, 73.0]  +30.0 [+27.0, +33.0]\n"
         "greedy             40.0 [37.0, 43.0]  70.0 [67.0, 73.0]  +30.0 [+27.0, +33.0]\n"
         "tokens per answer  40.0 [39.5, 40.5]  38.5 [38.0, 39.0]  -1.5 [-2.0, -1.0]\n"
-        "Shares in percent, gains in points, [intervals] over problems. The run took 1,234 s.\n"
+        "Shares in percent, gains in points, [intervals] over problems.\n"
+        "The run took 1,234 s.\n"
     )
 
 
 def test_evaluation_table_to_the_letter():
     names = ("avg_at_k", "pass_at_k", "maj_at_k", "greedy", "truncated", "unparsed")
     shares = {name: interval(0.1 * i, 0.01) for i, name in enumerate(names, start=1)}
-    assert tables.evaluation_table({**shares, "mean_tokens": interval(40.0, 0.5)}, 12) == (
-        "                   percent\n"
-        "-----------------  -----------------\n"
+    assert tables.evaluation_table(
+        {**shares, "mean_tokens": interval(40.0, 0.5)}, 12, "solver"
+    ) == (
+        "solver             percent\n"
+        "-----------------  ------------------------\n"
         "Avg@12             10.0 [9.0, 11.0]\n"
         "Pass@12            20.0 [19.0, 21.0]\n"
         "Maj@12             30.0 [29.0, 31.0]\n"
         "greedy             40.0 [39.0, 41.0]\n"
         "truncated          50.0 [49.0, 51.0]\n"
         "no answer          60.0 [59.0, 61.0]\n"
-        "tokens per answer  40.0 [39.5, 40.5]\n"
+        "answer length      40.0 [39.5, 40.5] tokens\n"
     )
+
+
+def test_the_tables_of_a_probe_to_the_letter():
+    found = {"attempts": 8, "wrong_attempts": 4, "mean_tokens": 17.5, "failed": {"empty": 2}}
+    assert tables.critic_table(found, interval(0.5), interval(0.25)) == (
+        "critic             percent\n"
+        "-----------------  -----------------\n"
+        "exact              50.0 [47.0, 53.0]\n"
+        "exact on wrong     25.0 [22.0, 28.0]\n"
+        "empty              25.0\n"
+        "critique length    17.5 tokens\n"
+        "Asked about 8 rollouts, 4 of them wrong.\n"
+        "Exact: to the letter as a program corrects the rollout.\n"
+    )
+    unjudged = tables.critic_table({**found, "failed": {}, "mean_tokens": None}, None, None)
+    assert unjudged.splitlines()[2:] == [
+        "exact              –",
+        "exact on wrong     –",
+        "critique length    –",
+        "Asked about 8 rollouts.",
+    ]
+    assert tables.teacher_heading().splitlines()[0] == "teacher shown      percent"
+    assert tables.teacher_row("stepalign", interval(0.625)) == (
+        "stepalign          62.5 [59.5, 65.5]\n"
+    )
+    assert tables.teacher_row("refsol", None) == "refsol             –\n"
 
 
 def test_summary_table_shows_what_is_missing():
@@ -95,6 +124,36 @@ def test_comparison_markdown():
         "| no_context | 1 | 40.0 | 40.0 | +0.0 | +0.0 [-3.0, +3.0] | – | 1,001 | 60 |"
     )
     assert "### Equal wall clock" in lines
+
+
+def widest(table: str) -> int:
+    return max(map(len, table.splitlines()))
+
+
+def test_no_table_is_wider_than_a_terminal():
+    summary = make_summary(0.2, 0.8)
+    for side, low, mean, high in (
+        ("before", 0.985, 1.0, 1.0),
+        ("after", 0.98, 1.0, 1.0),
+        ("gain", 0.455, 0.505, 0.55),
+    ):
+        summary[side]["pass_at_k"] = {"mean": mean, "low": low, "high": high}
+        summary[side]["mean_tokens"] = {"mean": 1234.5, "low": 1034.5, "high": 2048.0}
+    assert widest(tables.summary_table(summary)) <= 80
+    comparison = make_comparison()
+    slow = make_seed(0, 1.0) | {"solver_tokens": 123_456_789, "train_seconds": 1_234_567.0}
+    comparison["variants"]["equal_tokens"]["a-condition-with-a-long-name"] = [slow, slow]
+    assert widest(tables.comparison_table(comparison)) <= 80
+
+
+def test_comparison_table_to_the_letter():
+    table = tables.comparison_table(make_comparison())
+    assert table.split("\n\n")[0] == (
+        "Equal tokens  before  after  gain   seeds        critic  tokens  s\n"
+        "------------  ------  -----  -----  -----------  ------  ------  --\n"
+        "stepalign     40.0    65.0   +25.0  +20.0 +30.0  75.0    1,000   60\n"
+        "no_context    40.0    40.0   +0.0   +0.0 +0.0    –       1,001   60"
+    )
 
 
 def test_plot_run_draws_what_there_is(tmp_path, drawn):
@@ -139,12 +198,35 @@ def test_bars_have_their_own_numbers_and_intervals(tmp_path, drawn):
     plots.plot_run(run)
     (axes,) = drawn
     assert [t.get_text() for t in axes.get_xticklabels()] == ["Avg@12", "Pass@12", "Maj@12"]
-    assert [t.get_text() for t in axes.texts] == ["40", "50", "60", "45", "55", "65"]
+    assert [t.get_text() for t in axes.texts] == [
+        "40.0",
+        "50.0",
+        "60.0",
+        "45.0",
+        "55.0",
+        "65.0",
+    ]
     heights = [bar.get_height() for bar in axes.patches]
     np.testing.assert_allclose(heights, [40, 50, 60, 45, 55, 65])
     segments = np.concatenate([lines.get_segments() for lines in axes.collections])
     ends = [[30, 60], [40, 70], [50, 80], [43, 48], [53, 58], [63, 68]]
     np.testing.assert_allclose(segments[:, :, 1], ends)
+
+
+def test_shares_have_an_axis_from_0_to_100_and_the_title_names_the_run(tmp_path, drawn):
+    run = RunDirectory(tmp_path / "tiny-stepalign")
+    rows = [{"step": s, "loss": 0.5, "reward": 0.97} for s in range(60)]
+    write_jsonl(run.metrics_file, rows)
+    write_json(run.summary_file, make_summary(0.4, 1.0))
+    plots.plot_run(run)
+    reward, loss, bars = drawn
+    for axes in (reward, bars):
+        assert axes.get_yticks().tolist() == [0, 20, 40, 60, 80, 100]
+        assert axes.spines["left"].get_bounds() == (0, 100)
+    assert loss.get_ylim()[1] < 1
+    assert reward.get_xticks().tolist()[1:-1] == [0, 10, 20, 30, 40, 50, 60]
+    figure = bars.figure
+    assert isinstance(figure, Figure) and figure.get_suptitle() == "tiny-stepalign"
 
 
 def test_plot_run_draws_trailing_means_of_long_runs(tmp_path, drawn):

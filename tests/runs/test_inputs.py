@@ -50,7 +50,7 @@ class Inputs:
     def fingerprints(self) -> dict[str, str]:
         trainable = SimpleNamespace(adapter=str(self.adapter))
         model: Any = SimpleNamespace(directory=self.critic)
-        critic = ModelCritic(model, *[None] * 4)  # pyright: ignore[reportArgumentType]
+        critic = ModelCritic(model, *[None] * 6)  # pyright: ignore[reportArgumentType]
         config: Any = SimpleNamespace(trainable=trainable)
         return fingerprint_inputs(config, self.model, critic, self.problems)
 
