@@ -1,15 +1,29 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled programs: kept on disk between processes, and counted within one."""
+"""Compiled programs: kept on disk between processes, counted within one, and waited for."""
 
 import os
+import threading
 from pathlib import Path
 
 import jax
 
+from stepalign_jax.base.progress import Wait
+
 # Tracing, lowering and XLA, one after another; a program from the cache counts as one too.
 _EVENTS = "/jax/core/compile/"
+_LOWERED_EVENT = _EVENTS + "jaxpr_to_mlir_module_duration"
 _LAST_EVENT = _EVENTS + "backend_compile_duration"
+
+# What the functions that take long to compile do, by their names.
+_WORDS = {
+    "prefill": "the program that reads prompts",
+    "decode_chunk": "the decode program",
+    "teacher_hidden": "the teacher's forward pass",
+    "whole": "the update",
+    "accumulate": "the update",
+    "finish": "the optimizer",
+}
 
 
 def use_compilation_cache() -> None:
@@ -50,3 +64,32 @@ class CompilationCounter:
         if event.startswith(_EVENTS):
             self._count += event == _LAST_EVENT
             self._seconds += duration_secs
+
+
+class CompilationNotices:
+    """Says which program is being compiled, should it take long.
+
+    XLA works on a program between the event that ends its lowering and the last one, in the
+    thread that called it.
+    """
+
+    def __init__(self) -> None:
+        """Watches from now on."""
+        self._waits: dict[int, Wait] = {}
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def close(self) -> None:
+        """Says nothing any more."""
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+        for wait in self._waits.values():
+            wait.over()
+
+    def _listen(self, event: str, _duration_secs: float, **kwargs: str | int) -> None:
+        if event not in (_LOWERED_EVENT, _LAST_EVENT):
+            return
+        thread = threading.get_ident()
+        if (wait := self._waits.pop(thread, None)) is not None:
+            wait.over()
+        if event == _LOWERED_EVENT:
+            name = str(kwargs.get("fun_name", "")).removeprefix("jit(").removesuffix(")")
+            self._waits[thread] = Wait(f"compiling {_WORDS.get(name, name)}")

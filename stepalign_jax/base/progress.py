@@ -1,11 +1,16 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""How far a job has come: a bar on a terminal, a line a minute elsewhere."""
+"""How far a job has come, and what it waits for.
+
+A bar on a terminal, and beside its description what takes longer than a moment; elsewhere a
+line a minute, and a line for each such wait.
+"""
 
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -13,6 +18,67 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 HEARTBEAT_SECS = 60.0
+NOTICE_SECS = 2.0  # a wait that is shorter is not worth a word
+
+_bars: list["_Bar"] = []  # open on the terminal, the innermost last
+_lock = threading.RLock()  # of `_bars`, and of what waits say
+
+
+class _Bar(tqdm):
+    """A bar that waits can find."""
+
+    def __init__(self, iterable: Iterable[Any] | None, total: int | None, description: str):
+        super().__init__(iterable, total=total, desc=description, dynamic_ncols=True)
+        self.description = description
+        with _lock:
+            _bars.append(self)
+
+    def close(self) -> None:
+        """Ends the bar; what waits is told elsewhere."""
+        with _lock:
+            # By identity: to tqdm two bars in one row of the terminal are equal.
+            _bars[:] = [bar for bar in _bars if bar is not self]
+        super().close()
+
+
+class Wait:
+    """Something that is waited for, which is named should it take long."""
+
+    def __init__(self, what: str):
+        """Args: `what` in words, such as "reading weights"."""
+        self._what, self._over, self._bar = what, False, None
+        self._timer = threading.Timer(NOTICE_SECS, self._say)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def over(self) -> None:
+        """Ends it, from any thread."""
+        self._timer.cancel()
+        with _lock:
+            self._over = True
+            for bar in _bars:
+                if bar is self._bar:
+                    bar.set_description(bar.description)
+
+    def _say(self) -> None:
+        with _lock:
+            if self._over or sys.stderr is None:
+                return
+            if _bars:
+                self._bar = _bars[-1]
+                self._bar.set_description(f"{self._bar.description} ({self._what})")
+            else:
+                print(f"{self._what} ...", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Names what the block waits for, should it take longer than `NOTICE_SECS`."""
+    wait = Wait(what)
+    try:
+        yield
+    finally:
+        wait.over()
 
 
 class Heartbeat:
@@ -71,7 +137,7 @@ def progress(
     """
     if sys.stderr is None or not sys.stderr.isatty():
         return Heartbeat(iterable, total, description)
-    return tqdm(iterable, total=total, desc=description, dynamic_ncols=True)
+    return _Bar(iterable, total, description)
 
 
 def advance(bar: Any) -> Callable[[int], None]:

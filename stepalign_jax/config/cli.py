@@ -7,10 +7,11 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from stepalign_jax.base.compilation import use_compilation_cache
+from stepalign_jax.base.compilation import CompilationNotices, use_compilation_cache
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.stopping import stop_signals
 from stepalign_jax.config.describe import keys_help, resolved
@@ -37,7 +38,8 @@ class _Parser(argparse.ArgumentParser):
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Runs `main` on the command line's arguments and ends the process on a failure.
 
-    Programs that it compiles are kept for the next command (`use_compilation_cache`).
+    Programs that it compiles are kept for the next command (`use_compilation_cache`); what
+    takes long to compile is named.
 
     A `UserError` becomes one line on stderr and status 2. A stop signal becomes one line and
     status 75 where the same command goes on, else 128 + its number. Any other exception is a
@@ -46,7 +48,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     use_compilation_cache()
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax remarks on how it is opened
     try:
-        with stop_signals():
+        with stop_signals(), closing(CompilationNotices()):
             main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

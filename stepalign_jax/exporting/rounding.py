@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stepalign_jax.base.progress import waiting
 from stepalign_jax.model.qwen3 import Qwen3, output_head
 from stepalign_jax.sampling.scheduler import prompt_bucket
 
@@ -42,6 +43,7 @@ class ProbeText(NamedTuple):
     completion: list[int]
 
 
+@waiting("measuring what rounding costs")
 def measure_rounding(
     model: Qwen3, base: Tree, trainable: Tree, exported: Tree, texts: Sequence[ProbeText]
 ) -> dict[str, float]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_json
+from stepalign_jax.base.progress import waiting
 from stepalign_jax.config.schema import ParallelConfig
 from stepalign_jax.huggingface.config import CONFIG, config_to_hf, read_sizes
 from stepalign_jax.huggingface.hub import resolve_checkpoint
@@ -73,6 +74,7 @@ def check_tensors(directory: Path, config: Qwen3Config) -> dict[str, TensorEntry
     return entries
 
 
+@waiting("reading weights")
 def load_params(directory: Path, config: Qwen3Config, *, dtype: Any, shardings: Tree) -> Tree:
     """The stacked params, read tensor by tensor onto their devices.
 
@@ -122,6 +124,7 @@ def load_model(path: str) -> tuple[Qwen3Config, Tree]:
     return config, load_params(directory, config, dtype=None, shardings=shardings)
 
 
+@waiting("writing weights")
 def write_model(
     directory: Path, config: Qwen3Config, params: Tree, *, max_shard_bytes: int
 ) -> None:

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, write_json
+from stepalign_jax.base.progress import waiting
 
 MANIFEST = "manifest.json"
 
@@ -126,6 +127,7 @@ def finished_steps(directory: pathlib.Path) -> list[int]:
     return sorted(int(d.name) for d in _step_directories(directory) if (d / MANIFEST).exists())
 
 
+@waiting("reading the newest checkpoint")
 def restore_latest(directory: pathlib.Path, abstract_state: Any) -> Restored | None:
     """Returns the newest finished checkpoint, bit for bit as it was saved, or None.
 
@@ -157,6 +159,7 @@ def restore_latest(directory: pathlib.Path, abstract_state: Any) -> Restored | N
     return Restored(steps[-1], restored["state"], run["data_state"])
 
 
+@waiting("reading a checkpoint")
 def restore_part(directory: pathlib.Path, abstract_part: dict[str, Any], step: int) -> Any:
     """Returns some fields of the state of one of `finished_steps`; the others are not read.
 
