@@ -7,9 +7,11 @@ The start is the base model, with the adapter of `trainable.adapter` if there is
     python -m stepalign_jax.evaluate --config tiny
     python -m stepalign_jax.evaluate --run runs/tiny-stepalign
 
-A run's own config.json is read; what overrides or --config change of it is named.
+A run's own config.json is read; what overrides or --config change of it is named. With --run or
+--to a command that was stopped goes on where it was.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -30,6 +32,7 @@ from stepalign_jax.runs.setup import (
     open_solver,
     select_problems,
 )
+from stepalign_jax.sampling.kept import kept_beside
 
 SECTIONS = (
     *("seed", "runs_dir", "model", "trainable", "problems", "prompts", "critic"),
@@ -76,25 +79,38 @@ def main(argv: list[str]) -> None:
             variables |= load_trained(Trained(run, config, model, step))
             source = f"{run.path}, step {step}"
         problems = select_problems(config, model, roles, grader, candidates, arguments.split)
-        found = evaluate(
-            model.engine,
-            variables,
-            roles,
-            grader,
-            problems,
-            config.evaluation,
-            seed=config.seed,
-            label="evaluate",
-        )
-    intervals = found.intervals(config.evaluation, config.seed)
+        with kept_beside(_result_file(arguments)) as kept:
+            found = evaluate(
+                model.engine,
+                variables,
+                roles,
+                grader,
+                problems,
+                config.evaluation,
+                seed=config.seed,
+                label="evaluate",
+                kept=kept,
+            )
+            intervals = found.intervals(config.evaluation, config.seed)
+            if arguments.to:
+                per_problem = {"problems": [p.text for p in problems], **found.as_lists()}
+                content = {"intervals": intervals, "per_problem": per_problem}
+                write_json(Path(arguments.to), content)
     print(f"{source}: {len(problems)} {arguments.split} problems")
     print(evaluation_table(intervals, config.evaluation.num_samples))
     if arguments.to:
-        per_problem = {"problems": [p.text for p in problems], **found.as_lists()}
-        write_json(Path(arguments.to), {"intervals": intervals, "per_problem": per_problem})
         print(f"written: {arguments.to}")
     else:
         print(json.dumps({name: round(i["mean"], 4) for name, i in intervals.items()}))
+
+
+def _result_file(arguments: argparse.Namespace) -> Path | None:
+    """What a stopped command goes on beside: the file to write, or else one in the run."""
+    if arguments.to:
+        return Path(arguments.to)
+    if arguments.run:
+        return RunDirectory(Path(arguments.run)).evaluation_file(f"evaluate_{arguments.split}")
+    return None
 
 
 if __name__ == "__main__":

@@ -15,11 +15,17 @@ from typing import Any
 from stepalign_jax.base.files import write_json
 from stepalign_jax.config.cli import parse_arguments, read_config, run_command
 from stepalign_jax.config.schema import Config
-from stepalign_jax.evaluation.evaluate import evaluate
+from stepalign_jax.evaluation.evaluate import evaluate, share_interval
 from stepalign_jax.evaluation.probe import Asker, probe_critic, probe_teacher
 from stepalign_jax.feedback.contexts import get_condition
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.sources import SPLITS, load_problems
+from stepalign_jax.report.tables import (
+    critic_table,
+    evaluation_table,
+    teacher_heading,
+    teacher_row,
+)
 from stepalign_jax.runs.setup import (
     check_lengths,
     make_grader,
@@ -29,49 +35,82 @@ from stepalign_jax.runs.setup import (
     open_solver,
     select_problems,
 )
+from stepalign_jax.sampling.kept import kept_beside
 
 COMPARED = ("stepalign", "refsol", "no_context", "other_problem")  # and the config's own
 
 
-def probe(config: Config, split: str) -> dict[str, Any]:
-    """Returns the role metrics of the model that training starts from, on one split."""
+def probe(config: Config, split: str, to: Path | None) -> dict[str, Any]:
+    """Measures the model that training starts from in each role, and prints what is found.
+
+    Each table, and each row of the teacher's, is printed when it is there.
+
+    Args:
+      config: of a run.
+      split: which problems.
+      to: the JSON file that the result is also written to, or None. With a file, a probe that
+        was stopped goes on where it was.
+
+    Returns:
+      The result.
+    """
     conditions = list(map(get_condition, dict.fromkeys((*COMPARED, config.condition))))
-    candidates = load_problems(config.problems, split)
-    with make_grader(config) as grader:
+    candidates, how = load_problems(config.problems, split), config.evaluation
+    with make_grader(config) as grader, kept_beside(to) as kept:
         model, roles = open_solver(config)
         name_missing_problems(config, {split: candidates})
         check_lengths(config, model, roles, {split: candidates}, teacher=True)
         name_unparsable_golds(grader, candidates)
-        critic = open_run_critic(config, model, grader, (model.weights,))
+        critic = open_run_critic(
+            config, model, grader, (model.weights,), label="probe: critiques", kept=kept
+        )
         critic.load()
         model.load()
         with use_mesh(model.mesh):
             problems = select_problems(config, model, roles, grader, candidates, split)
+            print(f"{len(problems)} of {len(candidates)} {split} problems\n")
             solver = evaluate(
                 model.engine,
                 model.variables(),
                 roles,
                 grader,
                 problems,
-                config.evaluation,
+                how,
                 seed=config.seed,
-                label="probe the solver",
-            )
-            asker = Asker(model, roles, config.seed)
-            attempts, critiques, found = probe_critic(asker, critic, problems, config.sampling)
-            teacher = probe_teacher(
-                asker, grader, attempts, critiques, conditions, config.evaluation
-            )
-    return {
-        "split": split,
-        "candidates": len(candidates),
-        "problems": len(problems),
-        "problem_set": dataclasses.asdict(config.problems),
-        "sampling": dataclasses.asdict(config.evaluation),
-        "solver": solver.intervals(config.evaluation, config.seed),
-        "critic": found,
-        "teacher_accuracy": teacher,
-    }
+                label="probe: solver",
+                kept=kept,
+            ).intervals(how, config.seed)
+            _show(evaluation_table(solver, how.num_samples, title="solver"))
+            asker = Asker(model, roles, config.seed, kept)
+            found = probe_critic(asker, critic, problems, config.sampling)
+            exact = share_interval(found.exact, how, config.seed)
+            exact_on_wrong = share_interval(found.exact[found.wrong], how, config.seed)
+            _show(critic_table(found.as_json(), exact, exact_on_wrong))
+            teacher: dict[str, float | None] = {}
+            _show(teacher_heading(), end="")
+            for name, right in probe_teacher(
+                asker, grader, found.attempts, found.critiques, conditions, how
+            ):
+                interval = share_interval(right, how, config.seed)
+                teacher[name] = None if interval is None else interval["mean"]
+                _show(teacher_row(name, interval), end="")
+        result = {
+            "split": split,
+            "candidates": len(candidates),
+            "problems": len(problems),
+            "problem_set": dataclasses.asdict(config.problems),
+            "sampling": dataclasses.asdict(how),
+            "solver": solver,
+            "critic": found.as_json(),
+            "teacher_accuracy": teacher,
+        }
+        if to is not None:
+            write_json(to, result)
+    return result
+
+
+def _show(text: str, end: str = "\n") -> None:
+    print(text, end=end, flush=True)
 
 
 def main(argv: list[str]) -> None:
@@ -90,20 +129,9 @@ def main(argv: list[str]) -> None:
         ),
     )
     config = read_config(arguments)
-    found = probe(config, arguments.split)
-    print(f"{found['problems']} of {found['candidates']} {found['split']} problems")
-    for name in ("avg_at_k", "pass_at_k", "maj_at_k", "greedy", "unparsed"):
-        interval = found["solver"][name]
-        print(
-            f"  solver {name:<10} {interval['mean']:.3f} "
-            f"[{interval['low']:.3f}, {interval['high']:.3f}]"
-        )
-    for name, value in found["critic"].items():
-        print(f"  critic {name:<15} {value}")
-    for name, value in found["teacher_accuracy"].items():
-        print(f"  teacher, context of {name:<14} {value}")
+    probe(config, arguments.split, Path(arguments.to) if arguments.to else None)
+    print("Shares in percent, [intervals] over problems.")
     if arguments.to:
-        write_json(Path(arguments.to), found)
         print(f"written: {arguments.to}")
 
 

@@ -55,6 +55,7 @@ from stepalign_jax.runs.setup import (
 )
 from stepalign_jax.runs.stopwatch import Stopwatch
 from stepalign_jax.runs.summary import summarise
+from stepalign_jax.sampling.kept import kept_beside
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -132,11 +133,12 @@ def train(config: Config) -> dict[str, Any]:
                 return Evaluation.read(path, len(problems[split]))
             if split == "validation":
                 how = replace(how, num_samples=how.num_validation_samples)
-            found = evaluate(
-                model.engine, weights, roles, grader, problems[split], how,
-                seed=config.seed, label=label,
-            )  # fmt: skip
-            write_json(path, found.as_lists())
+            with kept_beside(path) as kept:
+                found = evaluate(
+                    model.engine, weights, roles, grader, problems[split], how,
+                    seed=config.seed, label=label, kept=kept,
+                )  # fmt: skip
+                write_json(path, found.as_lists())
             return found
 
         def validate(done: int) -> float:

@@ -84,7 +84,8 @@ class CompilationNotices:
         for wait in self._waits.values():
             wait.over()
 
-    def _listen(self, event: str, _duration_secs: float, **kwargs: str | int) -> None:
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del duration_secs
         if event not in (_LOWERED_EVENT, _LAST_EVENT):
             return
         thread = threading.get_ident()

@@ -147,3 +147,16 @@ def advance(bar: Any) -> Callable[[int], None]:
         bar.update(done - bar.n)
 
     return move
+
+
+@contextmanager
+def counting(total: int, description: str) -> Iterator[Callable[[int], None]]:
+    """Yields a callback that takes the number of items done so far, and shows it in a bar.
+
+    Without a description it shows nothing.
+    """
+    if not description:
+        yield lambda done: None
+        return
+    with progress(total=total, description=description) as bar:
+        yield advance(bar)

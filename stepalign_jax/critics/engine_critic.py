@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import jax
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.progress import counting
 from stepalign_jax.config.schema import (
     CheckpointCritic,
     EngineCritic,
@@ -33,6 +34,7 @@ from stepalign_jax.huggingface.language_model import LanguageModel, open_languag
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.problems.problem import Problem
+from stepalign_jax.sampling.kept import Kept
 from stepalign_jax.sampling.request import Address, Purpose, SamplingParams, make_requests
 
 
@@ -46,6 +48,8 @@ class ModelCritic:
       config: what it sees, and how it is sampled.
       grade: checks the answers of a critic that is shown them.
       displaced: what leaves the devices while this model is on them; () where it need not.
+      label: names a progress bar while it is asked; "" for none.
+      kept: completions on disk, or None.
     """
 
     model: LanguageModel
@@ -53,6 +57,8 @@ class ModelCritic:
     config: EngineCritic
     grade: Grade
     displaced: tuple[Resident, ...]
+    label: str
+    kept: Kept | None
 
     @property
     def takes_turns(self) -> bool:
@@ -80,9 +86,17 @@ class ModelCritic:
             [addresses[i]._replace(purpose=Purpose.CRITIC) for i in asked],
             SamplingParams.of(self.config),
         )
-        with self._on_devices(), use_mesh(self.model.mesh):
+        with (
+            self._on_devices(),
+            use_mesh(self.model.mesh),
+            counting(len(requests), self.label) as count,
+        ):
             rollouts = self.model.engine.sample(
-                {"params": self.model.base}, requests, batch_size=self.config.batch_size
+                {"params": self.model.base},
+                requests,
+                batch_size=self.config.batch_size,
+                progress=count,
+                kept=self.kept,
             )
         finished = [bool(is_finished) for is_finished in rollouts.finished]
         for i, text, whole in zip(asked, self.roles.texts(rollouts), finished, strict=True):
@@ -165,7 +179,15 @@ def _model_critic(
 ) -> ModelCritic:
     roles = Roles(model.tokenizer, surroundings.prompts)
     check_room(config, roles, surroundings.max_attempt_tokens, model.sizes.max_positions)
-    return ModelCritic(model, roles, config, surroundings.grade, displaced)
+    return ModelCritic(
+        model,
+        roles,
+        config,
+        surroundings.grade,
+        displaced,
+        surroundings.label,
+        surroundings.kept,
+    )
 
 
 def check_room(

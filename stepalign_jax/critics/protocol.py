@@ -12,6 +12,7 @@ from stepalign_jax.feedback.critique import Grade
 from stepalign_jax.huggingface.language_model import LanguageModel
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.problems.problem import Problem
+from stepalign_jax.sampling.kept import Kept
 from stepalign_jax.sampling.request import Address
 
 
@@ -61,6 +62,8 @@ class Surroundings(NamedTuple):
       max_attempt_tokens: the longest rollout.
       grade: judges the answers of critiques.
       others: what else is on the devices, for a critic that needs them alone for a while.
+      label: names a progress bar while the critic is asked; "" for none.
+      kept: completions on disk, of a command that goes on after a stop; or None.
     """
 
     model: LanguageModel
@@ -68,6 +71,8 @@ class Surroundings(NamedTuple):
     max_attempt_tokens: int
     grade: Grade
     others: tuple[Resident, ...]
+    label: str
+    kept: Kept | None
 
 
 @functools.singledispatch

@@ -20,11 +20,12 @@ from stepalign_jax.config.schema import Config, EvaluationConfig
 from stepalign_jax.evaluation.evaluate import Evaluation
 from stepalign_jax.huggingface.fingerprint import fingerprint_adapter, fingerprint_checkpoint
 from stepalign_jax.problems.problem import Problem
+from stepalign_jax.sampling.kept import Kept, kept_beside
 
 SEED = 1  # not a run's seed: the selection must not depend on the run
 
-# (problems, how to sample, label) -> the initial solver's results
-Evaluate = Callable[[Sequence[Problem], EvaluationConfig, str], Evaluation]
+# (problems, how to sample, label, kept completions) -> the initial solver's results
+Evaluate = Callable[[Sequence[Problem], EvaluationConfig, str, Kept | None], Evaluation]
 
 
 def select_problems(
@@ -53,14 +54,15 @@ def select_problems(
     fingerprint = stable_hash32(json.dumps(_what_decides(config, directory, problems)))
     path = Path(config.runs_dir) / ".selected" / f"{fingerprint:08x}.json"
     if path.exists():
-        kept = set(read_json(path))
+        hard = set(read_json(path))
     else:
         settings = dataclasses.replace(config.evaluation, num_samples=num_samples)
-        averages = evaluate(problems, settings, f"select {split}").per_problem["avg_at_k"]
-        pairs = zip(problems, averages, strict=True)
-        kept = {problem.text for problem, average in pairs if average < bound}
-        write_json(path, sorted(kept))
-    chosen = [problem for problem in problems if problem.text in kept]
+        with kept_beside(path) as kept:
+            found = evaluate(problems, settings, f"select {split}", kept)
+            pairs = zip(problems, found.per_problem["avg_at_k"], strict=True)
+            hard = {problem.text for problem, average in pairs if average < bound}
+            write_json(path, sorted(hard))
+    chosen = [problem for problem in problems if problem.text in hard]
     if not chosen:
         raise UserError(
             f"no {split} problem has initial Avg@{num_samples} below "

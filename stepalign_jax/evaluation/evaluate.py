@@ -11,7 +11,7 @@ import numpy as np
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json_object
-from stepalign_jax.base.progress import advance, progress
+from stepalign_jax.base.progress import counting
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import EvaluationConfig
 from stepalign_jax.evaluation.statistics import (
@@ -27,6 +27,7 @@ from stepalign_jax.grading.answers import extract_answer
 from stepalign_jax.grading.grader import Grader
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.engine import Engine
+from stepalign_jax.sampling.kept import Kept
 from stepalign_jax.sampling.request import (
     Purpose,
     SamplingParams,
@@ -102,6 +103,13 @@ def gains(
     }
 
 
+def share_interval(
+    values: np.ndarray, config: EvaluationConfig, seed: int
+) -> dict[str, float] | None:
+    """The bootstrap interval of one value per problem; None for no values."""
+    return _interval(bootstrap_interval, config, seed, values) if len(values) else None
+
+
 def _interval(
     make: Any, config: EvaluationConfig, seed: int, *values: np.ndarray
 ) -> dict[str, float]:
@@ -121,6 +129,7 @@ def evaluate(
     *,
     seed: int,
     label: str,
+    kept: Kept | None,
 ) -> Evaluation:
     """Samples k completions of each problem and one greedy one, and grades them.
 
@@ -136,6 +145,7 @@ def evaluate(
       config: k and how to sample.
       seed: the run's.
       label: names the progress bar.
+      kept: completions of an earlier, stopped process, and where to keep these; or None.
     """
     k = config.num_samples
     params = SamplingParams.of(config)
@@ -151,10 +161,12 @@ def evaluate(
         )
         repeated = [prompt for prompt in prompts for _ in range(num_samples)]
         requests = make_requests(repeated, addresses, params)
-        return engine.sample(variables, requests, batch_size=config.batch_size, **options)
+        return engine.sample(
+            variables, requests, batch_size=config.batch_size, kept=kept, **options
+        )
 
-    with progress(total=len(problems) * k, description=label) as bar:
-        sampled = sample(k, params, progress=advance(bar))
+    with counting(len(problems) * k, label) as count:
+        sampled = sample(k, params, progress=count)
     greedy = sample(1, params._replace(temperature=0.0))
     return Evaluation(_judge(roles, grader, problems, sampled, greedy))
 

@@ -7,13 +7,14 @@ answers freely (temperature as in evaluation) under each condition's context. A 
 context does not make the teacher more accurate than the solver has nothing to distil.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from stepalign_jax.base.progress import counting
 from stepalign_jax.config.schema import SamplingConfig
-from stepalign_jax.critics.oracle import exact_share, oracle_critique
+from stepalign_jax.critics.oracle import oracle_critique
 from stepalign_jax.critics.protocol import Critic
 from stepalign_jax.feedback.contexts import (
     Attempt,
@@ -27,6 +28,7 @@ from stepalign_jax.grading.answers import extract_answer
 from stepalign_jax.grading.grader import Grader
 from stepalign_jax.huggingface.language_model import LanguageModel
 from stepalign_jax.problems.problem import Problem
+from stepalign_jax.sampling.kept import Kept
 from stepalign_jax.sampling.request import (
     Address,
     Purpose,
@@ -43,11 +45,13 @@ class Asker(NamedTuple):
       model: weights loaded.
       roles: its prompts.
       seed: the run's.
+      kept: completions of an earlier, stopped process, and where to keep these; or None.
     """
 
     model: LanguageModel
     roles: Roles
     seed: int
+    kept: Kept | None
 
     def addresses(self, problems: Sequence[Problem], purpose: Purpose) -> list[Address]:
         """The first sample of each problem, at optimizer step 0."""
@@ -55,21 +59,60 @@ class Asker(NamedTuple):
         return sample_addresses(ids, 1, seed=self.seed, purpose=purpose, step=0)
 
     def ask(
-        self, prompts: Sequence[list[int]], addresses: Sequence[Address], how: SamplingConfig
+        self,
+        prompts: Sequence[list[int]],
+        addresses: Sequence[Address],
+        how: SamplingConfig,
+        label: str,
     ) -> list[str]:
-        """Returns one completion per prompt as text."""
+        """Returns one completion per prompt as text; `label` names the progress bar."""
         requests = make_requests(prompts, addresses, SamplingParams.of(how))
         variables = self.model.variables()
-        rollouts = self.model.engine.sample(variables, requests, batch_size=how.batch_size)
+        with counting(len(requests), label) as count:
+            rollouts = self.model.engine.sample(
+                variables, requests, batch_size=how.batch_size, progress=count, kept=self.kept
+            )
         return self.roles.texts(rollouts)
+
+
+class CriticFindings(NamedTuple):
+    """What a critic made of N attempts.
+
+    Attributes:
+      attempts: [N] what it was asked about.
+      critiques: [N] what it said.
+      exact: of each attempt whose problem can check itself, whether the critique is the
+        oracle's to the letter; a failed critique is not.
+      wrong: of the same attempts, whether the oracle changes the attempt.
+      lengths: tokens of the critiques that were sampled.
+    """
+
+    attempts: list[Attempt]
+    critiques: list[Context]
+    exact: np.ndarray
+    wrong: np.ndarray
+    lengths: list[int]
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts and means; None where there is nothing to average."""
+        return {
+            "attempts": len(self.attempts),
+            "wrong_attempts": int(self.wrong.sum()),
+            "exact_on_wrong": _mean(self.exact[self.wrong]),
+            "exact": _mean(self.exact),
+            "mean_tokens": _mean(self.lengths),
+            "failed": {name: n for name, n in count_failures(self.critiques).items() if n},
+        }
+
+
+def _mean(values: Any) -> float | None:
+    return float(np.mean(values)) if len(values) else None
 
 
 def probe_critic(
     asker: Asker, critic: Critic, problems: Sequence[Problem], how: SamplingConfig
-) -> tuple[list[Attempt], list[Context], dict[str, Any]]:
+) -> CriticFindings:
     """Returns one attempt per problem, their critiques, and how good the critiques are.
-
-    Wrong attempts are those that the oracle would change; none where problems cannot tell.
 
     Args:
       asker: samples the attempts.
@@ -79,24 +122,16 @@ def probe_critic(
     """
     addresses = asker.addresses(problems, Purpose.SOLVER)
     prompts = [asker.roles.solver(problem) for problem in problems]
-    attempts = list(map(Attempt, problems, asker.ask(prompts, addresses, how)))
+    texts = asker.ask(prompts, addresses, how, "probe: attempts")
+    attempts = list(map(Attempt, problems, texts))
     reply = critic.review(attempts, addresses)
-    oracles = [oracle_critique(attempt) for attempt in attempts]
-    exact = [
-        critique.failure is None and critique.text == oracle
-        for critique, oracle in zip(reply.critiques, oracles, strict=True)
-        if oracle is not None
+    judged = [
+        (critique.failure is None and critique.text == oracle, attempt.text != oracle)
+        for attempt, critique in zip(attempts, reply.critiques, strict=True)
+        if (oracle := oracle_critique(attempt)) is not None
     ]
-    wrong = [o is not None and o != a.text for o, a in zip(oracles, attempts, strict=True)]
-    found = {
-        "attempts": len(attempts),
-        "wrong_attempts": sum(wrong),
-        "exact_on_wrong": exact_share(attempts, reply.critiques),
-        "exact": float(np.mean(exact)) if exact else None,
-        "mean_tokens": float(np.mean(reply.lengths)) if reply.lengths else None,
-        "failed": {name: n for name, n in count_failures(reply.critiques).items() if n},
-    }
-    return attempts, reply.critiques, found
+    exact, wrong = np.array(judged, bool).reshape(-1, 2).T
+    return CriticFindings(attempts, reply.critiques, exact, wrong, reply.lengths)
 
 
 def probe_teacher(
@@ -106,20 +141,17 @@ def probe_teacher(
     critiques: Sequence[Context],
     conditions: Sequence[Condition],
     how: SamplingConfig,
-) -> dict[str, float | None]:
-    """Returns the accuracy of the teacher's own free answer under each condition's context.
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields each condition's name, and which of the teacher's own free answers are right.
 
-    Rollouts whose context failed are left out; None where all failed.
+    The contexts are those that training would use. Rollouts whose context failed are left out.
     """
-    found: dict[str, float | None] = {}
+    pattern, budget = asker.roles.prompts.answer_pattern, asker.roles.prompts.max_context_tokens
     for condition in conditions:
         if condition.contexts is None:
             continue
-        contexts = fit_budget(
-            condition.contexts(attempts, critiques, asker.roles.trace),
-            asker.roles.count_tokens,
-            asker.roles.prompts.max_context_tokens,
-        )
+        contexts = condition.contexts(attempts, critiques, asker.roles.trace)
+        contexts = fit_budget(contexts, asker.roles.count_tokens, budget)
         pairs = [
             (attempt.problem, context)
             for attempt, context in zip(attempts, contexts, strict=True)
@@ -127,9 +159,8 @@ def probe_teacher(
         ]
         problems = [problem for problem, _ in pairs]
         prompts = [asker.roles.teacher(problem, context.text) for problem, context in pairs]
-        texts = asker.ask(prompts, asker.addresses(problems, Purpose.EVALUATION), how)
-        pattern = asker.roles.prompts.answer_pattern
+        addresses = asker.addresses(problems, Purpose.EVALUATION)
+        texts = asker.ask(prompts, addresses, how, f"probe: teacher, {condition.name}")
         answers = [extract_answer(text, pattern) for text in texts]
         right = grader.grade(answers, [problem.answer for problem in problems])
-        found[condition.name] = float(np.mean(right)) if right else None
-    return found
+        yield condition.name, np.array(right, np.float64)

@@ -19,8 +19,10 @@ import numpy as np
 
 SCORES = {"avg_at_k": "Avg@{k}", "pass_at_k": "Pass@{k}", "maj_at_k": "Maj@{k}"}
 
-
 VARIANTS = {"equal_tokens": "Equal tokens", "equal_wall_clock": "Equal wall clock"}
+
+_NOTHING = "–"
+_LABEL, _CELL = 17, 17  # widths of the columns of tables that stand under each other
 
 
 def summary_table(summary: dict[str, Any]) -> str:
@@ -41,13 +43,49 @@ def summary_table(summary: dict[str, Any]) -> str:
     return _aligned(rows) + note + "\n"
 
 
-def evaluation_table(intervals: dict[str, Any], k: int) -> str:
+def evaluation_table(intervals: dict[str, Any], k: int, title: str = "") -> str:
     """Returns a plain-text table of one evaluation's intervals."""
     names = {**SCORES, "greedy": "greedy", "truncated": "truncated", "unparsed": "no answer"}
-    rows = [["", "percent"]]
-    rows += [[label.format(k=k), _share(intervals[key])] for key, label in names.items()]
-    rows.append(["tokens per answer", _number(intervals["mean_tokens"])])
-    return _aligned(rows)
+    rows = [[label.format(k=k), _share(intervals[key])] for key, label in names.items()]
+    rows.append(["answer length", f"{_number(intervals['mean_tokens'])} tokens"])
+    return _aligned([_heading(title), *rows])
+
+
+def critic_table(found: dict[str, Any], exact: Any, exact_on_wrong: Any) -> str:
+    """Returns a plain-text table of what a probe found of a critic.
+
+    Args:
+      found: `evaluation.probe.CriticFindings.as_json`.
+      exact: interval of the critiques that are the oracle's to the letter; None: no oracle.
+      exact_on_wrong: the same over wrong rollouts.
+    """
+    number = found["attempts"]
+    rows = [
+        _heading("critic"),
+        ["exact", _share(exact)],
+        ["exact on wrong", _share(exact_on_wrong)],
+    ]
+    rows += [[name, _share(count / number)] for name, count in found["failed"].items()]
+    length = _number(found["mean_tokens"])
+    rows.append(["critique length", length if length == _NOTHING else f"{length} tokens"])
+    if exact is None:
+        return _aligned(rows) + f"Asked about {number} rollouts.\n"
+    asked = f"Asked about {number} rollouts, {found['wrong_attempts']} of them wrong.\n"
+    return _aligned(rows) + asked + "Exact: to the letter as a program corrects the rollout.\n"
+
+
+def teacher_heading() -> str:
+    """Returns the head of the table whose rows `teacher_row` makes, one at a time."""
+    return _aligned([_heading("teacher shown")])
+
+
+def teacher_row(condition: str, interval: Any) -> str:
+    """Returns how often the teacher is right under a condition's context; None: never asked."""
+    return f"{condition:{_LABEL}}  {_share(interval)}\n"
+
+
+def _heading(title: str) -> list[str]:
+    return [title.ljust(_LABEL), "percent".ljust(_CELL)]
 
 
 def _aligned(rows: list[list[str]]) -> str:
@@ -92,7 +130,7 @@ def _number(value: Any, *, scale: float = 1.0, signed: bool = False) -> str:
     """Returns "41.2 [38.0, 44.5]" of an interval, "41.2" of a number, "–" of None."""
     sign = "+" if signed else ""
     if value is None:
-        return "–"
+        return _NOTHING
     if not isinstance(value, dict):
         return f"{scale * value:{sign}.1f}"
     mean, low, high = (scale * value[key] for key in ("mean", "low", "high"))

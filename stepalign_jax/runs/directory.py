@@ -9,7 +9,7 @@
     metrics.jsonl      one row per optimizer step, the same bits in every repetition of the run
     timings.jsonl      what differs between repetitions, kept apart for that reason
     rollouts/          step_00000.jsonl: what was sampled and critiqued in one step
-    evaluations/       <label>.json
+    evaluations/       <label>.json; while it is under way, <label>.json.partial
     checkpoints/       see checkpoint.py
     tensorboard/       a view of the metrics; never read back
     summary.json       what the run came to

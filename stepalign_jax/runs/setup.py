@@ -34,6 +34,7 @@ from stepalign_jax.objectives.token_weights import check_token_weights
 from stepalign_jax.parallel.mesh import make_mesh
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.problems.problem import Problem
+from stepalign_jax.sampling.kept import Kept
 from stepalign_jax.training.optimizer import make_optimizer
 from stepalign_jax.training.packing import check_parts
 from stepalign_jax.training.programs import Programs, make_programs
@@ -209,7 +210,13 @@ def _shardings(config: Config, model: LanguageModel) -> TrainState:
 
 
 def open_run_critic(
-    config: Config, model: LanguageModel, grader: Grader, others: Iterable[Resident]
+    config: Config,
+    model: LanguageModel,
+    grader: Grader,
+    others: Iterable[Resident],
+    *,
+    label: str = "",
+    kept: Kept | None = None,
 ) -> Critic:
     """Opens the critic that the config names; weights are not read.
 
@@ -218,6 +225,8 @@ def open_run_critic(
       model: that is trained.
       grader: judges the answers of critiques.
       others: what is on the devices beside the critic.
+      label: see `Surroundings`.
+      kept: see `Surroundings`.
 
     Raises:
       UserError: the critic cannot be used.
@@ -228,6 +237,8 @@ def open_run_critic(
         max_attempt_tokens=config.sampling.max_new_tokens,
         grade=grader.grade,
         others=tuple(others),
+        label=label,
+        kept=kept,
     )
     return open_critic(config.critic, surroundings)
 
@@ -258,11 +269,13 @@ def select_problems(
       UserError: none is left.
     """
 
-    def initial(asked: Sequence[Problem], how: EvaluationConfig, label: str) -> Evaluation:
-        seed, variables = difficulty.SEED, model.variables()
+    def initial(
+        asked: Sequence[Problem], how: EvaluationConfig, label: str, kept: Kept | None
+    ) -> Evaluation:
         return evaluate(
-            model.engine, variables, roles, grader, asked, how, seed=seed, label=label
-        )
+            model.engine, model.variables(), roles, grader, asked, how,
+            seed=difficulty.SEED, label=label, kept=kept,
+        )  # fmt: skip
 
     return difficulty.select_problems(
         config, problems, split, directory=model.directory, evaluate=initial

@@ -15,6 +15,7 @@ from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.parallel.mesh import whole_batch
 from stepalign_jax.sampling import layout
+from stepalign_jax.sampling.kept import Completion, Kept, request_keys
 from stepalign_jax.sampling.programs import decode_model
 from stepalign_jax.sampling.request import Request, check_requests
 from stepalign_jax.sampling.scheduler import deal, prompt_layout
@@ -95,6 +96,7 @@ class Engine:
         *,
         batch_size: int,
         progress: Callable[[int], None] | None = None,
+        kept: Kept | None = None,
     ) -> Rollouts:
         """Completes the prompt of each request.
 
@@ -109,6 +111,8 @@ class Engine:
           requests: N of them.
           batch_size: the number of slots.
           progress: called with the number of requests done so far, whenever some are.
+          kept: completions on disk: those that are there are taken from it, the others are
+            added as they end.
 
         Returns:
           Rollouts of NumPy arrays [N, T], in the order of `requests`; T is the largest
@@ -122,32 +126,72 @@ class Engine:
         results = _empty(len(requests), num_columns, self._pad_id)
         if not requests:
             return results  # and no copy of the weights for it
+        keys = [] if kept is None else self._keys(variables, requests, batch_size)
+        known = set() if kept is None else _place_kept(results, keys, kept)
         variables = self.prepare(variables)
+        # Of all requests, so that no shape depends on which of them are known.
         prompts = [tuple(request.prompt) for request in requests]
         shapes = prompt_layout(prompts)
         num_sessions = min(layout.num_sessions(variables), batch_size)
-        shares = [share for share in deal(prompts, num_sessions) if share]
+        dealt = [[i for i in share if i not in known] for share in deal(prompts, num_sessions)]
+        shares = [share for share in dealt if share]
         num_slots = -(-batch_size // num_sessions)
         num_done, lock = [0] * len(shares), threading.Lock()
+        stopped = threading.Event()
 
         def serve(index: int) -> None:
             share = np.array(shares[index])
             session = self._session(variables, num_slots, shapes.max_length(num_columns))
             session.submit([requests[i] for i in share], shapes)
-            while not session.over:
-                _place(results, share, session.step(DECODE_STEPS))
+            while not session.over and not stopped.is_set():
+                rows = _place(results, share, session.step(DECODE_STEPS))
                 with lock:
                     num_done[index] = session.num_done
+                    if kept is not None:
+                        self._keep(kept, keys, results, requests, rows)
                     if progress is not None:
-                        progress(sum(num_done))
+                        progress(len(known) + sum(num_done))
 
-        if num_sessions == 1:
+        if len(shares) == 1:
             # In this thread, which knows the mesh: a new one would not.
             serve(0)
-        else:
+        elif shares:
             with ThreadPoolExecutor(num_sessions) as pool:
-                list(pool.map(serve, range(len(shares))))
-        return _with_ends(results, requests, self._stop_ids)
+                try:
+                    list(pool.map(serve, range(len(shares))))
+                except BaseException:
+                    stopped.set()  # a signal came: the pool waits for its threads
+                    raise
+        finished = [self._stopped(results, requests, row) for row in range(len(requests))]
+        return results.replace(finished=np.array(finished))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _stopped(self, results: Rollouts, requests: Sequence[Request], row: int) -> bool:
+        """Whether the completion of a row ends in a stop token so far."""
+        last = int(results.tokens[row, results.lengths[row] - 1])
+        return last in self._stop_ids or last in requests[row].params.stop_ids
+
+    def _keys(
+        self, variables: layout.Variables, requests: Sequence[Request], batch_size: int
+    ) -> list[str]:
+        model = self._model
+        words = repr((model.config, model.dtype, model.lora, self._stop_ids, batch_size))
+        return request_keys(words, variables, requests)
+
+    def _keep(
+        self,
+        kept: Kept,
+        keys: Sequence[str],
+        results: Rollouts,
+        requests: Sequence[Request],
+        rows: Sequence[int],
+    ) -> None:
+        """Keeps those of the rows that are complete."""
+        for row in rows:
+            length = int(results.lengths[row])
+            whole = length == requests[row].params.max_new_tokens
+            if whole or self._stopped(results, requests, row):
+                tokens, logprobs = results.tokens[row, :length], results.logprobs[row, :length]
+                kept.add(keys[row], Completion(tokens.tolist(), logprobs.tolist()))
 
     def _session(self, variables: layout.Variables, num_slots: int, max_length: int) -> Session:
         return Session(
@@ -170,8 +214,24 @@ def _empty(num_requests: int, num_columns: int, pad_id: int) -> Rollouts:
     )
 
 
-def _place(results: Rollouts, share: np.ndarray, chunk: DecodeChunk) -> None:
-    """Copies a chunk's tokens to the rows of their requests, `share` by session's number."""
+def _place_kept(results: Rollouts, keys: Sequence[str], kept: Kept) -> set[int]:
+    """Fills in the rows that are kept, and returns which those are."""
+    known = set()
+    for row, key in enumerate(keys):
+        if (completion := kept.find(key)) is not None:
+            length = len(completion.tokens)
+            for name in ("tokens", "logprobs"):
+                getattr(results, name)[row, :length] = getattr(completion, name)
+            results.lengths[row] = length  # pyright: ignore[reportIndexIssue]
+            known.add(row)
+    return known
+
+
+def _place(results: Rollouts, share: np.ndarray, chunk: DecodeChunk) -> list[int]:
+    """Copies a chunk's tokens to the rows of their requests, `share` by session's number.
+
+    Returns the rows.
+    """
     steps = np.arange(chunk.tokens.shape[0])[:, None]
     step, slot = np.nonzero(steps < chunk.count)
     rows, columns = share[chunk.requests[slot]], chunk.first[slot] + step
@@ -179,17 +239,4 @@ def _place(results: Rollouts, share: np.ndarray, chunk: DecodeChunk) -> None:
         getattr(results, name)[rows, columns] = getattr(chunk, name)[step, slot]
     live = chunk.requests >= 0
     results.lengths[share[chunk.requests[live]]] = (chunk.first + chunk.count)[live]
-
-
-def _with_ends(
-    results: Rollouts, requests: Sequence[Request], stop_ids: tuple[int, ...]
-) -> Rollouts:
-    """`results` with `finished` filled in: a completion is whole if it ends in a stop."""
-    lengths: Any = results.lengths
-    ends = np.asarray(results.tokens)[np.arange(len(lengths)), lengths - 1].tolist()
-    own = frozenset(stop_ids)
-    stopped = [
-        end in own or end in request.params.stop_ids
-        for end, request in zip(ends, requests, strict=True)
-    ]
-    return results.replace(finished=np.array(stopped))  # pyright: ignore[reportAttributeAccessIssue]
+    return share[chunk.requests[live]].tolist()

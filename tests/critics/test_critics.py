@@ -79,7 +79,7 @@ def ask(
         template += "\n{reference}"
     model: Any = ScriptedModel(engine, max_positions)
     roles = roles or tiny_roles(critic=template)
-    critic = ModelCritic(model, roles, own_critic(sees=sees), grade_equal, ())
+    critic = ModelCritic(model, roles, own_critic(sees=sees), grade_equal, (), "", None)
     return critic.review(list(map(Attempt, problems, attempts)), addresses(problems))
 
 

@@ -29,7 +29,7 @@ class Initial:
         self.asked: list[tuple[list[str], int, str]] = []
 
     def __call__(
-        self, problems: Sequence[Problem], how: EvaluationConfig, label: str
+        self, problems: Sequence[Problem], how: EvaluationConfig, label: str, _kept: object
     ) -> Evaluation:
         self.asked.append(([problem.text for problem in problems], how.num_samples, label))
         averages = np.array([AVERAGES[problem.text] for problem in problems])

@@ -50,6 +50,7 @@ def test_an_evaluation_by_hand(grader, settings):
         settings,
         seed=3,
         label="by hand",
+        kept=None,
     )
     expected = {
         "avg_at_k": [2 / 3, 0, 1 / 3],
@@ -68,7 +69,17 @@ def test_an_evaluation_by_hand(grader, settings):
 def test_what_is_asked_of_the_engine(grader, settings):
     engine = ScriptedEngine(SAMPLED, GREEDY)
     roles = tiny_roles()
-    evaluate(engine, {"params": {}}, roles, grader, PROBLEMS, settings, seed=3, label="")  # pyright: ignore[reportArgumentType]
+    evaluate(
+        engine,  # pyright: ignore[reportArgumentType]
+        {"params": {}},
+        roles,
+        grader,
+        PROBLEMS,
+        settings,
+        seed=3,
+        label="",
+        kept=None,
+    )
     sampled, greedy = engine.calls
     prompts = [roles.solver(problem) for problem in PROBLEMS]
     assert [request.prompt for request in greedy["requests"]] == prompts
@@ -91,7 +102,7 @@ def test_the_same_weights_and_seed_give_the_same_evaluation(tmp_path, grader):
 
     def run(problems: list[Problem], seed: int) -> dict[str, list[float]]:
         parts = (model.engine, model.variables(), roles, grader, problems, config.evaluation)
-        return evaluate(*parts, seed=seed, label="again").as_lists()
+        return evaluate(*parts, seed=seed, label="again", kept=None).as_lists()
 
     first = run(problems, 0)
     assert run(problems, 0) == first

@@ -14,6 +14,8 @@ from support.runs import small_config, write_config
 from stepalign_jax import evaluate, probe
 from stepalign_jax.base.files import read_json
 from stepalign_jax.evaluation.evaluate import Evaluation
+from stepalign_jax.evaluation.probe import CriticFindings
+from stepalign_jax.feedback.contexts import Attempt, Context
 from stepalign_jax.problems.problem import Problem
 
 SHARES = ("avg_at_k", "pass_at_k", "maj_at_k", "greedy", "truncated", "unparsed")
@@ -68,31 +70,50 @@ def test_what_evaluate_prints_and_writes(tmp_path, fixed_parts, capsys):
 
 
 def test_what_probe_prints_and_writes(tmp_path, fixed_parts, monkeypatch, capsys):
-    critic = {"attempts": 3, "exact_on_wrong": 0.25, "mean_tokens": 17.5}
-    teacher = {"stepalign": 0.625, "refsol": None}
-    monkeypatch.setattr(probe, "open_run_critic", lambda *_: SimpleNamespace(load=lambda: None))
-    monkeypatch.setattr(probe, "probe_critic", lambda *_: ([], [], critic))
-    monkeypatch.setattr(probe, "probe_teacher", lambda *_: teacher)
+    attempts = list(map(Attempt, PROBLEMS[1:], "abc"))
+    critiques = [Context("a", None), Context("", "empty"), Context("c", None)]
+    exact, wrong = np.array([True, False, False, True]), np.array([True, False, True, False])
+    findings = CriticFindings(attempts, critiques, exact, wrong, [10, 25])
+    seen: list[list[str]] = []
+
+    def teacher(*_: Any) -> Any:
+        for name, right in (("stepalign", np.ones(3)), ("refsol", np.zeros(0))):
+            seen.append(capsys.readouterr().out.splitlines())
+            yield name, right
+
+    monkeypatch.setattr(
+        probe, "open_run_critic", lambda *_, **__: SimpleNamespace(load=lambda: None)
+    )
+    monkeypatch.setattr(probe, "probe_critic", lambda *_: findings)
+    monkeypatch.setattr(probe, "probe_teacher", teacher)
     config = write_config(tmp_path / "config.py", small_config(tmp_path))
     to = tmp_path / "found.json"
-    spread = {"mean": 0.5, "low": 0.25, "high": 0.875}
-    monkeypatch.setattr(
-        Evaluation, "intervals", lambda *_: {n: spread for n in (*SHARES, "mean_tokens")}
-    )
     probe.main(["--config", config, "--split", "validation", "--to", str(to)])
-    words = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert words == [
-        ["3", "of", "4", "validation", "problems"],
-        *(
-            ["solver", name, "0.500", "[0.250,", "0.875]"]
-            for name in ("avg_at_k", "pass_at_k", "maj_at_k", "greedy", "unparsed")
-        ),
-        *(["critic", name, str(value)] for name, value in critic.items()),
-        ["teacher,", "context", "of", "stepalign", "0.625"],
-        ["teacher,", "context", "of", "refsol", "None"],
-        ["written:", str(to)],
+    last = capsys.readouterr().out.splitlines()
+    # Each is printed before the next is asked for.
+    first, second = seen
+    assert first[0] == "3 of 4 validation problems"
+    assert first[2].split() == ["solver", "percent"]
+    assert first[4].split() == ["Avg@2", "12.5", "[12.5,", "12.5]"]
+    assert any(line.split()[:2] == ["exact", "50.0"] for line in first)
+    assert first[-2].split() == ["teacher", "shown", "percent"]
+    assert second == ["stepalign          100.0 [100.0, 100.0]"]
+    assert last == [
+        "refsol             –",
+        "Shares in percent, [intervals] over problems.",
+        f"written: {to}",
     ]
+    assert all(len(line) <= 80 for line in [*first, *second, *last[:-1]])
     found = read_json(to)
     assert (found["candidates"], found["problems"]) == (4, 3)
-    assert (found["critic"], found["teacher_accuracy"]) == (critic, teacher)
-    assert found["solver"]["greedy"] == spread
+    assert found["teacher_accuracy"] == {"stepalign": 1.0, "refsol": None}
+    assert found["critic"] == {
+        "attempts": 3,
+        "wrong_attempts": 2,
+        "exact_on_wrong": 0.5,
+        "exact": 0.5,
+        "mean_tokens": 17.5,
+        "failed": {"empty": 1},
+    }
+    assert found["solver"]["greedy"]["mean"] == 0.5
+    assert not to.with_name("found.json.partial").exists()

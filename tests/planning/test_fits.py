@@ -49,12 +49,12 @@ def test_a_second_model_has_its_own_size():
 
     nothing: Any = None
     trained, second = model(10), model(6)
-    critic = ModelCritic(second, nothing, nothing, nothing, ())
+    critic = ModelCritic(second, nothing, nothing, nothing, (), "", None)
     state: Any = SimpleNamespace(
         trainable=trained.base, opt_state=[trained.base] * 2, teacher=jnp.zeros(4, jnp.bfloat16)
     )
     shares = fits.memory_shares(trained, state, critic)
     sizes = {name: share.bytes_per_device for name, share in shares.items()}
     assert sizes == {"base": 40, "trainable": 40, "optimizer": 80, "teacher": 8, "critic": 24}
-    own = ModelCritic(trained, nothing, nothing, nothing, ())
+    own = ModelCritic(trained, nothing, nothing, nothing, (), "", None)
     assert fits.memory_shares(trained, state, own)["critic"].bytes_per_device == 0

@@ -62,17 +62,45 @@ def test_summary_table_to_the_letter():
 def test_evaluation_table_to_the_letter():
     names = ("avg_at_k", "pass_at_k", "maj_at_k", "greedy", "truncated", "unparsed")
     shares = {name: interval(0.1 * i, 0.01) for i, name in enumerate(names, start=1)}
-    assert tables.evaluation_table({**shares, "mean_tokens": interval(40.0, 0.5)}, 12) == (
-        "                   percent\n"
-        "-----------------  -----------------\n"
+    assert tables.evaluation_table(
+        {**shares, "mean_tokens": interval(40.0, 0.5)}, 12, "solver"
+    ) == (
+        "solver             percent\n"
+        "-----------------  ------------------------\n"
         "Avg@12             10.0 [9.0, 11.0]\n"
         "Pass@12            20.0 [19.0, 21.0]\n"
         "Maj@12             30.0 [29.0, 31.0]\n"
         "greedy             40.0 [39.0, 41.0]\n"
         "truncated          50.0 [49.0, 51.0]\n"
         "no answer          60.0 [59.0, 61.0]\n"
-        "tokens per answer  40.0 [39.5, 40.5]\n"
+        "answer length      40.0 [39.5, 40.5] tokens\n"
     )
+
+
+def test_the_tables_of_a_probe_to_the_letter():
+    found = {"attempts": 8, "wrong_attempts": 4, "mean_tokens": 17.5, "failed": {"empty": 2}}
+    assert tables.critic_table(found, interval(0.5), interval(0.25)) == (
+        "critic             percent\n"
+        "-----------------  -----------------\n"
+        "exact              50.0 [47.0, 53.0]\n"
+        "exact on wrong     25.0 [22.0, 28.0]\n"
+        "empty              25.0\n"
+        "critique length    17.5 tokens\n"
+        "Asked about 8 rollouts, 4 of them wrong.\n"
+        "Exact: to the letter as a program corrects the rollout.\n"
+    )
+    unjudged = tables.critic_table({**found, "failed": {}, "mean_tokens": None}, None, None)
+    assert unjudged.splitlines()[2:] == [
+        "exact              –",
+        "exact on wrong     –",
+        "critique length    –",
+        "Asked about 8 rollouts.",
+    ]
+    assert tables.teacher_heading().splitlines()[0] == "teacher shown      percent"
+    assert tables.teacher_row("stepalign", interval(0.625)) == (
+        "stepalign          62.5 [59.5, 65.5]\n"
+    )
+    assert tables.teacher_row("refsol", None) == "refsol             –\n"
 
 
 def test_summary_table_shows_what_is_missing():
