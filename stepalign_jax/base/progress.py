@@ -123,7 +123,11 @@ class Heartbeat:
         while not self._closed.wait(HEARTBEAT_SECS):
             of = "" if self._total is None else f"/{self._total}"
             minutes = (time.monotonic() - self._started) / 60
-            line = f"{self._description}: {self.n}{of} after {minutes:.0f} min {self._postfix}"
+            line = f"{self._description}: {self.n}{of} after {minutes:.0f} min"
+            if self._total and self.n:
+                left = minutes * (self._total - self.n) / self.n
+                line += f", about {left:.0f} min left"
+            line = f"{line} {self._postfix}"
             print(line.rstrip(), file=sys.stderr, flush=True)
 
 

@@ -145,22 +145,31 @@ def rounding_warning(found: dict[str, Any]) -> str | None:
         kl_share = found["kl_of_rounding"] / found["kl_of_training"]
     if kl_share <= _LARGEST_KL_SHARE and lost <= _LARGEST_LOSS:
         return None
-    measured = f" and {100 * kl_share:.2g} % of the KL" if "kl_of_training" in found else ""
+    measured = f" and {_percent(kl_share)} of the KL" if "kl_of_training" in found else ""
     return (
-        f"warning: rounding to {found['dtype']} costs {100 * lost:.2g} % of the delta"
+        f"warning: rounding to {found['dtype']} costs {_percent(lost)} of the delta"
         f"{measured} that training made: export with --dtype float32 or --form adapter."
     )
 
 
 def describe_rounding(found: dict[str, Any]) -> str:
-    """Returns two lines about the same numbers."""
+    """Returns a few lines about the same numbers, none longer than 80 characters."""
     lost = (
-        f"  rounding to {found['dtype']}: error of {100 * found['lost']:.2g} % of the delta\n"
+        f"  rounding to {found['dtype']}: the error is {_percent(found['lost'])} of the delta\n"
     )
     if "kl_of_training" not in found:
         return lost + "  KL not measured: there are no rollouts to measure it on"
+    texts = f"{found['num_tokens']:,} tokens of {found['num_texts']} rollouts"
     return lost + (
-        f"  KL(trained || exported) {found['kl_of_rounding']:.3g}, KL(trained || base) "
-        f"{found['kl_of_training']:.3g} nats a token, over {found['num_tokens']} tokens of "
-        f"{found['num_texts']} rollouts"
+        f"  nats a token, over {texts}:\n"
+        f"    KL(trained || exported)  {found['kl_of_rounding']:.3g}\n"
+        f"    KL(trained || base)      {found['kl_of_training']:.3g}"
     )
+
+
+def _percent(share: float) -> str:
+    """0.125 -> "12 %", 1.2 -> "120 %", 0.000012 -> "0.0012 %"; never an exponent."""
+    percent = float(f"{100 * share:.2g}")
+    if percent >= 10:
+        return f"{percent:,.0f} %"
+    return f"{percent:.6f}".rstrip("0").rstrip(".") + " %"

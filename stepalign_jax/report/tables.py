@@ -22,6 +22,8 @@ SCORES = {"avg_at_k": "Avg@{k}", "pass_at_k": "Pass@{k}", "maj_at_k": "Maj@{k}"}
 VARIANTS = {"equal_tokens": "Equal tokens", "equal_wall_clock": "Equal wall clock"}
 
 _NOTHING = "–"
+WIDTH = 80  # of a terminal; no table is wider
+_LONGEST = 17  # name of a condition
 _LABEL, _CELL = 17, 17  # widths of the columns of tables that stand under each other
 
 
@@ -38,9 +40,9 @@ def summary_table(summary: dict[str, Any]) -> str:
     gain = _number(summary["gain"].get("mean_tokens"), signed=True)
     rows.append(["tokens per answer", *tokens, gain])
     seconds = summary.get("seconds")
-    took = "" if seconds is None else f" The run took {seconds:,.0f} s."
-    note = f"Shares in percent, gains in points, [intervals] over problems.{took}"
-    return _aligned(rows) + note + "\n"
+    took = "" if seconds is None else f"The run took {seconds:,.0f} s.\n"
+    note = "Shares in percent, gains in points, [intervals] over problems.\n"
+    return _aligned(rows) + note + took
 
 
 def evaluation_table(intervals: dict[str, Any], k: int, title: str = "") -> str:
@@ -89,11 +91,41 @@ def _heading(title: str) -> list[str]:
 
 
 def _aligned(rows: list[list[str]]) -> str:
-    """Returns rows as columns, the first row underlined."""
+    """Returns rows as columns, the first row underlined; closer if a terminal needs it."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
+    lines = [gap.join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, gap.join("-" * width for width in widths))
     return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def comparison_table(comparison: dict[str, Any]) -> str:
+    """Returns one plain-text table per variant, with less than `comparison_markdown` has."""
+    parts = []
+    for variant, conditions in comparison["variants"].items():
+        title = _shortened(VARIANTS.get(variant, variant))
+        rows = [[title, "before", "after", "gain", "seeds", "critic", "tokens", "s"]]
+        rows += [_comparison_row(name, seeds) for name, seeds in conditions.items()]
+        parts.append(_aligned(rows))
+    parts.append(
+        f"Avg@{comparison['k']} in percent, its gain in points; means over seeds.\n"
+        "seeds: their lowest and highest gain. critic: percent exact on wrong rollouts.\n"
+        "tokens, s: of the solver, and seconds of training, in one run.\n"
+    )
+    return "\n".join(parts)
+
+
+def _comparison_row(name: str, seeds: Sequence[dict[str, Any]]) -> list[str]:
+    _, _, *means, _, exactness, tokens, seconds = _markdown_row(name, seeds)
+    gains = [100 * seed["summary"]["gain"]["avg_at_k"]["mean"] for seed in seeds]
+    spread = f"{min(gains):+.1f} {max(gains):+.1f}"
+    return [_shortened(name), *means, spread, exactness, tokens, seconds]
+
+
+def _shortened(name: str) -> str:
+    """A name of any length, cut in its middle to `_LONGEST` characters."""
+    half = (_LONGEST - 1) // 2
+    return name if len(name) <= _LONGEST else f"{name[:half]}…{name[-half:]}"
 
 
 def comparison_markdown(comparison: dict[str, Any]) -> str:
@@ -134,7 +166,8 @@ def _number(value: Any, *, scale: float = 1.0, signed: bool = False) -> str:
     if not isinstance(value, dict):
         return f"{scale * value:{sign}.1f}"
     mean, low, high = (scale * value[key] for key in ("mean", "low", "high"))
-    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    digits = 0 if max(abs(mean), abs(low), abs(high)) >= 1000 else 1
+    return f"{mean:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 def _markdown_row(name: str, seeds: Sequence[dict[str, Any]]) -> list[str]:

@@ -173,13 +173,23 @@ def test_an_export_that_loses_nothing_is_not_warned_of():
 
 def test_the_description_to_the_letter():
     found = {"dtype": "bfloat16", "lost": 0.125, "num_tokens": 900, "num_texts": 4}
-    line = "  rounding to bfloat16: error of 12 % of the delta\n"
+    line = "  rounding to bfloat16: the error is 12 % of the delta\n"
     assert describe_rounding(found) == (
         line + "  KL not measured: there are no rollouts to measure it on"
     )
     kls = {"kl_of_training": 0.5, "kl_of_rounding": 0.0025}
     assert describe_rounding(found | kls) == (
-        line
-        + "  KL(trained || exported) 0.0025, KL(trained || base) 0.5 nats a token, over 900 "
-        "tokens of 4 rollouts"
+        line + "  nats a token, over 900 tokens of 4 rollouts:\n"
+        "    KL(trained || exported)  0.0025\n"
+        "    KL(trained || base)      0.5"
     )
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [(1.2, "120 %"), (12.0, "1,200 %"), (0.034, "3.4 %"), (1.2e-5, "0.0012 %"), (0.0, "0 %")],
+)
+def test_a_large_error_is_a_number_to_read(lost, words):
+    found = {"dtype": "bfloat16", "lost": lost}
+    assert f"the error is {words} of the delta" in describe_rounding(found)
+    assert lost < 0.5 or f"costs {words} of the delta" in str(rounding_warning(found))

@@ -55,7 +55,8 @@ def test_summary_table_to_the_letter():
         "Maj@12             40.0 [37.0, 43.0]  70.0 [67.0, 73.0]  +30.0 [+27.0, +33.0]\n"
         "greedy             40.0 [37.0, 43.0]  70.0 [67.0, 73.0]  +30.0 [+27.0, +33.0]\n"
         "tokens per answer  40.0 [39.5, 40.5]  38.5 [38.0, 39.0]  -1.5 [-2.0, -1.0]\n"
-        "Shares in percent, gains in points, [intervals] over problems. The run took 1,234 s.\n"
+        "Shares in percent, gains in points, [intervals] over problems.\n"
+        "The run took 1,234 s.\n"
     )
 
 
@@ -123,6 +124,36 @@ def test_comparison_markdown():
         "| no_context | 1 | 40.0 | 40.0 | +0.0 | +0.0 [-3.0, +3.0] | – | 1,001 | 60 |"
     )
     assert "### Equal wall clock" in lines
+
+
+def widest(table: str) -> int:
+    return max(map(len, table.splitlines()))
+
+
+def test_no_table_is_wider_than_a_terminal():
+    summary = make_summary(0.2, 0.8)
+    for side, low, mean, high in (
+        ("before", 0.985, 1.0, 1.0),
+        ("after", 0.98, 1.0, 1.0),
+        ("gain", 0.455, 0.505, 0.55),
+    ):
+        summary[side]["pass_at_k"] = {"mean": mean, "low": low, "high": high}
+        summary[side]["mean_tokens"] = {"mean": 1234.5, "low": 1034.5, "high": 2048.0}
+    assert widest(tables.summary_table(summary)) <= 80
+    comparison = make_comparison()
+    slow = make_seed(0, 1.0) | {"solver_tokens": 123_456_789, "train_seconds": 1_234_567.0}
+    comparison["variants"]["equal_tokens"]["a-condition-with-a-long-name"] = [slow, slow]
+    assert widest(tables.comparison_table(comparison)) <= 80
+
+
+def test_comparison_table_to_the_letter():
+    table = tables.comparison_table(make_comparison())
+    assert table.split("\n\n")[0] == (
+        "Equal tokens  before  after  gain   seeds        critic  tokens  s\n"
+        "------------  ------  -----  -----  -----------  ------  ------  --\n"
+        "stepalign     40.0    65.0   +25.0  +20.0 +30.0  75.0    1,000   60\n"
+        "no_context    40.0    40.0   +0.0   +0.0 +0.0    –       1,001   60"
+    )
 
 
 def test_plot_run_draws_what_there_is(tmp_path, drawn):

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,20 +20,19 @@ from support.run_files import finish
 from support.runs import TINY, small_config, write_config
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import read_json
+from stepalign_jax.base.files import read_json, write_jsonl
 from stepalign_jax.base.stopping import Stopped, stop_signals
 from stepalign_jax.compare import main
 from stepalign_jax.report.plots import plot_comparison
-from stepalign_jax.report.tables import comparison_markdown
+from stepalign_jax.report.tables import comparison_markdown, comparison_table
 from stepalign_jax.runs import compare
-from stepalign_jax.runs.compare import Job, make_job
+from stepalign_jax.runs.compare import Job, make_job, of_conditions, of_configs
 from stepalign_jax.runs.directory import open_run
 
 
 def job(tmp_path: Path, condition: str, seed: int = 0, spec: str = TINY) -> Job:
-    return make_job(
-        spec, [f"--runs_dir={tmp_path}", "--train.num_steps=40"], condition, seed, ()
-    )
+    (contender,) = of_conditions(spec, [condition])
+    return make_job(contender, [f"--runs_dir={tmp_path}", "--train.num_steps=40"], seed, ())
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,8 @@ def job(tmp_path: Path, condition: str, seed: int = 0, spec: str = TINY) -> Job:
     ],
 )
 def test_a_job_is_a_train_command(spec, extra, name, variant):
-    made = make_job(spec, ["--train.num_steps=30"], "grpo", 2, extra)
+    (contender,) = of_conditions(spec, ["grpo"])
+    made = make_job(contender, ["--train.num_steps=30"], 2, extra)
     assert made.config.name == name and made.run.path == Path("runs") / name
     assert (made.config.condition, made.config.seed) == ("grpo", 2)
     assert made.config.train.num_steps == (45 if extra else 30)
@@ -59,8 +61,56 @@ def test_a_condition_that_the_config_does_not_know_is_refused(tmp_path):
         "from stepalign_jax.base.errors import UserError\n"
         "def get_config(variant):\n    raise UserError(f'no variant {variant}')\n"
     )
-    with pytest.raises(UserError, match="no variant refsol"):
-        make_job(str(fixed), [], "refsol", 0, ())
+    with pytest.raises(UserError, match=r"no variant refsol; .* compared by --configs=A,B"):
+        of_conditions(str(fixed), ["refsol"])
+
+
+def test_the_papers_conditions_are_configs_of_their_own(tmp_path):
+    contenders = of_configs(["stepalign", "refsol", "grpo", f"{TINY}:grpo"])
+    assert [contender.label for contender in contenders] == [
+        *("stepalign", "refsol", "grpo", "tiny-grpo")
+    ]
+    jobs = [make_job(c, [f"--runs_dir={tmp_path}"], 1, ()) for c in contenders]
+    assert [job.run.path.name for job in jobs] == [f"{c.label}-seed1" for c in contenders]
+    assert jobs[2].arguments[:2] == ("--config", "grpo") and jobs[2].config.seed == 1
+    with pytest.raises(UserError, match="two configs with name='tiny-grpo'"):
+        of_configs(["tiny:grpo", f"{TINY}:grpo"])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("--config", "tiny"),
+        ("--conditions", "grpo"),
+        ("--configs", "grpo", "--config", "tiny"),
+        ("--configs", "grpo", "--conditions", "grpo"),
+    ],
+)
+def test_what_to_compare_is_named_in_one_way(argv):
+    with pytest.raises(UserError, match="--conditions"):
+        main([*argv, "--seeds", "1"])
+
+
+def test_the_bar_counts_the_steps_of_the_runs_that_are_under_way(tmp_path, monkeypatch):
+    jobs, seen = [job(tmp_path, "grpo", seed) for seed in range(2)], []
+    bar: Any = SimpleNamespace(n=0, set_postfix_str=lambda words: seen.append((bar.n, words)))
+    bar.update = lambda more: setattr(bar, "n", bar.n + more)
+    monkeypatch.setattr(compare, "progress", lambda total, **_: nullcontext(bar))
+    monkeypatch.setattr(compare, "POLL_SECS", 0.01)
+
+    def run_one(made: Job, *_: object) -> None:
+        deadline = time.monotonic() + 30
+        for done in range(1, 41):
+            write_jsonl(made.run.metrics_file, [{"step": step} for step in range(done)])
+            target = 40 * made.seed + done
+            while done in (10, 40) and bar.n != target and time.monotonic() < deadline:
+                time.sleep(0.002)
+
+    monkeypatch.setattr(compare, "_run_one", run_one)
+    compare.run_jobs(jobs, 1, "testing")
+    assert {(10, "0 of 2 runs finished"), (50, "1 of 2 runs finished")} <= set(seen)
+    assert seen[-1] == (80, "2 of 2 runs finished")
 
 
 def test_seconds_per_step_is_a_median_without_validation(tmp_path):
@@ -72,18 +122,18 @@ def test_seconds_per_step_is_a_median_without_validation(tmp_path):
 def test_equal_time_gives_each_condition_the_slowest_ones_time(tmp_path, monkeypatch):
     jobs = [job(tmp_path, c, s) for s in (0, 1, 2) for c in ("grpo", "refsol", "stepalign")]
     speeds = {"grpo": [1.0, 9.0, 1.0], "refsol": [1.6, 1.5, 1.4], "stepalign": [2.0, 2.0, 1.0]}
-    monkeypatch.setattr(compare, "seconds_per_step", lambda j: speeds[j.condition][j.seed])
+    monkeypatch.setattr(compare, "seconds_per_step", lambda j: speeds[j.label][j.seed])
     overrides = [f"--runs_dir={tmp_path}", "--train.num_steps=40"]
-    timed = compare.jobs_of_equal_time(jobs, TINY, overrides)
-    assert [(j.condition, j.seed) for j in timed] == [(j.condition, j.seed) for j in jobs]
+    timed = compare.jobs_of_equal_time(jobs, overrides)
+    assert [(j.label, j.seed) for j in timed] == [(j.label, j.seed) for j in jobs]
     # Medians over seeds are 1, 1.5 and 2 s: 40 steps of the slowest take 80 s.
     for done, equal in zip(jobs, timed, strict=True):
-        steps = {"grpo": 80, "refsol": 53, "stepalign": 40}[done.condition]
+        steps = {"grpo": 80, "refsol": 53, "stepalign": 40}[done.label]
         assert equal.config.train.num_steps == steps
-        if done.condition == "stepalign":
+        if done.label == "stepalign":
             assert equal is done  # the same run serves both variants
         else:
-            name = f"tiny-{done.condition}-{steps}steps-seed{done.seed}"
+            name = f"tiny-{done.label}-{steps}steps-seed{done.seed}"
             assert equal.config.name == name
             same = dataclasses.replace(equal.config.train, num_steps=40)
             assert same == done.config.train
@@ -92,7 +142,7 @@ def test_equal_time_gives_each_condition_the_slowest_ones_time(tmp_path, monkeyp
 def test_what_is_collected(tmp_path):
     jobs = [job(tmp_path, c, s) for s in (0, 1) for c in ("grpo", "stepalign")]
     for made in jobs:
-        exact = 0.75 if made.condition == "stepalign" else None
+        exact = 0.75 if made.label == "stepalign" else None
         finish(
             made.run,
             step_seconds=[1.0, 2.0, 1.0],
@@ -121,12 +171,14 @@ def test_what_is_collected(tmp_path):
 def test_each_variant_has_its_own_runs(tmp_path, monkeypatch):
     def run_jobs(jobs: list[Job], *_: Any) -> None:
         for made in jobs:
-            finish(made.run, step_seconds=[2.0 if made.condition == "stepalign" else 1.0])
+            finish(made.run, step_seconds=[2.0 if made.label == "stepalign" else 1.0])
 
     monkeypatch.setattr(compare, "run_jobs", run_jobs)
     overrides = [f"--runs_dir={tmp_path}", "--train.num_steps=40", "--evaluation.num_samples=7"]
-    conditions = ["grpo", "stepalign"]
-    comparison, directory = compare.compare(TINY, overrides, conditions, 2, 1, equal_time=True)
+    pair = of_conditions(TINY, ["grpo", "stepalign"])
+    comparison, directory = compare.compare(
+        pair, overrides, 2, 1, title="tiny", equal_time=True
+    )
     steps = {
         variant: {name: [seed["num_steps"] for seed in seeds] for name, seeds in found.items()}
         for variant, found in comparison["variants"].items()
@@ -138,8 +190,10 @@ def test_each_variant_has_its_own_runs(tmp_path, monkeypatch):
     assert comparison["k"] == 7
     assert directory == tmp_path / "comparison-tiny-grpo-stepalign"
     assert read_json(directory / "comparison.json") == comparison
-    only, _ = compare.compare(TINY, overrides, conditions, 1, 1, equal_time=False)
+    assert comparison["configs"] == {c.label: c.spec for c in pair}
+    only, own = compare.compare(pair, overrides, 1, 1, title="", equal_time=False)
     assert list(only["variants"]) == ["equal_tokens"]
+    assert own == tmp_path / "comparison-grpo-stepalign"
 
 
 def test_finished_runs_are_kept_and_workers_share_the_cores(tmp_path, monkeypatch):
@@ -233,7 +287,10 @@ def test_a_comparison_of_two_conditions(tmp_path, capsys):
     tokens = comparison["variants"]["equal_tokens"]
     assert [seeds[0]["num_steps"] for seeds in tokens.values()] == [4, 4]
     assert [len(seeds[0]["curve"]) for seeds in tokens.values()] == [3, 3]
-    assert (directory / "comparison.md").read_text() in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert comparison_table(comparison) in printed
+    assert max(map(len, comparison_table(comparison).splitlines())) <= 80
+    assert (directory / "comparison.md").read_text() == comparison_markdown(comparison)
     assert (directory / "comparison.png").stat().st_size > 10_000
     # Again, all of it is there already; only what depends on speed could differ.
     main(argv)
