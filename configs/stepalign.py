@@ -127,6 +127,7 @@ and so on; after the last one <answer>, \boxed{...} with the final answer alone,
 
 SELF_CRITIC = SelfCritic(  # ours: the paper's is QwQ-32B, as in the variant checkpoint_critic
     sees="answer",  # ours: reports disagree on whether it saw more than the question
+    accepts="trace",  # paper: a critique is a corrected trace; that others are masked, ours
     temperature=0.0,  # paper: greedy
     top_k=0,  # ours: greedy decoding filters nothing
     top_p=1.0,  # ours, as above
@@ -144,6 +145,7 @@ CHECKPOINT_CRITIC = CheckpointCritic(  # paper
     placement=InTurns(),
     tensor=4,  # ours: all four devices share one copy
     sees="answer",  # ours, as above
+    accepts="trace",  # ours, as above
     temperature=0.0,  # paper: greedy
     top_k=0,  # ours, as above
     top_p=1.0,  # ours, as above

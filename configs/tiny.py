@@ -104,6 +104,7 @@ def _easy(condition: str) -> Config:
         ),
         critic=SelfCritic(
             sees="answer",
+            accepts="trace",
             temperature=0.0,
             top_k=0,
             top_p=1.0,

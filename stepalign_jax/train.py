@@ -182,7 +182,7 @@ def train(config: Config) -> dict[str, Any]:
                 with watch.phase("host"):
                     correct = grading.result()
                     batch = pack(
-                        condition, samples, correct, critiques.contexts, roles,
+                        condition, samples, correct, critiques, roles,
                         num_samples=loop.samples_per_problem,
                         weight_names=config.objective.token_weights,
                         num_parts=loop.micro_batches, mesh=model.mesh,

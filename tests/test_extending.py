@@ -14,6 +14,7 @@ from stepalign_jax.base.files import read_json, read_jsonl
 from stepalign_jax.config.load import load_config
 from stepalign_jax.feedback.contexts import CONDITIONS
 from stepalign_jax.objectives.token_weights import TOKEN_WEIGHTS
+from stepalign_jax.runs import phases
 from stepalign_jax.runs.directory import RunDirectory
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -111,3 +112,24 @@ def test_a_weight_per_token(tmp_path: Path) -> None:
     assert [row["tokens"] for row in rows] == [row["tokens"] for row in same]
     losses = [read_jsonl(d.metrics_file)[0]["loss"] for d in (weighted, plain)]
     assert 0 < losses[0] < losses[1]
+
+
+def test_a_feedback_design(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Context, critic's prompt and weight in one file; the probe measures that context."""
+    asked: list[Any] = []
+    weigh = phases.token_weights
+    monkeypatch.setattr(
+        phases,
+        "token_weights",
+        lambda names, inputs: asked.append((inputs, weigh(names, inputs))) or asked[-1][1],
+    )
+    directory, rows = run(tmp_path, "new_line.py", *THREE)
+    [(inputs, weights)] = asked
+    for row, weight, copied in zip(rows, weights, inputs.copied, strict=True):
+        assert "\n" not in row["context"] and row["context"] not in row["rollout"].splitlines()
+        assert weight.tolist() == [1.0] * copied + [3.0] * (len(weight) - copied)
+    assert len({int(copied) for copied in inputs.copied}) > 1
+    assert "Expected" not in read_json(directory.prompts_file)["critic"]
+    config = load_config(str(tmp_path / "new_line.py"), [*SMALL, *THREE])
+    found = probe.probe(config, "test", None)["teacher_accuracy"]
+    assert set(found) >= {"new_line", "stepalign"} and found["new_line"] is not None

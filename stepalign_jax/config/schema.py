@@ -151,6 +151,7 @@ class EngineCritic(SamplingConfig, CriticConfig):
     """A model that this package samples from; max_new_tokens include its thinking."""
 
     sees: Literal["question", "answer", "reference"]  # each shows the ones before it too
+    accepts: Literal["trace", "any"]  # a trace with its answer, or any text, as a comment is
 
 
 @section

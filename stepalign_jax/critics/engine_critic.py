@@ -101,7 +101,8 @@ class ModelCritic:
         finished = [bool(is_finished) for is_finished in rollouts.finished]
         for i, text, whole in zip(asked, self.roles.texts(rollouts), finished, strict=True):
             critiques[i] = self._validate(text, whole)
-        if self.config.sees != "question":
+        # A comment names whatever answers it likes; a trace ends in the critic's own.
+        if self.config.accepts == "trace" and self.config.sees != "question":
             critiques = require_answers(
                 critiques,
                 [attempt.problem.answer for attempt in attempts],
@@ -123,6 +124,7 @@ class ModelCritic:
         return validate_critique(
             text,
             finished,
+            accepts=self.config.accepts,
             thinking_open=self.roles.critic_opens_thinking(),
             step_pattern=prompts.reasoning_step_pattern,
             answer_pattern=prompts.answer_pattern,

@@ -32,6 +32,20 @@ FAILURES: dict[str, str] = {
     "not_reworded": "a reasoning step holds no equation whose sides could change places",
 }
 
+# What to change where most contexts fail in the same way.
+_MENDS: dict[str, str] = {
+    "prompt_too_long": "lower critic.max_new_tokens or sampling.max_new_tokens",
+    "truncated_thinking": "raise critic.max_new_tokens, or set prompts.critic_thinking=false",
+    "truncated": "raise critic.max_new_tokens",
+    "empty": "change prompts.critic, or take another critic",
+    "unparsable": "change prompts.critic, or set critic.accepts=any for free text",
+    "wrong_answer": "let the critic see more (critic.sees), change prompts.critic, or take "
+    "another critic",
+    "too_long": "raise prompts.max_context_tokens",
+    "no_reference": "give the problems reference solutions, or take another condition",
+    "no_other_problem": "raise train.problems_per_step",
+}
+
 
 class Attempt(NamedTuple):
     """A rollout as text, with the problem it answers."""
@@ -176,6 +190,20 @@ def fit_budget(
 
 
 def count_failures(contexts: Sequence[Context]) -> dict[str, int]:
-    """Returns how often each failure occurs, with a 0 for those that do not."""
-    counts = Counter(context.failure for context in contexts)
-    return {name: counts[name] for name in FAILURES}
+    """Returns how often each failure occurs, with a 0 for those of `FAILURES` that do not."""
+    counts = Counter(context.failure for context in contexts if context.failure is not None)
+    return dict.fromkeys(FAILURES, 0) | counts
+
+
+def describe_failures(contexts: Sequence[Context]) -> tuple[str, str]:
+    """Returns the failures in words, the most frequent first, and what to change against that.
+
+    A context of one's own may fail under a name of its own, which stands for itself.
+    """
+    counts = Counter(context.failure for context in contexts if context.failure is not None)
+    words = [
+        f"{number} {name} ({FAILURES[name]})" if name in FAILURES else f"{number} {name}"
+        for name, number in counts.most_common()
+    ]
+    worst = counts.most_common(1)[0][0]
+    return ", ".join(words), _MENDS.get(worst, "change the condition or its critic")

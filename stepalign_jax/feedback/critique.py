@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which critiques are fit to be a teacher's context.
 
-A critique is a corrected trace in the solver's own format. One that fails keeps its text
-(it is stored and shown) and names a reason; its rollout is masked out of the loss and
-counted under that reason.
+A critique is a corrected trace in the solver's own format, or any text where `critic.accepts`
+says so. One that fails keeps its text (it is stored and shown) and names a reason; its rollout
+is masked out of the loss and counted under that reason.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +19,20 @@ Grade = Callable[[list[str | None], list[str]], list[bool]]
 
 
 def validate_critique(
-    text: str, finished: bool, *, thinking_open: bool, step_pattern: str, answer_pattern: str
+    text: str,
+    finished: bool,
+    *,
+    accepts: str,
+    thinking_open: bool,
+    step_pattern: str,
+    answer_pattern: str,
 ) -> Context:
     """Returns the critique without thinking, or with the first failure of its form.
 
     Args:
       text: the critic's completion.
       finished: False where the token budget ended it.
+      accepts: `critic.accepts`: "trace" asks for reasoning steps and an answer, "any" for text.
       thinking_open: whether the prompt ended inside a thought: then the completion holds no
         `<think>`, and is nothing but thought until a `</think>`.
       step_pattern: opens a reasoning step.
@@ -39,6 +46,8 @@ def validate_critique(
         return replace(critique, failure="truncated")
     if not critique.text:
         return replace(critique, failure="empty")
+    if accepts == "any":
+        return critique
     answer = extract_answer(critique.text, answer_pattern)
     if not answer or not parse_reasoning_steps(critique.text, step_pattern, answer_pattern):
         return replace(critique, failure="unparsable")

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three roles' prompts as token ids: where text ends and arrays begin."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -83,6 +84,14 @@ class Roles:
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a section of a prompt."""
         return len(encode_plain(self.tokenizer, text))
+
+    def num_copied(self, completion: Sequence[int], text: str) -> int:
+        """How many tokens at the head of a completion stand at the head of `text` too.
+
+        A tokenizer that joins characters may break the last token that is alike otherwise.
+        """
+        pairs = zip(completion, encode_plain(self.tokenizer, text), strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def check_problems(self, problems: Iterable[Problem], split: str, room: Room) -> None:
         """Refuses, before anything expensive, a problem that is too long for a prompt.

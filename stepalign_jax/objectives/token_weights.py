@@ -44,6 +44,8 @@ class WeightInputs:
       finished: False where the token budget ended the completion.
       correct: whether the final answer is right.
       usable: False where the context failed: no token of it counts.
+      copied: how many of the first tokens its critique repeats (or its context, where no
+        critic is asked). Behind them is what a critique in the trace's format corrects first.
     """
 
     tokens: Int32[np.ndarray, "B T"]
@@ -51,6 +53,7 @@ class WeightInputs:
     finished: Bool[np.ndarray, " B"]
     correct: Bool[np.ndarray, " B"]
     usable: Bool[np.ndarray, " B"]
+    copied: Int32[np.ndarray, " B"]
 
 
 TokenWeight = Callable[..., np.ndarray]

@@ -144,7 +144,7 @@ def pack(
     condition: Condition,
     samples: Samples,
     correct: np.ndarray,
-    contexts: Sequence[Context],
+    critiques: Critiques,
     roles: Roles,
     *,
     num_samples: int,
@@ -154,6 +154,7 @@ def pack(
 ) -> Batch:
     """Puts rollouts behind the prompts of solver and teacher; failed contexts do not count."""
     rollouts, lengths = samples.rollouts, np.asarray(samples.rollouts.lengths)
+    contexts = critiques.contexts
     usable = np.array([context.failure is None for context in contexts])
     inputs = WeightInputs(
         tokens=np.asarray(rollouts.tokens),
@@ -161,6 +162,7 @@ def pack(
         finished=np.asarray(rollouts.finished),
         correct=correct,
         usable=usable,
+        copied=_copied(rollouts, critiques, roles),
     )
     advantages = group_advantages(jnp.asarray(correct.reshape(-1, num_samples)))
     micro_batches = packing.pack(
@@ -185,6 +187,16 @@ def pack(
         for micro_batch in micro_batches
     ]
     return Batch(micro_batches, teacher, solver_tokens, _num_tokens(prompts, lengths))
+
+
+def _copied(rollouts: Rollouts, critiques: Critiques, roles: Roles) -> np.ndarray:
+    """[B] int32: how many of a rollout's first tokens its critique, or its context, repeats."""
+    reply = critiques.reply
+    texts = [c.text for c in (critiques.contexts if reply is None else reply.critiques)]
+    rows = zip(rollouts.tokens, rollouts.lengths, texts, strict=True)
+    return np.array(
+        [roles.num_copied(row[:n].tolist(), text) for row, n, text in rows], np.int32
+    )
 
 
 def _num_tokens(prompts: Sequence[Sequence[int]], lengths: np.ndarray) -> int:

@@ -12,7 +12,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_jsonl
 from stepalign_jax.config.schema import Config
 from stepalign_jax.critics.protocol import CriticReply
-from stepalign_jax.feedback.contexts import FAILURES, count_failures
+from stepalign_jax.feedback.contexts import count_failures, describe_failures
 from stepalign_jax.objectives.divergence import LossScores
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.metrics import MetricsWriter
@@ -118,33 +118,48 @@ def _critic_tokens(reply: CriticReply | None) -> dict[str, float | None]:
 
 
 class EmptySteps:
-    """Watches for steps in which no context can be used, so that nothing is learnt."""
+    """Watches for steps from which nothing is learnt: no usable context, or no gradient."""
 
     def __init__(self, most: int):
-        """Args: `most` in a row end the run; 0: never."""
+        """Args: `most` in a row without a usable context end the run; 0: never."""
         self._most, self._in_a_row = most, 0
+        self._flat = False  # whether a missing gradient was warned of
 
     def see(self, results: StepResults) -> None:
-        """Warns of an empty step.
+        """Warns of an empty step, and once of a step without a gradient.
 
         Raises:
-          UserError: it is one too many in a row.
+          UserError: it is one empty step too many in a row.
         """
-        failures = count_failures(results.critiques.contexts)
-        if sum(failures.values()) < len(results.critiques.contexts):
+        contexts = results.critiques.contexts
+        if any(context.failure is None for context in contexts):
             self._in_a_row = 0
+            self._see_gradient(results)
             return
         self._in_a_row += 1
-        found = {name: n for name, n in failures.items() if n}
-        counts = ", ".join(f"{n} {name} ({FAILURES[name]})" for name, n in found.items())
-        words = f"no rollout of step {results.step} has a usable context: {counts}"
+        counts, mend = describe_failures(contexts)
+        words = f"no rollout of step {results.step} has a usable context: {counts}; {mend}"
         if self._in_a_row == self._most:
             raise UserError(
-                f"{words}; that makes {self._most} such steps in a row "
-                "(train.max_empty_steps), from which nothing is learnt: change the critic, its "
-                "budget or its prompt"
+                f"{words}. That makes {self._most} such steps in a row "
+                "(train.max_empty_steps), from which nothing is learnt"
             )
         print(f"warning: {words}", file=sys.stderr, flush=True)
+
+    def _see_gradient(self, results: StepResults) -> None:
+        # Without a teacher none comes of answers that are all right, or all wrong: no fault.
+        metrics, distils = results.metrics, results.batch.teacher is not None
+        if self._flat or not distils or float(metrics["gradient_norm"]) != 0.0:
+            return
+        self._flat = True
+        print(
+            f"warning: gradient_norm is exactly 0 at step {results.step}, although "
+            f"{float(metrics['tokens_in_loss']):.0f} tokens count: teacher and solver agree on "
+            "all of them, objective.token_weights are 0, or the weights are broken (see the "
+            "rollouts)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def rollout_rows(results: StepResults) -> Iterator[dict[str, Any]]:

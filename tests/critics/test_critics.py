@@ -71,6 +71,7 @@ def ask(
     attempts: list[str],
     *,
     sees: str,
+    accepts: str = "trace",
     roles: Roles | None = None,
     max_positions: int = 512,
 ) -> CriticReply:
@@ -79,7 +80,8 @@ def ask(
         template += "\n{reference}"
     model: Any = ScriptedModel(engine, max_positions)
     roles = roles or tiny_roles(critic=template)
-    critic = ModelCritic(model, roles, own_critic(sees=sees), grade_equal, (), "", None)
+    config = own_critic(sees=sees, accepts=accepts)
+    critic = ModelCritic(model, roles, config, grade_equal, (), "", None)
     return critic.review(list(map(Attempt, problems, attempts)), addresses(problems))
 
 
@@ -207,3 +209,11 @@ def test_a_template_that_opens_the_thought_makes_its_end_be_looked_for(monkeypat
     engine = ScriptedEngine([RIGHT + "...", RIGHT])
     found = ask(engine, [PROBLEM] * 2, [WRONG] * 2, sees="answer", roles=roles)
     assert [c.failure for c in found.critiques] == ["truncated_thinking"] * 2
+
+
+def test_a_free_comment_is_a_critique_where_the_config_accepts_any():
+    comment = "Step 2: 47+24=61\nAnswer: 61"  # what is wrong: no answer of the critic's own
+    for accepts, failure in (("trace", "wrong_answer"), ("any", None)):
+        engine = ScriptedEngine([comment])
+        (found,) = ask(engine, [PROBLEM], [WRONG], sees="answer", accepts=accepts).critiques
+        assert found == Context(comment, failure)

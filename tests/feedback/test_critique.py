@@ -13,10 +13,13 @@ STEP, ANSWER = r"Step \d+: ", r"Answer: (.*)"
 GOOD = "Step 1: 3*8=24\nStep 2: 47+24=71\nAnswer: 71"
 
 
-def validate(text: str, finished: bool = True, *, thinking_open: bool = False) -> Context:
+def validate(
+    text: str, finished: bool = True, *, thinking_open: bool = False, accepts: str = "trace"
+) -> Context:
     return validate_critique(
         text,
         finished,
+        accepts=accepts,
         thinking_open=thinking_open,
         step_pattern=STEP,
         answer_pattern=ANSWER,
@@ -103,3 +106,17 @@ def test_require_answers_fails_only_valid_critiques_with_another_answer():
     failures = [critique.failure for critique in checked]
     assert failures == [None, "wrong_answer", "empty", "truncated"]
     assert [c.text for c in checked] == [c.text for c in critiques]
+
+
+@pytest.mark.parametrize(
+    ("text", "finished", "failure"),
+    [
+        ("The second step forgets a carry.", True, None),
+        ("<think>hm</think>It is 71, not 61.", True, None),
+        ("The second", False, "truncated"),
+        ("<think>The second", True, "truncated_thinking"),
+        ("<think>hm</think> \n", True, "empty"),
+    ],
+)
+def test_where_any_text_is_accepted_it_need_only_be_whole(text, finished, failure):
+    assert validate(text, finished, accepts="any").failure == failure

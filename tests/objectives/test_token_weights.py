@@ -20,6 +20,7 @@ INPUTS = WeightInputs(
     finished=np.array([False, True, True]),
     correct=np.array([True, False, True]),
     usable=np.ones(3, bool),
+    copied=np.zeros(3, np.int32),
 )
 
 

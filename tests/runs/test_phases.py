@@ -17,7 +17,7 @@ from stepalign_jax.grading.grader import Grader
 from stepalign_jax.parallel.mesh import make_mesh
 from stepalign_jax.problems.arithmetic import correct_trace
 from stepalign_jax.problems.problem import Problem
-from stepalign_jax.runs.phases import Batch, Samples, critique, grade, pack
+from stepalign_jax.runs.phases import Batch, Critiques, Samples, critique, grade, pack
 from stepalign_jax.tiny.tokenizer import encode
 
 ONE = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
@@ -43,7 +43,7 @@ def packed(condition: str) -> Batch:
         get_condition(condition),
         samples(),
         np.array([True, False]),
-        CONTEXTS,
+        Critiques(CONTEXTS, None, None),
         tiny_roles(),
         num_samples=2,
         weight_names=(),
@@ -99,3 +99,11 @@ def test_a_context_over_the_budget_fails():
     roles = tiny_roles(max_context_tokens=len(encode(RIGHT)) - 1)
     found = critique(get_condition("stepalign"), FixedCritic(), samples(), roles)
     assert [context.failure for context in found.contexts] == ["empty", "too_long"]
+
+
+def test_what_a_critique_copies_ends_at_its_first_correction():
+    wrong = RIGHT.replace("47+24=71", "47+24=61")
+    completion = [*encode(wrong), encode("0")[0]]
+    assert tiny_roles().num_copied(completion, RIGHT) == len(encode(wrong.split("61")[0]))
+    assert tiny_roles().num_copied(encode(RIGHT), RIGHT) == len(encode(RIGHT))
+    assert tiny_roles().num_copied(completion, "") == 0

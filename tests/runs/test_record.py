@@ -15,7 +15,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_jsonl
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.critics.protocol import CriticReply
-from stepalign_jax.feedback.contexts import FAILURES, Attempt, Context
+from stepalign_jax.feedback.contexts import FAILURES, Attempt, Context, describe_failures
 from stepalign_jax.objectives.divergence import LossScores
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.directory import RunDirectory
@@ -81,7 +81,7 @@ def make_results(**changes: Any) -> StepResults:
             CONTEXTS, CriticReply(CONTEXTS, [5, 3, 4], [True, True, False]), 0.25
         ),
         "batch": Batch(parts, [wide, wide], solver_tokens=30, teacher_tokens=48),
-        "metrics": {"loss": 0.5},
+        "metrics": {"loss": 0.5, "gradient_norm": 0.25, "tokens_in_loss": 6},
         "scores": scores,
         "seconds": {"sample": 2.0, "critique": 4.0, "score": 0.5, "update": 3.0, "host": 0.5},
         "compiled": {"compilations": 1, "compile_seconds": 0.25},
@@ -99,6 +99,8 @@ def shifted(by: float, place: tuple[int, int], step: int) -> StepResults:
 def test_metrics_by_hand():
     assert step_metrics(make_results(), compute_dtype="float32") == {
         "loss": 0.5,
+        "gradient_norm": 0.25,
+        "tokens_in_loss": 6,
         "reward": 0.75,
         "mean_tokens": 2.0,
         "solver_tokens": 8.0,
@@ -221,11 +223,52 @@ def test_a_step_without_a_usable_context_is_warned_of_and_too_many_end_the_run(c
         f"warning: no rollout of step {step}" for step in (0, 1, 3, 4)
     ]
     assert "3 truncated (the token budget ended the critique), 1 empty" in warnings[0]
-    with pytest.raises(UserError, match=r"step 5 .*3 such steps in a row \(train.max_empty"):
+    ending = (
+        r"step 5 .*; raise critic\.max_new_tokens\. .*3 such steps in a row \(train\.max_empty"
+    )
+    with pytest.raises(UserError, match=ending):
         watch.see(failed(5))
     never = EmptySteps(0)
     for step in range(9):
         never.see(failed(step))
+
+
+@pytest.mark.parametrize(
+    ("failure", "key"),
+    [
+        ("truncated", "critic.max_new_tokens"),
+        ("unparsable", "critic.accepts=any"),
+        ("too_long", "prompts.max_context_tokens"),
+        ("wrong_answer", "critic.sees"),
+        ("of_my_own", "change the condition or its critic"),
+    ],
+)
+def test_the_most_frequent_failure_names_the_key_to_change(failure, key, capsys):
+    contexts = [Context("", "empty")] + [Context("", failure)] * 3
+    EmptySteps(0).see(make_results(critiques=Critiques(contexts, None, None)))
+    words = capsys.readouterr().err
+    assert f"context: 3 {failure}" in words and key in words.split(", 1 empty")[1]
+
+
+def test_every_failure_has_a_key_to_change():
+    for name in FAILURES:
+        assert (
+            describe_failures([Context("", name)])[1]
+            != describe_failures([Context("", "of_my_own")])[1]
+        )
+
+
+def test_a_step_without_a_gradient_is_warned_of_once(capsys):
+    flat = make_results(metrics={"gradient_norm": 0.0, "tokens_in_loss": 6})
+    watch = EmptySteps(5)
+    watch.see(make_results())
+    watch.see(flat._replace(batch=flat.batch._replace(teacher=None)))  # GRPO
+    assert capsys.readouterr().err == ""
+    watch.see(flat)
+    watch.see(flat)
+    assert (
+        capsys.readouterr().err.count("gradient_norm is exactly 0 at step 4, although 6") == 1
+    )
 
 
 class FakeWriter:
