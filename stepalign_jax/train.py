@@ -24,6 +24,7 @@ from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.base.progress import progress
 from stepalign_jax.base.stopping import stop_signals
 from stepalign_jax.config.cli import ALL_SECTIONS, parse_arguments, read_config, run_command
+from stepalign_jax.config.describe import resolved
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
 from stepalign_jax.parallel.mesh import use_mesh
@@ -122,6 +123,8 @@ def train(config: Config) -> dict[str, Any]:
         writer = stack.enter_context(
             closing(MetricsWriter(run, num_completed_steps=first_step))
         )
+        if first_step == 0:
+            writer.add_text(0, "config", resolved(config))
 
         def solver() -> dict[str, Any]:
             return {"params": model.base} | state.tree.trainable

@@ -62,9 +62,13 @@ def plot_run(run: RunDirectory) -> pathlib.Path:
     num_columns = min(3, num_panels)
     num_rows = -(-num_panels // num_columns)
     figure = Figure(figsize=(4.4 * num_columns, 3.2 * num_rows), layout="constrained")
+    figure.suptitle(run.path.resolve().name, fontsize=11, x=0.01, ha="left")
     axes = figure.subplots(num_rows, num_columns, squeeze=False).flat
     for name, points in curves.items():
-        _draw_curve(next(axes), points * [1, 100 if name in _SHARES else 1], PANELS[name])
+        panel, is_share = next(axes), name in _SHARES
+        _draw_curve(panel, points * [1, 100 if is_share else 1], PANELS[name])
+        if is_share:
+            _show_percent(panel)
     if summary is not None:
         _draw_before_after(next(axes), summary)
     for unused in axes:
@@ -129,7 +133,7 @@ def _draw_curve(axes: Axes, points: np.ndarray, title: str) -> None:
     """Draws points [n, 2]; many of them faintly, with their trailing mean on top."""
     _prepare(axes, title, "optimizer step")
     steps, values = points.T
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if len(values) < 30:
         axes.plot(steps, values, color=_AFTER, linewidth=1.6, marker="o", markersize=3.5)
         return
@@ -164,17 +168,24 @@ def _draw_before_after(axes: Axes, summary: dict[str, Any]) -> None:
         )
         for place, mean, top in zip(places + shift, means, 100 * intervals[:, 2], strict=True):
             axes.annotate(
-                f"{mean:.0f}",
+                f"{mean:.1f}",
                 (place, top),
                 (0, 3),
                 textcoords="offset points",
                 ha="center",
-                fontsize=8,
+                fontsize=7,
             )
     axes.set_xticks(places, [SCORES[key].format(k=summary.get("k", "k")) for key in keys])
-    # Room above the tallest interval for its number and for the legend.
-    axes.set_ylim(0, 1.25 * max(1.0, axes.dataLim.y1))
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
+    _show_percent(axes)
+    below = (0.5, -0.08)  # and so off the bars
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=below)
+
+
+def _show_percent(axes: Axes) -> None:
+    """An axis from 0 to 100, with room above for the number of a bar that is full."""
+    axes.set_ylim(0, 108)
+    axes.set_yticks(range(0, 101, 20))
+    axes.spines["left"].set_bounds(0, 100)
 
 
 def _triple(value: Any) -> tuple[float, float, float]:

@@ -103,7 +103,7 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     """Returns one plain-text table per variant, with less than `comparison_markdown` has."""
     parts = []
     for variant, conditions in comparison["variants"].items():
-        title = _shortened(VARIANTS.get(variant, variant))
+        title = _shortened(str(VARIANTS.get(variant, variant)))
         rows = [[title, "before", "after", "gain", "seeds", "critic", "tokens", "s"]]
         rows += [_comparison_row(name, seeds) for name, seeds in conditions.items()]
         parts.append(_aligned(rows))

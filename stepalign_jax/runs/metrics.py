@@ -4,7 +4,7 @@
 
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 import tensorboardX
@@ -12,6 +12,18 @@ import tensorboardX
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import jsonl_row
 from stepalign_jax.runs.directory import RunDirectory
+
+_OF_ROLLOUTS = ("reward", "mean_tokens", "solver_tokens", "truncated")
+
+
+def tensorboard_tag(name: str) -> str:
+    """The metric's name behind its group: "critic_tokens" is "critic/tokens"."""
+    for group in ("critic", "validation"):
+        if name.startswith(f"{group}_"):
+            return f"{group}/{name.removeprefix(f'{group}_')}"
+    if name in _OF_ROLLOUTS:
+        return f"rollouts/{name}"
+    return f"critic/{name}" if name.startswith("context") else f"loss/{name}"
 
 
 class NonFiniteError(UserError, RuntimeError):
@@ -66,15 +78,15 @@ class MetricsWriter:
           ValueError: a metric is called "step", as the row's number is.
         """
         require_finite(step, metrics)
-        self._append(self._metrics, step, metrics, tensorboard_prefix="")
+        self._append(self._metrics, step, metrics, tensorboard_tag)
 
     def write_timings(self, step: int, timings: Mapping[str, float | None]) -> None:
         """Writes seconds and rates, which no two runs share, to a file of their own."""
         require_finite(step, timings)
-        self._append(self._timings, step, timings, tensorboard_prefix="timings/")
+        self._append(self._timings, step, timings, "timings/{}".format)
 
     def add_text(self, step: int, tag: str, text: str) -> None:
-        """Shows a text in TensorBoard, verbatim: problem, rollout, critique, teacher prompt."""
+        """Shows a text in TensorBoard, verbatim: a rollout with its critique, or the config."""
         # TensorBoard renders Markdown, and an indented block is the one form that no content
         # of the text can break out of.
         self._tensorboard.add_text(tag, "    " + text.replace("\n", "\n    "), step)
@@ -89,8 +101,7 @@ class MetricsWriter:
         file: TextIO,
         step: int,
         values: Mapping[str, float | None],
-        *,
-        tensorboard_prefix: str,
+        tag: Callable[[str], str],
     ) -> None:
         if "step" in values:
             raise ValueError("'step' is the row's optimizer step: name the value otherwise")
@@ -100,7 +111,7 @@ class MetricsWriter:
         file.flush()
         for name, value in sorted(row.items()):
             if value is not None:
-                self._tensorboard.add_scalar(tensorboard_prefix + name, value, step)
+                self._tensorboard.add_scalar(tag(name), value, step)
         self._tensorboard.flush()
 
 

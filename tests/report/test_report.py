@@ -198,12 +198,35 @@ def test_bars_have_their_own_numbers_and_intervals(tmp_path, drawn):
     plots.plot_run(run)
     (axes,) = drawn
     assert [t.get_text() for t in axes.get_xticklabels()] == ["Avg@12", "Pass@12", "Maj@12"]
-    assert [t.get_text() for t in axes.texts] == ["40", "50", "60", "45", "55", "65"]
+    assert [t.get_text() for t in axes.texts] == [
+        "40.0",
+        "50.0",
+        "60.0",
+        "45.0",
+        "55.0",
+        "65.0",
+    ]
     heights = [bar.get_height() for bar in axes.patches]
     np.testing.assert_allclose(heights, [40, 50, 60, 45, 55, 65])
     segments = np.concatenate([lines.get_segments() for lines in axes.collections])
     ends = [[30, 60], [40, 70], [50, 80], [43, 48], [53, 58], [63, 68]]
     np.testing.assert_allclose(segments[:, :, 1], ends)
+
+
+def test_shares_have_an_axis_from_0_to_100_and_the_title_names_the_run(tmp_path, drawn):
+    run = RunDirectory(tmp_path / "tiny-stepalign")
+    rows = [{"step": s, "loss": 0.5, "reward": 0.97} for s in range(60)]
+    write_jsonl(run.metrics_file, rows)
+    write_json(run.summary_file, make_summary(0.4, 1.0))
+    plots.plot_run(run)
+    reward, loss, bars = drawn
+    for axes in (reward, bars):
+        assert axes.get_yticks().tolist() == [0, 20, 40, 60, 80, 100]
+        assert axes.spines["left"].get_bounds() == (0, 100)
+    assert loss.get_ylim()[1] < 1
+    assert reward.get_xticks().tolist()[1:-1] == [0, 10, 20, 30, 40, 50, 60]
+    figure = bars.figure
+    assert isinstance(figure, Figure) and figure.get_suptitle() == "tiny-stepalign"
 
 
 def test_plot_run_draws_trailing_means_of_long_runs(tmp_path, drawn):

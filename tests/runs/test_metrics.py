@@ -11,7 +11,12 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_jsonl
 from stepalign_jax.runs.directory import RunDirectory
-from stepalign_jax.runs.metrics import MetricsWriter, NonFiniteError, require_finite
+from stepalign_jax.runs.metrics import (
+    MetricsWriter,
+    NonFiniteError,
+    require_finite,
+    tensorboard_tag,
+)
 
 
 def read_events(directory: pathlib.Path) -> list[Event]:
@@ -72,11 +77,25 @@ def test_tensorboard_has_scalars_texts_and_the_purge_mark(tmp_path):
     scalars = {
         key: v.simple_value for key, v in values.items() if key[0] != "rollout/text_summary"
     }
-    assert scalars == {("loss", 4): 0.5, ("timings/step_secs", 4): 2.0}
+    assert scalars == {("loss/loss", 4): 0.5, ("timings/step_secs", 4): 2.0}
     (text,) = values["rollout/text_summary", 4].tensor.string_val
     assert text == b"    Step 1: 3*8=24\n    # Answer: 71"
     marks = [e.step for e in events if e.session_log.status == SessionLog.START]
     assert marks == [4]
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("gradient_norm", "loss/gradient_norm"),
+        ("reward", "rollouts/reward"),
+        ("critic_exact_on_wrong", "critic/exact_on_wrong"),
+        ("context_failed/empty", "critic/context_failed/empty"),
+        ("validation_avg_at_k", "validation/avg_at_k"),
+    ],
+)
+def test_tensorboard_shows_metrics_in_groups(name, tag):
+    assert tensorboard_tag(name) == tag
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("-inf")])

@@ -86,7 +86,8 @@ def check_files(run: RunDirectory, config: Config) -> None:
     assert read_json(run.prompts_file).keys() == {"solver", "teacher", "critic"}
     assert [row["step"] for row in read_jsonl(run.metrics_file)] == steps
     assert [row["step"] for row in read_jsonl(run.timings_file)] == steps
-    assert list(run.tensorboard.glob("events.*"))
+    events = b"".join(path.read_bytes() for path in run.tensorboard.glob("events.*"))
+    assert b"config/text_summary" in events and b"rollouts/reward" in events
     rollouts = sorted(path.name for path in (run.path / "rollouts").iterdir())
     assert rollouts == [run.rollouts_file(step).name for step in steps]
     assert finished_steps(run.checkpoints)[-1] == config.train.num_steps
