@@ -18,7 +18,8 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 HEARTBEAT_SECS = 60.0
-NOTICE_SECS = 2.0  # a wait that is shorter is not worth a word
+# Shorter waits are not worth a word in a bar, or a line where there is none.
+BAR_SECS, LINE_SECS = 1.0, 3.0
 
 _bars: list["_Bar"] = []  # open on the terminal, the innermost last
 _lock = threading.RLock()  # of `_bars`, and of what waits say
@@ -47,7 +48,7 @@ class Wait:
     def __init__(self, what: str):
         """Args: `what` in words, such as "reading weights"."""
         self._what, self._over, self._bar = what, False, None
-        self._timer = threading.Timer(NOTICE_SECS, self._say)
+        self._timer = threading.Timer(BAR_SECS if _bars else LINE_SECS, self._say)
         self._timer.daemon = True
         self._timer.start()
 
@@ -73,7 +74,7 @@ class Wait:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Names what the block waits for, should it take longer than `NOTICE_SECS`."""
+    """Names what the block waits for, should it take long."""
     wait = Wait(what)
     try:
         yield

@@ -25,7 +25,8 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(module, "NOTICE_SECS", 0.02)
+    monkeypatch.setattr(module, "BAR_SECS", 0.02)
+    monkeypatch.setattr(module, "LINE_SECS", 0.02)
 
 
 def until(found: Any) -> None:
