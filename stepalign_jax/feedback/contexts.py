@@ -44,6 +44,9 @@ _MENDS: dict[str, str] = {
     "too_long": "raise prompts.max_context_tokens",
     "no_reference": "give the problems reference solutions, or take another condition",
     "no_other_problem": "raise train.problems_per_step",
+    "no_right_step": "take a condition that needs no right step, or easier problems",
+    "no_later_step": "take a condition that needs no later step, or longer problems",
+    "not_reworded": "take a condition that rewords nothing, or problems with equations",
 }
 
 

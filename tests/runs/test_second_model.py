@@ -202,8 +202,8 @@ def test_a_critic_of_another_family_reads_and_speaks_its_own_tokens(tmp_path):
 
 def test_probe_finds_the_same_of_the_same_weights_in_turns(same_model, tmp_path):
     """After the critic's turn the base answers as teacher, so it has to be back."""
-    own = probe.probe(two_steps(tmp_path, {}), "test")
-    second = probe.probe(two_steps(tmp_path, checkpoint(same_model, InTurns())), "test")
+    own = probe.probe(two_steps(tmp_path, {}), "test", None)
+    second = probe.probe(two_steps(tmp_path, checkpoint(same_model, InTurns())), "test", None)
     assert own == second and own["critic"]["mean_tokens"] > 1
 
 

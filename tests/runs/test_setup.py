@@ -13,14 +13,16 @@ from stepalign_jax.evaluation import difficulty
 from stepalign_jax.evaluation.evaluate import Evaluation
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs import setup
+from stepalign_jax.sampling.kept import Kept
 
 
-def test_the_choice_of_problems_does_not_depend_on_the_runs_seed(monkeypatch):
+def test_the_choice_of_problems_does_not_depend_on_the_runs_seed(monkeypatch, tmp_path):
     problems = [Problem("easy", "1", None, "jsonl"), Problem("hard", "1", None, "jsonl")]
     asked: list[Any] = []
 
-    def evaluate(*arguments: Any, seed: int, label: str) -> Evaluation:
+    def evaluate(*arguments: Any, seed: int, label: str, kept: object) -> Evaluation:
         asked.append((arguments, seed, label))
+        assert isinstance(kept, Kept)  # a choice that was stopped goes on
         return Evaluation({"avg_at_k": np.array([1.0, 0.0])})
 
     monkeypatch.setattr(setup, "evaluate", evaluate)
@@ -28,7 +30,7 @@ def test_the_choice_of_problems_does_not_depend_on_the_runs_seed(monkeypatch):
     roles, grader = "roles", "grader"
     changes = {"base_avg_below": 0.5, "base_avg_samples": 8}
     for seed in (5, 6):
-        config = small_config(Path(f"{seed}"), seed=seed, problems=changes)
+        config = small_config(tmp_path / f"{seed}", seed=seed, problems=changes)
         monkeypatch.setattr(difficulty, "write_json", lambda *_: None)
         chosen = setup.select_problems(config, model, roles, grader, problems, "train")  # pyright: ignore[reportArgumentType]
         assert chosen == problems[1:]
