@@ -26,7 +26,7 @@ def check_path(key: str, path: str) -> None:
     if surrogate_at(path) is not None or "\0" in path:
         raise UserError(
             f"{key} is {path!r}, but it must be text that UTF-8 can spell, without a NUL: "
-            "rename the file or directory"
+            "rename the file or directory, or set LC_ALL=C.UTF-8 if it is"
         )
     if path.startswith("~"):
         raise UserError(

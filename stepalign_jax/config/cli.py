@@ -68,6 +68,7 @@ def _outcome(main: Callable[[list[str]], None]) -> tuple[int, str]:
     """Runs `main`; returns the exit status and a line for stderr, or ""."""
     try:
         with stop_signals():
+            _require_working_directory()
             try:
                 main(sys.argv[1:])
             except SystemExit as end:  # after --help or --print_config
@@ -88,6 +89,13 @@ def _outcome(main: Callable[[list[str]], None]) -> tuple[int, str]:
         return _without_output(lost or error)
     lost = lost_output()
     return (0, "") if lost is None else _without_output(lost)
+
+
+def _require_working_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the working directory is gone: change to one that exists") from error
 
 
 def _without_output(lost: OSError) -> tuple[int, str]:

@@ -135,7 +135,11 @@ def _check_leaf(value: Any, kind: FieldType, key: str) -> None:
     _require(_has_type(value, kind.base), f"{key} is {value!r}, but it takes {kind.words}")
     if kind.base in (str, tuple):
         spelled = surrogate_at("".join(value)) is None
-        _require(spelled, f"{key} is {value!r}, but it must be text that UTF-8 can spell")
+        _require(
+            spelled,
+            f"{key} is {value!r}, but it must be text that UTF-8 can spell; set LC_ALL=C.UTF-8 "
+            "if it is",
+        )
     if kind.base is tuple:
         _check_entries(value, kind.names, key)
     elif kind.names:
