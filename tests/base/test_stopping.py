@@ -65,7 +65,7 @@ def test_a_signal_is_deferred_where_the_terminal_is_gone(monkeypatch):
 
 COMMANDS = [
     "train", "evaluate", "compare", "probe", "pretrain", "generate", "export",
-    "planning.sizes",
+    "report", "planning.sizes",
 ]  # fmt: skip
 SLOW_IMPORT = """
 import os, signal, time

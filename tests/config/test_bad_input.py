@@ -132,6 +132,7 @@ def test_runs_directory_that_cannot_be_written(refuse, command, tmp_path):
         ("export", "--run"),
         ("export", "--to"),
         ("pretrain", "--to"),
+        ("generate", "--run"),
         ("generate", "--model"),
         ("generate", "--adapter"),
     ],
