@@ -31,12 +31,14 @@ def use_compilation_cache() -> None:
 
     JAX's own variables win: JAX_COMPILATION_CACHE_DIR names another directory, and
     JAX_ENABLE_COMPILATION_CACHE=false switches the cache off. A directory that cannot be
-    used costs a warning from JAX and the time to compile, not the run.
+    used costs a warning from JAX and the time to compile, not the run; without a home
+    directory nothing is kept.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        directory = Path(caches) / "stepalign_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(directory))
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if not caches.startswith("~"):
+            directory = Path(caches) / "stepalign_jax" / "xla"
+            jax.config.update("jax_compilation_cache_dir", str(directory))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # The many small programs of a start take as long together as the few large ones.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

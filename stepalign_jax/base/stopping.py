@@ -7,15 +7,20 @@ with stop_signals() as stop:             SIGINT, SIGTERM and SIGHUP raise Stoppe
         for ...:
             one step of the loop
             if stop.requested: save, then stop.now(...)
+
+Until a command has imported what it needs, `end_on_interrupt` stands in.
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+INTERRUPTED = "interrupted before the command was done"
 EXIT_CAN_GO_ON = 75  # EX_TEMPFAIL: all is saved, and the same command goes on
 _STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -72,7 +77,24 @@ class Stop:
             raise Stopped(f"stopped by {name} before the command was done", 128 + number)
         self.requested = name
         words = f"{name}: stops after this step, with a checkpoint; again to stop at once"
-        print(words, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the terminal may be what is gone
+            print(words, file=sys.stderr, flush=True)
+
+
+def end_on_interrupt() -> None:
+    """Makes SIGINT end the process with one line, for the seconds of a command's imports.
+
+    An exception would end in a traceback, or be lost in the code that it interrupts; and
+    nothing has been begun that would need one.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(_number: int, _frame: Any) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(EXIT_INTERRUPTED)
 
 
 @contextlib.contextmanager

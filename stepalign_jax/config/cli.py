@@ -3,7 +3,10 @@
 """What every command shares: its arguments, its config, its exit status."""
 
 import argparse
+import contextlib
+import functools
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,16 +16,21 @@ from typing import Any, Literal, NoReturn
 
 from stepalign_jax.base.compilation import CompilationNotices, use_compilation_cache
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.stopping import stop_signals
+from stepalign_jax.base.flags import pin_flags
+from stepalign_jax.base.output import lost_output, nobody_reads, prepare_output
+from stepalign_jax.base.paths import check_path
+from stepalign_jax.base.stopping import EXIT_INTERRUPTED, INTERRUPTED, stop_signals
 from stepalign_jax.config.describe import keys_help, resolved
 from stepalign_jax.config.fields import annotations
 from stepalign_jax.config.load import CONFIG_FILE, config_from_json, load_config
 from stepalign_jax.config.schema import Config
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_NOBODY_READS = 141  # 128 + SIGPIPE, as shells report it
 
 ALL_SECTIONS = tuple(annotations(Config))  # for a command that reads the whole config
+
+_PATH_METAVARS = ("PATH", "DIR", "FILE")  # of options whose leading ~ expands
 
 _KEYS_HELP = """\
 keys of the config that this command reads, each with what it takes; any may be
@@ -36,26 +44,66 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """Runs `main` on the command line's arguments and ends the process on a failure.
+    """Runs `main` on the command line's arguments and ends the process.
 
     Programs that it compiles are kept for the next command (`use_compilation_cache`); what
     takes long to compile is named.
 
-    A `UserError` becomes one line on stderr and status 2. A stop signal becomes one line and
-    status 75 where the same command goes on, else 128 + its number. Any other exception is a
-    bug and keeps its traceback.
+    README.md lists the exit statuses. A `UserError`, a stop signal and output that cannot be
+    written become one line on stderr. Output that nobody reads any more (`... | head -1`) ends
+    the command quietly. Any other exception is a bug and keeps its traceback.
     """
+    prepare_output()
+    pin_flags()
     use_compilation_cache()
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax remarks on how it is opened
+    # Orbax remarks on how it is opened, and prints what it then raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    status, line = _outcome(main)
+    if line:
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+    lost_output()
+    sys.exit(status)
+
+
+def _outcome(main: Callable[[list[str]], None]) -> tuple[int, str]:
+    """Runs `main`; returns the exit status and a line for stderr, or ""."""
     try:
         with stop_signals(), closing(CompilationNotices()):
-            main(sys.argv[1:])
+            _require_working_directory()
+            try:
+                main(sys.argv[1:])
+            except SystemExit as end:  # after --help or --print_config
+                if end.code:
+                    raise
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        return EXIT_USER_ERROR, f"error: {error}"
     except KeyboardInterrupt as stopped:  # most often Stopped
-        print(str(stopped) or "interrupted before the command was done", file=sys.stderr)
-        sys.exit(getattr(stopped, "exit_code", EXIT_INTERRUPTED))
+        return getattr(stopped, "exit_code", EXIT_INTERRUPTED), str(stopped) or INTERRUPTED
+    except RuntimeError as error:
+        if "initialize backend" not in str(error):
+            raise
+        return EXIT_USER_ERROR, f"error: JAX has no device to run on: {error}"
+    except OSError as error:
+        lost = lost_output()
+        if lost is None and not (isinstance(error, BrokenPipeError) and nobody_reads()):
+            raise
+        return _without_output(lost or error)
+    lost = lost_output()
+    return (0, "") if lost is None else _without_output(lost)
+
+
+def _require_working_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError("the working directory is gone: change to one that exists") from error
+
+
+def _without_output(lost: OSError) -> tuple[int, str]:
+    if isinstance(lost, BrokenPipeError):
+        return EXIT_NOBODY_READS, ""
+    return EXIT_USER_ERROR, f"error: cannot write the output: {lost.strerror}"
 
 
 def parse_arguments(
@@ -77,7 +125,8 @@ def parse_arguments(
       description: what the command does, for `--help`.
       example: one command line to copy, for `--help`.
       options: the command's own options: name (`--run`) to the keyword arguments of
-        `argparse.ArgumentParser.add_argument`.
+        `argparse.ArgumentParser.add_argument`. One with the metavar PATH, DIR or FILE is
+        checked as a path, and a leading ~ expands.
       sections: the sections and keys of the config that the command reads; None: it has no
         config.
       config: where the config comes from: "required" is `--config`; "of_run" is the
@@ -160,8 +209,15 @@ def _make_parser(
         allow_abbrev=False,
     )
     for name, keywords in (options or {}).items():
+        if keywords.get("metavar") in _PATH_METAVARS:
+            keywords = {"type": functools.partial(_path, name), **keywords}
         parser.add_argument(name, **keywords)
     return parser
+
+
+def _path(option: str, text: str) -> str:
+    check_path(option, path := os.path.expanduser(text))
+    return path
 
 
 def _program_name() -> str:

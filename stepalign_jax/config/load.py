@@ -12,6 +12,7 @@ import importlib
 import importlib.resources
 import importlib.util
 import json
+import os
 import re
 import sys
 import traceback
@@ -22,6 +23,7 @@ from typing import Any
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.names import nearest, nearest_key
+from stepalign_jax.base.paths import check_path
 from stepalign_jax.config.fields import all_keys
 from stepalign_jax.config.merge import apply_overrides, from_values
 from stepalign_jax.config.rules import check
@@ -108,9 +110,10 @@ def find_config_file(name: str) -> Path:
     """Returns the file that `--config` means: a path, or a name that this package ships.
 
     Raises:
-      UserError: there is no such file, with the nearest one.
+      UserError: there can be no such file, or there is none, with the nearest one.
     """
-    path = Path(name).expanduser()
+    check_path("--config", expanded := os.path.expanduser(name))
+    path = Path(expanded)
     if path.is_file():
         return path
     if _is_name(name):

@@ -7,11 +7,14 @@ a file is checked where that is known.
 """
 
 import math
+import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.names import nearest
+from stepalign_jax.base.paths import check_path
+from stepalign_jax.base.text import surrogate_at
 from stepalign_jax.config.comments import comments
 from stepalign_jax.config.fields import (
     FieldType,
@@ -114,6 +117,8 @@ def _check_fields(section: Any, prefix: str, read: Collection[str] | None = None
                 what = comments(type(section)).get(name) or "a path"
                 raise UserError(f"{key} is empty; name {what}")
             _check_leaf(value, kind, key)
+            if kind.rule.startswith("path") and value:
+                check_path(key, value)
         elif read is None or name in read:
             _check_class(value, annotation, key)
             _check_fields(value, f"{key}.")
@@ -128,6 +133,13 @@ def _check_class(value: Any, annotation: type, key: str) -> None:
 
 def _check_leaf(value: Any, kind: FieldType, key: str) -> None:
     _require(_has_type(value, kind.base), f"{key} is {value!r}, but it takes {kind.words}")
+    if kind.base in (str, tuple):
+        spelled = surrogate_at("".join(value)) is None
+        _require(
+            spelled,
+            f"{key} is {value!r}, but it must be text that UTF-8 can spell; set LC_ALL=C.UTF-8 "
+            "if it is",
+        )
     if kind.base is tuple:
         _check_entries(value, kind.names, key)
     elif kind.names:
@@ -161,6 +173,7 @@ def _check_entries(entries: tuple[str, ...], names: tuple[str, ...], key: str) -
 def _check_run_name(config: Config) -> None:
     plain = config.name not in ("", ".", "..") and not set("/\\") & set(config.name)
     _require(plain, f"name is {config.name!r}, but it must be the name of one directory")
+    check_path("name", os.path.join(config.runs_dir, config.name))
 
 
 def _check_reasoning_steps(config: Config) -> None:

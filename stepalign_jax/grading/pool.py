@@ -11,14 +11,18 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from stepalign_jax.base.errors import UserError
+
 START_SECS = 120.0  # for an interpreter and its imports, on a machine that is busy
 STOP_SECS = 1.0  # between SIGTERM and SIGKILL
 MAX_ATTEMPTS = 2  # a worker may die by no fault of its job, but a job may also kill it
+MAX_FAILED_STARTS = 2  # in a row, for each worker that may be alive
 
 TIMEOUT, CRASH = "timeout", "crash"  # verdicts that the pool itself gives
 
@@ -105,6 +109,7 @@ class WorkerPool:
         self._deadline_secs = deadline_secs
         self._jobs_per_worker = jobs_per_worker
         self._workers: list[_Worker] = []
+        self._failed_starts = 0
         self.num_crashes = 0
 
     @property
@@ -118,8 +123,10 @@ class WorkerPool:
         raised, an interrupt too, all workers are stopped, so no late reply can be taken
         for an answer to a later request.
 
+        A worker that dies as it starts is replaced once.
+
         Raises:
-          RuntimeError: a worker could not start.
+          UserError: no worker can start.
         """
         batch = _Batch(requests)
         try:
@@ -176,8 +183,11 @@ class WorkerPool:
             return
         elif worker.job is None:
             if reply["error"] is not None:
-                raise RuntimeError(f"a grading worker could not start: {reply['error']}")
-            worker.is_ready = True
+                raise UserError(
+                    f"no grading worker can start ({reply['error']}): install this package "
+                    "again with all that it needs"
+                )
+            worker.is_ready, self._failed_starts = True, 0
         else:
             batch.settle(worker.job, reply)
             worker.job = None
@@ -188,7 +198,10 @@ class WorkerPool:
         now = time.monotonic()
         for worker in [w for w in self._workers if w.expires <= now]:
             if not worker.is_ready:
-                raise RuntimeError(f"a grading worker did not start within {START_SECS:g} s")
+                raise UserError(
+                    f"a grading worker did not start within {START_SECS:g} s: the machine is "
+                    "too busy; give the same command again"
+                )
             if worker.job is not None:
                 self._remove(worker)
                 batch.settle(worker.job, TIMEOUT)
@@ -197,14 +210,24 @@ class WorkerPool:
         """Takes note of a worker that died by itself."""
         self._remove(worker)
         if worker.job is None:
-            code = worker.process.returncode
-            raise RuntimeError(f"a grading worker ended with status {code} as it started")
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_FAILED_STARTS * self._num_workers:
+                raise UserError(
+                    f"grading workers end as they start, the last {_ended(worker.process)}: "
+                    "free some memory, and give the same command again"
+                )
+            return
         self.num_crashes += 1
         batch.retry(worker.job)
 
     def _remove(self, worker: _Worker) -> None:
         self._workers.remove(worker)
         worker.stop()
+
+
+def _ended(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    return f"with status {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
 
 
 class _Batch:

@@ -11,9 +11,15 @@ finished and is passed over; one that does not match its manifest is refused.
     <directory>/<step>/manifest.json  ours
 """
 
+import contextlib
+import errno
 import hashlib
+import os
 import pathlib
+import re
 import shutil
+import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +29,7 @@ from jax.experimental import multihost_utils
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.base.progress import waiting
+from stepalign_jax.runs.plain_name import plain_name
 
 MANIFEST = "manifest.json"
 
@@ -74,7 +81,9 @@ class Checkpoints:
                 "place with --runs_dir=..."
             ) from error
         _wait_for_all("checkpoints_opened")
-        self._manager = _open_manager(self._directory)
+        self._open = contextlib.ExitStack()
+        self._manager = self._open.enter_context(_open_manager(self._directory))
+        self._open.enter_context(_late_writes_unreported())
 
     def save(self, step: int, state: Any, *, data_state: Any) -> None:
         """Saves one checkpoint, and returns when it is on disk and has its manifest.
@@ -98,9 +107,10 @@ class Checkpoints:
         try:
             saved = self._manager.save(step, args=items, force=True)
         except (OSError, ValueError) as error:  # a full disk is a ValueError to Orbax
+            reason = self._reason(error, step, state)
             raise UserError(
-                f"cannot write checkpoint {self._directory / str(step)}: "
-                f"{str(error).splitlines()[0]}; the checkpoints before it are whole"
+                f"cannot write checkpoint {self._directory / str(step)}: {reason}; the "
+                "checkpoints before it are whole, and the same command goes on from there"
             ) from error
         if not saved:
             raise RuntimeError(f"Orbax declined to save step {step} in {self._directory}")
@@ -112,7 +122,25 @@ class Checkpoints:
             self._delete(old_step)
 
     def close(self) -> None:
-        self._manager.close()
+        self._open.close()
+
+    def _reason(self, error: Exception, step: int, state: Any) -> str:
+        """Why a checkpoint could not be written, in a few words. What there is of it goes."""
+        in_words = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
+        number = getattr(error, "errno", None) or (int(in_words[1]) if in_words else None)
+        if number is None:
+            return str(error).splitlines()[0]
+        if number not in (errno.ENOSPC, errno.EDQUOT):
+            return os.strerror(number)
+        if jax.process_index() == 0:
+            for unfinished in self._directory.glob(f"{step}.*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._directory).free
+        return (
+            f"{os.strerror(number)}, where it takes about {needed / 1e6:.1f} MB and "
+            f"{free / 1e6:.1f} MB are free"
+        )
 
     def _delete(self, step: int) -> None:
         # Manifest first: a half-deleted checkpoint then counts as unfinished, not as damaged.
@@ -224,7 +252,29 @@ def _mend(step_directory: pathlib.Path) -> str:
     return f"delete {step_directory} to {then}"
 
 
-def _open_manager(directory: pathlib.Path, *, read_only: bool = False) -> ocp.CheckpointManager:
+@contextlib.contextmanager
+def _late_writes_unreported() -> Iterator[None]:
+    """Where one write fails, Orbax is done with its loop before the others know.
+
+    Each of them would be a traceback, "Event loop is closed", beside the sentence that counts.
+    """
+    report = sys.unraisablehook
+
+    def ignore(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            report(found)
+
+    sys.unraisablehook = ignore
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
+
+
+@contextlib.contextmanager
+def _open_manager(
+    directory: pathlib.Path, *, read_only: bool = False
+) -> Iterator[ocp.CheckpointManager]:
     options = ocp.CheckpointManagerOptions(
         # Ours to do: Orbax would delete the old one before the new one has its manifest.
         max_to_keep=None,
@@ -233,7 +283,8 @@ def _open_manager(directory: pathlib.Path, *, read_only: bool = False) -> ocp.Ch
         enable_async_checkpointing=False,
         read_only=read_only,
     )
-    return ocp.CheckpointManager(directory, options=options)
+    with plain_name(directory) as name, ocp.CheckpointManager(name, options=options) as manager:
+        yield manager
 
 
 def _write_manifest(step_directory: pathlib.Path, state: Any) -> None:

@@ -3,6 +3,7 @@
 """Compiled programs are kept between commands, and a broken cache never stops one."""
 
 import os
+import pwd
 import subprocess
 import sys
 from contextlib import closing
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from stepalign_jax.base.compilation import CompilationCounter
+from stepalign_jax.base.compilation import CompilationCounter, use_compilation_cache
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
@@ -66,6 +67,24 @@ def test_the_cache_can_be_switched_off(tmp_path):
 def test_a_directory_that_cannot_be_made_stops_nothing(tmp_path):
     (tmp_path / ".cache").write_text("a file, where a directory should be")
     assert run(tmp_path)[0] == "6.0 False"
+
+
+def test_without_a_home_directory_nothing_is_kept(monkeypatch):
+    """As in a container whose user has no entry in /etc/passwd."""
+    for name in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(_: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    updates: dict[str, object] = {}
+    monkeypatch.setattr(jax.config, "update", updates.__setitem__)
+    use_compilation_cache()
+    assert "jax_compilation_cache_dir" not in updates
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    use_compilation_cache()
+    assert updates["jax_compilation_cache_dir"] == "/caches/stepalign_jax/xla"
 
 
 def test_a_damaged_entry_is_compiled_again(tmp_path):

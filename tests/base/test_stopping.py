@@ -2,13 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stop signals: at once, at a safe point, and at once again."""
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from stepalign_jax.base.stopping import EXIT_CAN_GO_ON, Stopped, stop_signals
 
+ROOT = Path(__file__).parents[2]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
@@ -46,6 +51,56 @@ def test_a_second_signal_is_not_deferred():
         send(signal.SIGTERM)
         send(signal.SIGINT)
     assert stopped.value.exit_code == 128 + signal.SIGINT
+
+
+def test_a_signal_is_deferred_where_the_terminal_is_gone(monkeypatch):
+    reads, writes = os.pipe()
+    os.close(reads)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writes, "w") as gone:
+        monkeypatch.setattr(sys, "stderr", gone)
+        with stop_signals() as stop, stop.deferred():
+            send(signal.SIGHUP)
+    assert stop.requested == "SIGHUP"
+
+
+COMMANDS = [
+    "train", "evaluate", "compare", "probe", "pretrain", "generate", "export",
+    "report", "planning.sizes",
+]  # fmt: skip
+SLOW_IMPORT = """
+import os, signal, time
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_signal_during_the_imports_is_one_line(command, tmp_path):
+    (tmp_path / "jax.py").write_text(SLOW_IMPORT)
+    ended = subprocess.run(
+        [sys.executable, "-P", "-m", f"stepalign_jax.{command}", "--config=tiny"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert ended.returncode == 130
+    assert (ended.stdout, ended.stderr) == ("", "interrupted before the command was done\n")
+
+
+def test_importing_the_package_handles_no_signal(tmp_path):
+    """Also as `-m` of a module that imports it."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "__init__.py").write_text("import stepalign_jax.train")
+    check = "import signal; assert signal.getsignal(2) is signal.default_int_handler"
+    (tmp_path / "other" / "main.py").write_text(check)
+    subprocess.run(
+        [sys.executable, "-m", "other.main"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        timeout=100,
+        check=True,
+    )
 
 
 def test_handlers_are_put_back():

@@ -123,6 +123,34 @@ def test_runs_directory_that_cannot_be_written(refuse, command, tmp_path):
     assert "Not a directory" in error and "--runs_dir=" in error
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("evaluate", "--run"),
+        ("evaluate", "--to"),
+        ("probe", "--to"),
+        ("export", "--run"),
+        ("export", "--to"),
+        ("pretrain", "--to"),
+        ("generate", "--run"),
+        ("generate", "--model"),
+        ("generate", "--adapter"),
+    ],
+)
+def test_an_option_that_can_be_no_path(command, option, monkeypatch, capsys):
+    error = refusal(ALL_COMMANDS[command], [f"{option}=~of_nobody/a"], monkeypatch, capsys)
+    assert error.startswith(f"{option} is '~of_nobody/a', but ~ stands for a home directory")
+
+
+def test_a_working_directory_that_is_gone(monkeypatch, capsys, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    argv = ["--model", "packaged:tiny", "--prompt", "1"]
+    error = refusal(generate.main, argv, monkeypatch, capsys)
+    assert error == "the working directory is gone: change to one that exists"
+
+
 def test_evaluating_a_run_that_is_not_there(refuse, tmp_path):
     error = refuse("evaluate", "--run", str(tmp_path / "missing"))
     assert "holds no finished checkpoint; train first" in error

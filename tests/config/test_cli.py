@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,13 @@ import pytest
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.progress import progress
-from stepalign_jax.config.cli import parse_arguments, read_config
+from stepalign_jax.base.stopping import EXIT_CAN_GO_ON, EXIT_INTERRUPTED
+from stepalign_jax.config.cli import (
+    EXIT_NOBODY_READS,
+    EXIT_USER_ERROR,
+    parse_arguments,
+    read_config,
+)
 from stepalign_jax.config.comments import comments, summary
 from stepalign_jax.config.fields import all_keys, leaves
 from stepalign_jax.config.load import load_config
@@ -88,6 +95,13 @@ def test_bug_keeps_its_traceback(tmp_path: Path) -> None:
     assert "Traceback" in result.stderr and "ValueError: a bug" in result.stderr
 
 
+def test_readme_lists_the_exit_statuses() -> None:
+    table = re.findall(r"^\| (\d[\d, ]*) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    listed = [int(status) for row in table for status in row.split(",")]
+    signals = [128 + signal.SIGHUP, EXIT_INTERRUPTED, 128 + signal.SIGTERM]
+    assert listed == [0, 1, EXIT_USER_ERROR, EXIT_CAN_GO_ON, *signals, EXIT_NOBODY_READS]
+
+
 def test_config_options_and_overrides_are_told_apart() -> None:
     arguments = parse(
         "--train.num_steps=5",
@@ -139,6 +153,17 @@ def test_without_sections_there_is_no_config() -> None:
 def test_malformed_arguments_are_user_errors(argv: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(UserError, match=".*" + sentence):
         parse(*argv)
+
+
+def test_options_that_are_paths_are_checked_and_expanded(monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    options = {"--to": {"metavar": "DIR"}, "--split": {"metavar": "NAME"}}
+    for argv in (("--to=~/a", "--split=~/a"), ("--to", "~/a", "--split", "~/a")):
+        arguments = parse(*argv, sections=None, options=options)
+        assert (arguments.to, arguments.split) == ("/home/me/a", "~/a")
+    for value in ("", "~of_nobody/a", "x" * 256, "caf\udce9"):
+        with pytest.raises(UserError, match=r"--to is "):
+            parse(f"--to={value}", sections=None, options=options)
 
 
 def help_text(capsys: pytest.CaptureFixture[str], **keywords) -> str:

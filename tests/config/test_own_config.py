@@ -75,8 +75,16 @@ def test_a_home_directory_is_expanded(elsewhere: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(elsewhere))
     (elsewhere / "mine.py").write_text(OWN)
     assert load_config("~/mine.py").name == "mine"
+    with pytest.raises(UserError, match="--config is '~of_nobody/mine"):
+        load_config("~of_nobody/mine.py")
     assert load_config("tiny", ["--runs_dir=~/runs"]).runs_dir == f"{elsewhere}/runs"
     assert load_config("tiny", ["--prompts.solver=~/{problem}"]).prompts.solver == "~/{problem}"
+
+
+def test_a_config_file_writes_whole_paths(elsewhere: Path) -> None:
+    (elsewhere / "mine.py").write_text(OWN.replace("name=", 'runs_dir="~/r", name=', 1))
+    with pytest.raises(UserError, match="runs_dir is '~/r', but ~ stands for a home"):
+        load_config("mine.py")
 
 
 def test_a_file_of_a_shipped_name_is_meant_by_its_path(elsewhere: Path) -> None:

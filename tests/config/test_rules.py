@@ -90,6 +90,13 @@ def test_intervals(rule: str, inside: tuple[float, ...], outside: tuple[float, .
         (("name=a/b",), "name is 'a/b', but it must be the name of one directory"),
         (("name=",), "name is ''"),
         (("name=..",), "name is '..'"),
+        (("name=" + "x" * 256,), "a name has at most 255 bytes"),
+        # A byte that is no UTF-8, as Python hands it on.
+        (("name=caf\udce9",), r"name is 'caf\udce9', but it must be text that UTF-8 can spell"),
+        (("prompts.solver={problem}\udce9",), "prompts.solver is"),
+        (("objective.token_weights=a,\udce9",), "it must be text that UTF-8 can spell"),
+        (("model.path=a\0b",), "without a NUL"),
+        (("runs_dir=~of_nobody/r",), "runs_dir is '~of_nobody/r', but ~ stands for a home"),
         (
             (*ARITHMETIC, "problems.min_reasoning_steps=5"),
             "min_reasoning_steps is 5, but it must not be above problems.max_reasoning_steps",

@@ -1,6 +1,8 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -337,6 +339,34 @@ def test_job_whose_worker_dies_is_tried_once_more(make_pool, tmp_path):
     assert pool.num_crashes == 1
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_worker_killed_as_it_starts_is_replaced_once(num_workers, tmp_path):
+    """As the kernel kills where memory is short: each place once, also at a later start."""
+    places = [f"{tmp_path}/{n}" for n in range(num_workers)]
+    killed = f"""
+import os, signal
+for place in {places}:
+    try:
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        continue
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with contextlib.closing(
+        WorkerPool(
+            [sys.executable, "-S", "-c", killed + FAKE_WORKER],
+            num_workers=num_workers,
+            deadline_secs=30.0,
+            jobs_per_worker=1,
+        )
+    ) as pool:
+        for _ in range(2):
+            verdicts = pool.run([("", "", "")] * 3)
+            assert CRASH not in verdicts and pool.num_crashes == 0
+            for place in places:
+                os.unlink(place)
+
+
 def test_job_that_kills_every_worker_is_given_up(make_pool):
     pool = make_pool(num_workers=2)
     verdicts = pool.run([("", "", ""), ("die", "", ""), ("", "", "")])
@@ -373,17 +403,18 @@ def test_interrupt_stops_all_workers(make_pool):
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("raise SystemExit(3)", "status 3"),
-        ("""print('{"error": "no math_verify"}')""", "no math_verify"),
+        ("raise SystemExit(3)", "the last with status 3: free some memory"),
+        ("import os; os.kill(os.getpid(), 9)", "the last by SIGKILL: free some memory"),
+        ("""print('{"error": "no math_verify"}')""", "(no math_verify): install this package"),
     ],
 )
-def test_worker_that_cannot_start_is_an_error(code, reason):
+def test_workers_that_cannot_start_end_the_command_with_a_sentence(code, reason):
     pool = WorkerPool(
         [sys.executable, "-S", "-c", code],
         num_workers=2,
         deadline_secs=1.0,
         jobs_per_worker=JOBS_PER_WORKER,
     )
-    with pytest.raises(RuntimeError, match=reason):
+    with pytest.raises(UserError, match=re.escape(reason)):
         pool.run([("", "", "")])
     assert pool.process_ids == []

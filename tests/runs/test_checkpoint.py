@@ -1,8 +1,12 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import dataclasses
 import os
 import pathlib
+import sys
+import tempfile
+from types import SimpleNamespace
 from typing import Any
 
 import flax.struct
@@ -183,6 +187,77 @@ def test_failed_save_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"cannot write checkpoint .*before it are whole"):
         checkpoints.save(1, make_state(), data_state={})
     checkpoints.close()
+
+
+def test_a_full_disk_is_one_sentence_with_what_is_needed_and_free(tmp_path, monkeypatch):
+    """The words are TensorStore's. The writes beside the one that failed end later."""
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    save_steps(tmp_path, 1)
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path, num_to_keep=2)) as checkpoints:
+        unfinished = tmp_path / "2.orbax-checkpoint-tmp"
+
+        def save(*_: Any, **__: Any) -> bool:
+            unfinished.mkdir()
+            (unfinished / "half").write_bytes(b"half of the arrays")
+            raise ValueError(
+                'RESOURCE_EXHAUSTED: Error writing "step/0" in OCDBT database: Failed to write '
+                "4653056 bytes to file 7: No space left on device [os_error_code='28']"
+            )
+
+        monkeypatch.setattr(checkpoints._manager, "save", save)
+        monkeypatch.setattr(
+            checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=2_500_000)
+        )
+        state = {"weights": jnp.zeros((1000, 1100)), "half": jnp.zeros(100_000, jnp.bfloat16)}
+        with pytest.raises(UserError) as refusal:
+            checkpoints.save(2, state, data_state={})
+        assert str(refusal.value) == (
+            f"cannot write checkpoint {tmp_path / '2'}: No space left on device, where it "
+            "takes about 4.6 MB and 2.5 MB are free; the checkpoints before it are whole, and "
+            "the same command goes on from there"
+        )
+        assert not unfinished.exists()
+        for words in ("Event loop is closed", "another"):
+            sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(words)))
+    assert [str(found.exc_value) for found in reported] == ["another"]
+    assert checkpoint.finished_steps(tmp_path) == [1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("runs [v2]", "[!a]", "a*b?", "{x,y}", "a#b%41&c", 'it\'s "q"', "ünï 数", "a\\b"),
+        *("gs:", "$HOME", "a\nb", "~", os.fsdecode(b"caf\xe9")),
+    ],
+)
+def test_any_name_of_the_directory(tmp_path, name, monkeypatch):
+    """Orbax takes some for patterns, TensorStore for other paths."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "links"))
+    (tmp_path / "links").mkdir()
+    directory = tmp_path / name / "run" / "checkpoints"
+    save_steps(directory, 1, 2, 3, num_to_keep=2)
+    save_steps(directory, 4, num_to_keep=2)
+    assert checkpoint.finished_steps(directory) == [3, 4]
+    restored = checkpoint.restore_latest(directory, abstract(make_state()))
+    assert restored is not None and restored.step == 4
+    assert_restored(restored.state, make_state(4))
+    part = {"params": abstract(make_state().params)}
+    assert_restored(checkpoint.restore_part(directory, part, 3)["params"], make_state(3).params)
+    assert not list((tmp_path / "links").iterdir())
+    moved = tmp_path / "moved"
+    directory.rename(moved)
+    restored = checkpoint.restore_latest(moved, abstract(make_state()))
+    assert restored is not None
+    assert_restored(restored.state, make_state(4))
+
+
+def test_a_name_that_no_link_can_replace_is_refused(tmp_path, monkeypatch):
+    for place, part in (("[links]", "has such a name too"), ("nowhere", "No such file")):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / place))
+        (tmp_path / "[links]").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=f"Orbax takes for a pattern.*{part}.*TMPDIR"):
+            save_steps(tmp_path / "runs [v2]", 1)
 
 
 def test_leaves_go_to_the_sharding_asked_for(tmp_path):

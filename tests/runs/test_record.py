@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is kept of a step, worked by hand from two problems with two rollouts each."""
 
+import contextlib
 import dataclasses
 from functools import partial
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from stepalign_jax.feedback.contexts import FAILURES, Attempt, Context, describe
 from stepalign_jax.objectives.divergence import LossScores
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.directory import RunDirectory
+from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.runs.phases import Batch, Critiques, Samples
 from stepalign_jax.runs.record import (
     LARGEST_LOGPROB_GAP,
@@ -287,6 +289,22 @@ class FakeWriter:
 
     def add_text(self, step: int, tag: str, text: str) -> None:
         self.texts.append((step, tag, text))
+
+
+def test_a_step_that_diverged_is_one_sentence_and_leaves_no_file(tmp_path):
+    """In float16 the forward pass overflows, so that the scores of a rollout are NaN too."""
+    results = make_results(metrics={"loss": np.float32(np.nan)})
+    for scores in results.scores:
+        scores.advantage[:] = np.nan  # pyright: ignore[reportIndexIssue]
+    run = RunDirectory(tmp_path / "run")
+    config = small_config(tmp_path, model={"compute_dtype": "float16"})
+    tmp_path.joinpath("run").mkdir()
+    with (
+        contextlib.closing(MetricsWriter(run, num_completed_steps=4)) as writer,
+        pytest.raises(UserError, match=r"loss is nan at step 4: training has diverged"),
+    ):
+        record_step(run, writer, EmptySteps(0), results, config, num_devices=1)
+    assert run.metrics_file.read_text() == "" and not run.rollouts_file(4).exists()
 
 
 def test_what_is_recorded_of_a_step(tmp_path):
