@@ -10,7 +10,7 @@ SLOW := .venv-slow/bin
 SLOW_PAGE := docs/test-slow.md
 TINY := stepalign_jax/tiny/checkpoint
 
-.PHONY: demo test check format test-slow peers pretrain clean
+.PHONY: demo test check format test-slow test-newest peers pretrain clean
 
 demo: .venv/installed
 	$(BIN)/python -m stepalign_jax.train --config configs/tiny.py
@@ -35,6 +35,10 @@ test-slow: .venv-slow/installed
 	  status=$$?; cat .venv-slow/log.txt; sed "s|$(CURDIR)/||" .venv-slow/log.txt >> $(SLOW_PAGE); \
 	  printf '```\n' >> $(SLOW_PAGE); exit $$status
 
+# The upper end of the bounds: `make test-newest PYTHON=python3.13` (docs/install.md).
+test-newest: .venv-newest/installed
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal
+
 # Makes the packaged tiny checkpoint again, from nothing; it is replaced when all is done.
 pretrain: .venv/installed
 	$(BIN)/python -m stepalign_jax.pretrain --config configs/tiny.py --to build/pretrained --overwrite
@@ -46,7 +50,7 @@ pretrain: .venv/installed
 peers: .venv-peers/installed
 
 clean:
-	rm -rf .venv .venv-slow .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-slow .venv-newest .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -67,6 +71,11 @@ clean:
 .venv-slow/installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(PYTHON) -m venv .venv-slow
 	$(SLOW)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,slow]'
+	@touch $@
+
+.venv-newest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[test]'
 	@touch $@
 
 .venv-peers/installed: | .venv/bin/python

@@ -11,6 +11,8 @@ from stepalign_jax.sampling.engine import Engine
 from stepalign_jax.sampling.request import Address, Purpose, Request, SamplingParams
 from stepalign_jax.tiny.tokenizer import END, PAD, VOCABULARY
 
+LARGEST_LOGIT = np.float32(17.8)  # of the packaged model on these prompts
+
 
 def test_addresses_draw_the_tokens_that_they_always_drew():
     golden = np.load(GOLDEN)
@@ -27,9 +29,11 @@ def test_addresses_draw_the_tokens_that_they_always_drew():
         for field in ("tokens", "lengths", "finished"):
             expected = golden[f"{name}/{field}"]
             np.testing.assert_array_equal(getattr(rollouts, field), expected, err_msg=name)
-        # The same bits where the golden was made; another CPU sums in another order.
+        # The same bits where the golden was made. Another CPU, or another compiler, sums in
+        # another order; a logit and the sum of all may then each be rounded to a neighbour.
         expected = golden[f"{name}/logprobs"]
-        np.testing.assert_allclose(rollouts.logprobs, expected, rtol=0, atol=1e-6)
+        bound = 2 * np.spacing(LARGEST_LOGIT)
+        np.testing.assert_allclose(rollouts.logprobs, expected, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "unfiltered"])

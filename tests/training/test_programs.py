@@ -126,7 +126,7 @@ ON_TPUS = """
         programs, score, update = without_data(mesh, SPEC, DIVERGENCE, jnp.bfloat16)
         programs.teacher_hidden.lower(*score).compile()
         plan = programs.whole.lower(*update).compile().memory_analysis()
-    print("compiled for", mesh.size, "chips" if plan.temp_size_in_bytes > 0 else "")
+    print("compiled for", mesh.size, "chips" if plan.generated_code_size_in_bytes > 0 else "")
 """
 
 
