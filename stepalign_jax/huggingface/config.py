@@ -7,7 +7,6 @@ is missing, its value is the one that transformers takes.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +46,8 @@ _HF_KEYS = {
     "max_positions": "max_position_embeddings",
 }
 _KINDS = {int: "a positive whole number", float: "a positive number", bool: "true or false"}
+# Sizes are int32 on the devices, the others float32: what is beyond is a slip of the pen.
+_ENDS = {int: 2**31, float: 3e38}
 
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0  # transformers' defaults
 # Keys of YaRN that are written only where they were given.
@@ -151,11 +152,12 @@ def _family(hf: dict[str, Any]) -> Family:
     architectures = hf.get("architectures") or []
     family = _FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None or architectures not in ([], [family.architecture]):
-        found = ", ".join(map(str, architectures)) or "model"
-        names = " or ".join(family.architecture for family in _FAMILIES.values())
+        names = architectures if isinstance(architectures, list) else [architectures]
+        found = " ".join(", ".join(map(str, names)).split()) or "model"
+        wanted = " or ".join(family.architecture for family in _FAMILIES.values())
         raise UserError(
             f"config.json describes a {found} (model_type {model_type!r}): only dense Qwen3 "
-            f"and Qwen2 are supported, so give a checkpoint of a {names}."
+            f"and Qwen2 are supported, so give a checkpoint of a {wanted}."
         )
     return family
 
@@ -205,7 +207,7 @@ def _refuse_unsupported(hf: dict[str, Any], family: Family, rope: dict[str, Any]
         "partial_rotary_factor": (rotated, rotated == 1.0),
         "attention_bias": (bias, not bias),
         "use_sliding_window": (hf.get("use_sliding_window"), not hf.get("use_sliding_window")),
-        "layer_types": (layer_types, set(layer_types) == {"full_attention"}),
+        "layer_types": (layer_types, _all_full(layer_types)),
         "hidden_act": (hf.get("hidden_act"), hf.get("hidden_act", "silu") == "silu"),
     }
     for key, (value, supported) in refusals.items():
@@ -214,6 +216,11 @@ def _refuse_unsupported(hf: dict[str, Any], family: Family, rope: dict[str, Any]
                 f"config.json asks for {key} = {value!r}, which is not supported: use a dense "
                 "Qwen3 or Qwen2 checkpoint (plain or YaRN RoPE, SiLU, full attention)."
             )
+
+
+def _all_full(layer_types: Any) -> bool:
+    is_list = isinstance(layer_types, list)
+    return is_list and all(kind == "full_attention" for kind in layer_types)
 
 
 def _values(hf: dict[str, Any]) -> dict[str, Any]:
@@ -256,7 +263,7 @@ def _is_kind(value: Any, kind: type) -> bool:
     # In Python a bool is an int too; in a config.json it never stands for a number.
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
-    return isinstance(value, int if kind is int else int | float) and value > 0
+    return isinstance(value, int if kind is int else int | float) and 0 < value < _ENDS[kind]
 
 
 def _yarn_from_hf(rope: dict[str, Any], max_positions: int) -> YarnScaling:
@@ -308,7 +315,7 @@ def _number(rope: dict[str, Any], key: str, least: float) -> float | None:
     if value is None:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value < math.inf:
+    if not is_number or not least <= value < _ENDS[float]:
         raise UserError(
             f"config.json asks for YaRN with {key} = {value!r}: give a number that is at "
             f"least {least}."

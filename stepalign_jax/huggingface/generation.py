@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a checkpoint's generation_config.json says: where a completion ends, how it is drawn."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,9 @@ from stepalign_jax.base.files import read_json_object
 
 FILE = "generation_config.json"
 _TOP_K = 50  # transformers' own where a file that samples does not say
+# Ids, counts and top-k are int32 on the devices, the others float32.
+_END_OF_INT32, _END_OF_FLOAT32 = 2**31, 3e38
+_SHOWN = 40  # characters of a value that is named
 _FOLLOWED = ("eos_token_id", "do_sample", "temperature", "top_k", "top_p", "max_new_tokens")
 
 # Keys that change no token of a single answer. Any other key with a value that transformers
@@ -30,6 +32,7 @@ _SILENT = {
 _NEUTRAL = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "typical_p"), 1),
     **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale"), 1),
+    "max_length": 20,  # transformers' own default, which older versions wrote down
 }
 
 
@@ -72,7 +75,7 @@ def read_generation_settings(directory: Path) -> GenerationSettings:
     def value(key: str, wanted: str, fits: Any) -> Any:
         found = stored.get(key)
         if found is not None and not fits(found):
-            raise UserError(f"{path} has {key} = {found!r}: it must be {wanted}.")
+            raise UserError(f"{path} has {key} = {_short(found)}: it must be {wanted}.")
         return found
 
     do_sample = bool(value("do_sample", "true or false", lambda x: isinstance(x, bool)))
@@ -89,7 +92,7 @@ def read_generation_settings(directory: Path) -> GenerationSettings:
             "max_new_tokens", "a positive whole number", lambda x: _is_whole(x, 1)
         ),
         not_followed=tuple(
-            f"{key}={found}" for key, found in stored.items() if _acts(key, found)
+            f"{key}={_short(found)}" for key, found in stored.items() if _acts(key, found)
         ),
     )
 
@@ -101,7 +104,8 @@ def _stop_ids(path: Path, stored: dict[str, Any]) -> tuple[int, ...] | None:
     ids = eos if isinstance(eos, list) else [eos]
     if not ids or not all(_is_whole(i, 0) for i in ids):
         raise UserError(
-            f"{path} has eos_token_id = {eos!r}: it must be a token id, or a list of some."
+            f"{path} has eos_token_id = {_short(eos)}: it must be a token id, or a list of "
+            "some."
         )
     return tuple(ids)
 
@@ -114,10 +118,15 @@ def _acts(key: str, value: Any) -> bool:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    return is_int and least <= value < _END_OF_INT32
 
 
 def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < _END_OF_FLOAT32
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

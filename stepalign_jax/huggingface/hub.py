@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a path that a user gives to a directory: packaged checkpoints and the Hub."""
 
+import contextlib
 import importlib.resources
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ _PACKAGED = "packaged:"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
 _HUB_TIMEOUT_SECS = 5.0
-_POINTER, _MAX_POINTER_BYTES = b"version https://git-lfs", 1024
+_POINTER = b"version https://git-lfs"
 
 
 def resolve_checkpoint(path: str, key: str = "model.path") -> Path:
@@ -55,17 +56,24 @@ def resolve_checkpoint(path: str, key: str = "model.path") -> Path:
 def refuse_pointers(directory: Path) -> None:
     """Refuses a directory that was cloned without its large files.
 
+    Pointers to files that are not read (pickles, pictures) may stay.
+
     Raises:
-      UserError: a file is a Git LFS pointer.
+      UserError: a file that is read is a Git LFS pointer.
     """
-    for file in sorted(directory.iterdir()):
-        if file.is_file() and file.stat().st_size < _MAX_POINTER_BYTES:
-            with file.open("rb") as content:
-                if content.read(len(_POINTER)) == _POINTER:
-                    raise UserError(
-                        f"{file} is a Git LFS pointer, not the file: run `git lfs pull` in "
-                        f"{directory}, or download the checkpoint again."
-                    )
+    for file in sorted(file for pattern in _HUB_FILES for file in directory.glob(pattern)):
+        if _is_pointer(file):
+            raise UserError(
+                f"{file} is a Git LFS pointer, not the file: run `git lfs pull` in "
+                f"{directory}, or download the checkpoint again."
+            )
+
+
+def _is_pointer(file: Path) -> bool:
+    # What cannot be opened is refused, with its reason, by who reads it.
+    with contextlib.suppress(OSError), file.open("rb") as content:
+        return content.read(len(_POINTER)) == _POINTER
+    return False
 
 
 def _packaged(name: str, key: str) -> Path:

@@ -34,6 +34,7 @@ WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _MATRICES = {"a": "lora_A", "b": "lora_B"}
 _DTYPES = ("float32", "bfloat16", "float16")
+_END_OF_FLOAT32 = 3e38
 
 # Keys of adapter_config.json that say nothing about what the finished adapter computes.
 _NEUTRAL = {
@@ -208,7 +209,7 @@ def _number(path: Path, settings: Tree, key: str) -> float:
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
-        or not math.isfinite(value)
+        or not abs(value) < _END_OF_FLOAT32
     ):
         raise UserError(f"{path} has {key} = {json.dumps(value)}, but it must be a number.")
     return value

@@ -14,14 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import read_json_object
 from stepalign_jax.huggingface.generation import read_generation_settings
 from stepalign_jax.huggingface.guarded_encoder import GuardedEncoder
 
 # Stands where the user text goes while the template is rendered.
 _SENTINEL = "UserTextGoesHere"
-# What a template could do to a message, all of it seen in the wild: escape, join lines, trim
-# each of them, shorten.
-_TRYING = '  say "hi" & <b>\\n</b>\n\n  it\'s  there\t' + "x1 " * 400 + "é\n "
+# What templates do to messages shows in one of these: they escape, replace, join or wrap lines,
+# drop thoughts and doubles, shorten, and trim some kinds of ends, or each line.
+_BODY = (
+    "".join(map(chr, range(32, 127)))
+    + "\nStep 1: \\n \\\\ \\boxed{7}\n\t"
+    + "<b>&amp;</b> https://x.org  '' \r\n\n\n  twice \n  twice \n"
+    + "<think>x</think> <|im_end|> {{ y }} ñé\u00a0ß\u200b数\u2028学 e\u0301 😀"
+    + "\n3 x" * 50_000
+)
+_TRYING = [end + _BODY + end for end in ("", " ", "\n", "\r\n", "\t", "\u00a0", "\u3000")]
 _OPEN_THINKING, _CLOSE_THINKING = "<think>", "</think>"
 
 
@@ -39,17 +47,15 @@ def load_tokenizer(directory: str | Path) -> Any:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
-    _check_class_is_named(Path(directory))
+    _check_files(Path(directory))
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # of many libraries; `tokenizers` raises bare Exceptions
-        reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{directory} holds no tokenizer that can be loaded ({type(error).__name__}: "
-            f"{reason}): it needs tokenizer_config.json, and a whole tokenizer.json or "
-            "tokenizer.model that this version of transformers can read."
+            f"{directory} holds no tokenizer that can be loaded ({_reason(error)}): take files "
+            "that this version of transformers can read, or fetch them again."
         ) from error
     if not tokenizer.is_fast:
         raise UserError(
@@ -57,29 +63,48 @@ def load_tokenizer(directory: str | Path) -> Any:
             "could forge special tokens: convert it to tokenizer.json."
         )
     if not tokenizer.chat_template:
-        raise UserError(f"the tokenizer in {directory} has no chat template: add one to it.")
+        raise UserError(
+            f"the tokenizer in {directory} has no chat template: add chat_template.jinja."
+        )
     for thinking in (True, False):
         _check_template(tokenizer, thinking)
     return tokenizer
 
 
-def _check_class_is_named(directory: Path) -> None:
-    """Refuses a `tokenizer.model` for which transformers would guess the class.
+def _check_files(directory: Path) -> None:
+    """Refuses what transformers would guess at, or name no file for.
 
     Raises:
-      UserError: tokenizer_config.json names no class for it.
+      UserError: a file is missing or is no JSON object, or nothing names the class of a
+        tokenizer.model.
     """
-    if (
-        not (directory / "tokenizer.model").is_file()
-        or (directory / "tokenizer.json").is_file()
-    ):
-        return
-    path = directory / "tokenizer_config.json"
-    if not path.is_file() or '"tokenizer_class"' not in path.read_text(encoding="utf-8"):
+    settings = directory / "tokenizer_config.json"
+    if not settings.is_file():
         raise UserError(
-            f"{directory} has tokenizer.model, but {path.name} names no tokenizer_class for it "
-            "(LlamaTokenizer, GemmaTokenizer, ...): add it, or convert it to tokenizer.json."
+            f"{settings} does not exist: a tokenizer is tokenizer_config.json beside "
+            "tokenizer.json or tokenizer.model, so fetch the tokenizer's files again."
         )
+    for name in ("tokenizer.json", "special_tokens_map.json", "added_tokens.json"):
+        if (directory / name).is_file():
+            read_json_object(directory / name)
+    named = read_json_object(settings).get("tokenizer_class")
+    if (directory / "tokenizer.json").is_file():
+        return
+    if not [file for names in ("*.model", "vocab.*") for file in directory.glob(names)]:
+        raise UserError(
+            f"{directory} has neither tokenizer.json nor tokenizer.model: fetch the "
+            "tokenizer's files again."
+        )
+    if (directory / "tokenizer.model").is_file() and not named:
+        raise UserError(
+            f"{directory} has tokenizer.model, but {settings.name} names no tokenizer_class "
+            "for it (LlamaTokenizer, GemmaTokenizer, ...): add it, or convert it to "
+            "tokenizer.json."
+        )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def render_prompt(tokenizer: Any, user_text: str, *, thinking: bool) -> list[int]:
@@ -127,7 +152,7 @@ def _template_parts(tokenizer: Any, thinking: bool) -> tuple[str, str]:
     They end and begin with the message's own tabs, unless the template trims messages. So
     the tabs tell `render_prompt` whether to trim the user text.
     """
-    return _parts_of(tokenizer, tokenizer.chat_template, thinking)
+    return _parts_of(tokenizer, str(tokenizer.chat_template), thinking)
 
 
 @functools.lru_cache(maxsize=8)
@@ -135,8 +160,8 @@ def _parts_of(tokenizer: Any, _template: str, thinking: bool) -> tuple[str, str]
     parts = _rendered(tokenizer, f"\t{_SENTINEL}\t", thinking).split(_SENTINEL)
     if len(parts) != 2:
         raise UserError(
-            f"the chat template shows a user message {len(parts) - 1} times: use a template "
-            "that shows it once, unchanged."
+            f"the chat template in {tokenizer.name_or_path} shows a user message "
+            f"{len(parts) - 1} times: use a template that shows it once, unchanged."
         )
     return parts[0], parts[1]
 
@@ -152,8 +177,8 @@ def _rendered(tokenizer: Any, user_text: str, thinking: bool) -> str:
         )
     except Exception as error:  # a template may raise anything
         raise UserError(
-            f"the chat template cannot render one user message ({type(error).__name__}: "
-            f"{error}): use a template that can."
+            f"the chat template in {tokenizer.name_or_path} cannot render one user message "
+            f"({_reason(error)}): use a template that can."
         ) from error
 
 
@@ -164,13 +189,15 @@ def _check_template(tokenizer: Any, thinking: bool) -> None:
       UserError: it does, or it does not show a message exactly once, or it raises.
     """
     before, after = _template_parts(tokenizer, thinking)
-    text = _trimmed(_TRYING, before, after)
-    expected = before.removesuffix("\t") + text + after.removeprefix("\t")
-    if _rendered(tokenizer, _TRYING, thinking) != expected:
-        raise UserError(
-            "the chat template changes a user message (escapes, joins or shortens it): use a "
-            "template that shows it unchanged, or trimmed at both ends."
-        )
+    for text in _TRYING:
+        shown = _trimmed(text, before, after)
+        expected = before.removesuffix("\t") + shown + after.removeprefix("\t")
+        if _rendered(tokenizer, text, thinking) != expected:
+            raise UserError(
+                f"the chat template in {tokenizer.name_or_path} changes a user message "
+                "(escapes, replaces, joins, shortens or half trims it): use a template that "
+                "shows it unchanged, or trimmed at its ends."
+            )
 
 
 def _trimmed(user_text: str, before: str, after: str) -> str:
@@ -221,10 +248,12 @@ def check_ids(tokenizer: Any, stops: Sequence[int], vocab_size: int) -> None:
     }
     for what, ids in sources.items():
         if ids and (worst := max(ids)) >= vocab_size:
+            token = tokenizer.convert_ids_to_tokens(worst)
+            name = worst if token is None else f"{token!r} with the id {worst}"
             raise UserError(
-                f"{what} is {tokenizer.convert_ids_to_tokens(worst)!r} with the id {worst}, "
-                f"but the model has embeddings for ids below {vocab_size}: take the tokenizer "
-                "that belongs to these weights."
+                f"{what} is {name}, but the model in {tokenizer.name_or_path} has embeddings "
+                f"for ids below {vocab_size}: take the tokenizer and generation_config.json "
+                "that belong to these weights."
             )
 
 

@@ -105,10 +105,13 @@ def test_other_weights_and_other_problems_make_it_anew(tmp_path):
 def test_other_tokenizer_template_or_stop_ids_make_it_anew(tmp_path):
     initial, config = Initial(), filtering(tmp_path)
     select(config, tmp_path, initial)
-    for number, name in enumerate(
-        ("tokenizer.json", "chat_template.jinja", "generation_config.json"), start=2
-    ):
-        (tmp_path / name).write_text("another")
+    contents = {
+        "tokenizer.json": "another",
+        "chat_template.jinja": "another",
+        "generation_config.json": '{"eos_token_id": 7}',
+    }
+    for number, (name, content) in enumerate(contents.items(), start=2):
+        (tmp_path / name).write_text(content)
         select(config, tmp_path, initial)
         assert len(initial.asked) == number
 

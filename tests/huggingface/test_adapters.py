@@ -124,6 +124,7 @@ def keep_only(part: str) -> Any:
         ({"r": 2.5}, r"r = 2\.5"),
         ({"r": "3"}, 'r = "3", but it must be a number'),
         ({"lora_alpha": None}, "lora_alpha = null, but it must be a number"),
+        ({"lora_alpha": 10**400}, "but it must be a number"),
         ({"r": 4}, r"has shape \[3, 32\], but the model and r ask for \[4, 32\]"),
         ({"target_modules": ["q_proj"]}, "holds .* and 23 more, which adapter_config.json and"),
     ],

@@ -6,8 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from stepalign_jax.base.errors import UserError
 from stepalign_jax.huggingface import fingerprint as module
 from stepalign_jax.huggingface.fingerprint import fingerprint_adapter, fingerprint_checkpoint
 from stepalign_jax.huggingface.hub import resolve_checkpoint
@@ -50,20 +53,51 @@ def test_a_copy_at_another_time_and_place_is_the_same(model, tmp_path):
     assert fingerprint_checkpoint(model) == fingerprint_checkpoint(tmp_path / "copy")
 
 
-def test_of_a_large_file_head_blocks_and_size_count(model, monkeypatch):
+def test_keys_for_drawing_do_not_change_the_stop_ids(model):
+    settings = model / "generation_config.json"
+    settings.write_text('{"eos_token_id": 1}')
+    before = fingerprint_checkpoint(model)
+    settings.write_text('{"eos_token_id": [1], "repetition_penalty": 1.1}')
+    assert fingerprint_checkpoint(model) == before
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch) -> Path:
+    """A directory whose one file counts as large; its second tensor lies in no spread block."""
     monkeypatch.setattr(module, "_WHOLE_BYTES", 0)
-    monkeypatch.setattr(module, "_HEAD_BYTES", 1000)
+    monkeypatch.setattr(module, "_HEAD_BYTES", 8)
     monkeypatch.setattr(module, "_NUM_BLOCKS", 4)
     monkeypatch.setattr(module, "_BLOCK_BYTES", 100)
-    path = model / "model.safetensors"
-    size, seen = path.stat().st_size, set()
-    for place in (0, 999, 1500, size // 2, size - 1):
-        seen.add(fingerprint_checkpoint(model)["weights"])
-        flip(path, place)
-    seen.add(fingerprint_checkpoint(model)["weights"])
-    assert len(seen) == 4  # neither 1500 nor the middle lies in a block
-    path.write_bytes(path.read_bytes() + b"0")
-    assert fingerprint_checkpoint(model)["weights"] not in seen
+    sizes = {"a": 4000, "b": 500, "c": 4000}
+    tensors = {name: np.zeros(size, np.uint8) for name, size in sizes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("place", "seen"),
+    [(0, True), (99, True), (100, False), (250, False), (400, True), (499, True)],
+)
+def test_of_a_large_file_the_ends_of_every_tensor_count(large, place, seen):
+    before = fingerprint_checkpoint(large)["weights"]
+    flip(large / "model.safetensors", place - 4500)  # the second tensor begins there
+    assert (fingerprint_checkpoint(large)["weights"] != before) == seen
+
+
+def test_of_a_large_file_names_and_size_count(large):
+    path, seen = large / "model.safetensors", set()
+    for name in "bd":
+        save_file({"a": np.zeros(4000, np.uint8), name: np.zeros(4000, np.uint8)}, path)
+        seen.add(fingerprint_checkpoint(large)["weights"])
+    save_file({"a": np.zeros(4000, np.uint8), "d": np.zeros(4001, np.uint8)}, path)
+    seen.add(fingerprint_checkpoint(large)["weights"])
+    assert len(seen) == 3
+
+
+def test_a_large_file_that_is_damaged_is_refused(large):
+    flip(large / "model.safetensors", 8)
+    with pytest.raises(UserError, match=r"model\.safetensors is cut off or damaged"):
+        fingerprint_checkpoint(large)
 
 
 def test_an_adapter(tmp_path):

@@ -36,7 +36,9 @@ def test_what_is_no_object_is_refused(tmp_path, content):
         read(tmp_path, content)
 
 
-@pytest.mark.parametrize("eos", [[], [1, None], [[1]], "1", True, -1, 1.0, {"id": 1}, [True]])
+@pytest.mark.parametrize(
+    "eos", [[], [1, None], [[1]], "1", True, -1, 1.0, {"id": 1}, [True], 2**31]
+)
 def test_what_is_no_token_id_is_refused(tmp_path, eos):
     with pytest.raises(UserError, match=r"eos_token_id = .*: it must be a token id"):
         read(tmp_path, {"eos_token_id": eos})
@@ -45,9 +47,9 @@ def test_what_is_no_token_id_is_refused(tmp_path, eos):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("temperature", x) for x in (-1, "hot", True, [1])),
-        *(("top_k", x) for x in (-1, 2.5, "many", True)),
-        *(("top_p", x) for x in (0, 1.1, "all")),
+        *(("temperature", x) for x in (-1, "hot", True, [1], 10**400)),
+        *(("top_k", x) for x in (-1, 2.5, "many", True, 2**31)),
+        *(("top_p", x) for x in (0, 1.1, "all", 10**400)),
         *(("max_new_tokens", x) for x in (0, -5, 1.5, "long")),
         ("do_sample", "yes"),
     ],
@@ -64,11 +66,22 @@ def test_keys_that_transformers_would_act_on_are_named_and_no_others(tmp_path):
         **{"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1, "min_p": None},
         **{"suppress_tokens": [], "typical_p": 1.0, "pad_token_id": 3, "use_cache": True},
         **{"transformers_version": "5.0", "temperature": 0.6, "max_new_tokens": 5},
+        "max_length": 20,
     }
     assert read(tmp_path, neutral).not_followed == ()
     acting = {"repetition_penalty": 1.05, "min_p": 0.1, "suppress_tokens": [5], "news": "x"}
     found = read(tmp_path, neutral | acting)
     assert found.not_followed == (
-        *("repetition_penalty=1.05", "min_p=0.1", "suppress_tokens=[5]", "news=x"),
+        *("repetition_penalty=1.05", "min_p=0.1", "suppress_tokens=[5]", "news='x'"),
     )
     assert str(found).startswith("generation_config.json asks for repetition_penalty=1.05, min")
+
+
+def test_what_is_named_stays_on_a_line_of_reasonable_length(tmp_path):
+    asked = {"suppress_tokens": list(range(999)), "stop_strings": ["a\nb"]}
+    named = str(read(tmp_path, asked))
+    assert "suppress_tokens=[0, 1, 2" in named and "stop_strings=" in named
+    assert "\n" not in named and len(named) < 120
+    with pytest.raises(UserError) as refusal:
+        read(tmp_path, {"eos_token_id": ["a\nb"] * 999})
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 150 + len(str(tmp_path))

@@ -26,6 +26,13 @@ def test_a_pointer_is_refused_by_name_and_with_the_remedy(tmp_path, name):
         resolve_checkpoint(str(tmp_path / "model"))
 
 
+def test_pointers_to_files_that_are_not_read_may_stay(tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    for name in ("pytorch_model.bin", "picture.png", "model.gguf"):
+        (tmp_path / "model" / name).write_text(POINTER)
+    assert resolve_checkpoint(str(tmp_path / "model")) == tmp_path / "model"
+
+
 def test_a_pointer_as_adapter(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_text(POINTER)

@@ -3,6 +3,7 @@
 """config.json: published ones are read, written ones read back, others refused by name."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -267,6 +268,12 @@ def test_other_rope_scalings_are_refused_by_name(kind, key, spelling):
         ({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
         ({"rms_norm_eps": True}, "rms_norm_eps = True: it must be a positive number"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings = 1: it must be true or false"),
+        ({"num_hidden_layers": 2**31}, "num_hidden_layers = 2147483648"),
+        ({"rms_norm_eps": math.inf}, "rms_norm_eps = inf"),
+        *(({"rope_theta": x}, "rope_theta above 1") for x in (math.inf, math.nan, 10**400)),
+        ({"rope_scaling": {"type": "yarn", "factor": 10**400}}, "YaRN with factor"),
+        *(({"layer_types": x}, "layer_types") for x in (5, True, "full_attention", [["x"]])),
+        *(({"architectures": x}, "describes a 5 (model_type") for x in (5, [5])),
     ],
 )
 def test_config_refuses_what_is_not_implemented_or_makes_no_sense(change, named):

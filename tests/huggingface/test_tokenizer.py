@@ -234,11 +234,22 @@ def test_templates_that_show_a_message_as_it_is_are_taken(tmp_path, shown):
         "m.content.replace('\n', ' ')",
         "m.content.split('\n')|map('trim')|join('\n')",
         "m.content[:200]",
+        "m.content[:50000]",
+        "m.content|truncate(2000)",
         "m.content|replace(\"'\", '')",
+        "m.content|replace('A', 'B')",
+        "m.content|replace('\u00a0', ' ')",
+        "m.content.split('</think>')[-1]",
+        "m.content.splitlines()|unique|join('\n')",
+        # These leave a tab alone, or whatever is no tab.
+        "m.content.strip('\n')",
+        "m.content.rstrip(' ')",
+        "m.content.strip('\t')",
+        "m.content.strip(' \t\n')",
     ],
 )
 def test_templates_that_change_a_message_are_refused(tmp_path, shown):
-    with pytest.raises(UserError, match="the chat template changes a user message"):
+    with pytest.raises(UserError, match=f"the chat template in {tmp_path} changes a user mess"):
         load_tokenizer(build(tmp_path, Q.replace("CONTENT", shown)))
 
 
@@ -249,6 +260,7 @@ def test_templates_that_change_a_message_are_refused(tmp_path, shown):
         ("{% for m in messages %}{{ m.content }}{% endif %}", "TemplateSyntaxError"),
         ("{{ messages[3].content }}", "UndefinedError"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ raise_exception('no\nsystem message') }}", "no system message"),
     ],
 )
 def test_templates_that_raise_are_refused_in_a_sentence(tmp_path, template, reason):
@@ -256,24 +268,63 @@ def test_templates_that_raise_are_refused_in_a_sentence(tmp_path, template, reas
         load_tokenizer(build(tmp_path, template))
 
 
-def test_a_tokenizer_of_another_version_or_cut_short_is_refused(tmp_path):
+@pytest.mark.parametrize("others", [{}, {"tool_use": "{{ messages[0].content * 2 }}"}])
+def test_of_several_templates_the_default_one_is_taken(tmp_path, others):
+    """transformers wrote them into one list until they got files of their own."""
+    path = build(tmp_path, None) / "tokenizer_config.json"
+    several = [{"name": name, "template": text} for name, text in others.items()]
+    several.append({"name": "default", "template": TEMPLATE})
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": several}))
+    tokenizer = load_tokenizer(tmp_path)
+    ids = render_prompt(tokenizer, "1 + 1", thinking=False)
+    assert ids == by_template(tokenizer, "1 + 1", False)
+
+
+def test_several_templates_without_a_default_one_are_refused(tmp_path):
+    path = build(tmp_path, None) / "tokenizer_config.json"
+    several = [
+        {"name": "rag", "template": TEMPLATE},
+        {"name": "tool_use", "template": TEMPLATE},
+    ]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": several}))
+    with pytest.raises(UserError, match="no default specified"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_of_another_version_is_refused(tmp_path):
     path = build(tmp_path) / "tokenizer.json"
     whole = json.loads(path.read_text())
-    for content in (
-        json.dumps({**whole, "model": {"type": "Tomorrow"}}),
-        path.read_text()[:500],
-        "",
-        "[]",
-    ):
+    path.write_text(json.dumps({**whole, "model": {"type": "Tomorrow"}}))
+    with pytest.raises(UserError, match="holds no tokenizer that can be loaded"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_file_that_is_cut_short_is_refused_by_name(tmp_path, name):
+    path = build(tmp_path) / name
+    for content in (path.read_text()[:50], "", "[]"):
         path.write_text(content)
-        with pytest.raises(UserError, match="holds no tokenizer that can be loaded"):
+        with pytest.raises(UserError, match=rf"{path} (is not JSON|holds no JSON object)"):
             load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("tokenizer_config.json", r"tokenizer_config\.json does not exist"),
+        ("tokenizer.json", r"has neither tokenizer\.json nor tokenizer\.model"),
+    ],
+)
+def test_a_file_that_is_missing_is_named(tmp_path, name, sentence):
+    (build(tmp_path) / name).unlink()
+    with pytest.raises(UserError, match=sentence):
+        load_tokenizer(tmp_path)
 
 
 def test_ids_without_a_row_in_the_embedding_are_refused(directory, tokenizer):
     size = len(tokenizer)
     check_ids(tokenizer, [0], size)
-    with pytest.raises(UserError, match=rf"a stop id is .* id {size}, but .* below {size}"):
+    with pytest.raises(UserError, match=rf"a stop id is {size}, but the .* below {size}"):
         check_ids(tokenizer, [0, size], size)
     # The two thinking markers come last: only the prompt without thinking holds them.
     with pytest.raises(UserError, match="a token of the chat template is '</think>'"):

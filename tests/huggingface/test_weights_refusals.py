@@ -223,12 +223,6 @@ def test_a_damaged_header_is_refused(tmp_path, header, no_reading):
     assert f"{tmp_path / SINGLE} is cut off or damaged" in refusal(tmp_path)
 
 
-def test_a_git_lfs_pointer_is_recognised(tmp_path, no_reading):
-    write(tmp_path, HF, {})
-    (tmp_path / SINGLE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    assert "git lfs pull" in refusal(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("file", "what"),
     [
