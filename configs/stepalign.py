@@ -31,6 +31,7 @@ from stepalign_jax.config.schema import (
     CheckpointCritic,
     Config,
     Constant,
+    CritiquesConfig,
     EvaluationConfig,
     ForwardKl,
     InitialTeacher,
@@ -218,6 +219,15 @@ def get_config(variant: str) -> Config:
             batch_size=32,  # ours
         ),
         critic=CHECKPOINT_CRITIC if second_critic else SELF_CRITIC,
+        critiques=CritiquesConfig(  # ours: critiques are taken as they come
+            checks=(),  # paper is silent
+            min_copy_fidelity=0.0,  # paper is silent
+            max_retries=0,  # ours: the critic is greedy and would say the same again
+            noise="wrong_verdict",  # ours: of none of them, at a share of 0
+            noise_share=0.0,  # ours
+            store="paid",  # ours
+            shared_store="",  # ours
+        ),
         objective=ForwardKl(  # paper; that this is KL(teacher || solver), inherited
             token_tile=256,  # ours: 256 x 151936 float32 logits are 156 MB
             token_weights=(),  # paper is silent: every token counts alike

@@ -143,7 +143,9 @@ class SamplingConfig:
 
 @section
 class CriticConfig(Choice):
-    """Who rewrites a rollout."""
+    """Who rewrites a rollout; config/critics.py has those without a model here."""
+
+    stored: ClassVar[bool] = False  # whether each run keeps its critiques, whatever the config
 
 
 @section
@@ -204,6 +206,22 @@ class OracleCritic(CriticConfig):
     """A program; for problems that check their own reasoning steps."""
 
     kind: Literal["oracle"] = "oracle"
+
+
+Noise = Literal["wrong_verdict", "shifted_error", "paraphrase", "off_topic"]
+
+
+@section
+class CritiquesConfig:
+    """What is done with critiques, whoever writes them."""
+
+    checks: tuple[str, ...]  # names from feedback/validate.py; who fails one is masked
+    min_copy_fidelity: Share  # of the right reasoning steps that a critique copies; 0 is off
+    max_retries: Natural  # further samples for a critique that failed, before it is masked
+    noise: Noise  # how critiques are spoilt on purpose (critics/noisy.py)
+    noise_share: Share  # of how many; 0 is off
+    store: Literal["paid", "all"]  # which critiques a run keeps: a server's, or everyone's
+    shared_store: OptionalPlace  # a directory of stores of several runs; "" is none
 
 
 @section
@@ -375,6 +393,7 @@ class Config:
     prompts: PromptsConfig
     sampling: SamplingConfig
     critic: CriticConfig
+    critiques: CritiquesConfig
     objective: ObjectiveConfig
     teacher: TeacherConfig
     optimizer: OptimizerConfig
