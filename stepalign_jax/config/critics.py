@@ -41,6 +41,6 @@ class ReplayCritic(CriticConfig):
     """Critiques that another run has stored; nothing is asked."""
 
     kind: Literal["replay"] = "replay"
-    path: Place  # a critiques.jsonl, or a directory of stores
+    store: Place  # a critiques.jsonl, or a directory of stores
     critic: str  # whose, where the store has several; "" where it has one
     require_all: bool  # a missing critique ends the run; else it is the failure `missing`

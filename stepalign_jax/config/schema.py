@@ -143,7 +143,7 @@ class SamplingConfig:
 
 @section
 class CriticConfig(Choice):
-    """Who rewrites a rollout; config/critics.py has those without a model here."""
+    """Who rewrites a rollout."""
 
     stored: ClassVar[bool] = False  # whether each run keeps its critiques, whatever the config
 

@@ -38,7 +38,7 @@ class Replay:
         """
         self._config = config
         self._prompts, self._grade = surroundings.prompts, surroundings.grade
-        rows = read_store(Path(config.path))
+        rows = read_store(Path(config.store))
         wanted = _choose(sorted({row.critic for row in rows}), config)
         self._rows: dict[str, list[StoredCritique]] = defaultdict(list)
         for row in rows:
@@ -58,7 +58,7 @@ class Replay:
         asked = [row for row, at in zip(rows, addresses, strict=True) if at.retry == 0]
         if self._config.require_all and None in asked:
             raise UserError(
-                f"{self._config.path} lacks {asked.count(None)} of {len(asked)} critiques of "
+                f"{self._config.store} lacks {asked.count(None)} of {len(asked)} critiques of "
                 f"step {addresses[0].step} (critic.require_all): its rollouts are others. Mask "
                 "them with --critic.require_all=false, or ask a critic."
             )
@@ -90,12 +90,12 @@ class Replay:
 
 def _choose(critics: Sequence[str], config: ReplayCritic) -> str:
     if not critics:
-        raise UserError(f"{config.path} holds no critiques yet: name another store.")
+        raise UserError(f"{config.store} holds no critiques yet: name another store.")
     if config.critic in critics or (not config.critic and len(critics) == 1):
         return config.critic or critics[0]
     asked = f"critic.critic={config.critic} is not in" if config.critic else "name one of"
     raise UserError(
-        f"{asked} {config.path}, which holds critiques by {', '.join(critics)}: choose with "
+        f"{asked} {config.store}, which holds critiques by {', '.join(critics)}: choose with "
         f"--critic.critic={critics[0]}"
     )
 
