@@ -80,7 +80,11 @@ def _merged(reply: CriticReply, again: CriticReply, places: Sequence[int]) -> Cr
         critiques[place] = critique
     usage = reply.usage
     if usage is not None and again.usage is not None:
-        usage = Usage(*(a + b for a, b in zip(usage, again.usage, strict=True)))
+        usage = Usage(
+            usage.cost + again.usage.cost,
+            usage.asked + again.usage.asked,
+            usage.from_store + again.usage.from_store,
+        )
     return CriticReply(
         critiques,
         [*reply.lengths, *again.lengths],

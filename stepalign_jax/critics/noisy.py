@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from stepalign_jax.base.hashing import stable_hash32
-from stepalign_jax.config.schema import Noise
 from stepalign_jax.critics.protocol import Critic, CriticReply
 from stepalign_jax.feedback.contexts import Attempt
 from stepalign_jax.feedback.controls import reworded
@@ -38,7 +37,7 @@ class Noisy:
       inner: who writes the critiques.
     """
 
-    def __init__(self, inner: Critic, noise: Noise, share: float, trace: TraceFormat):
+    def __init__(self, inner: Critic, noise: str, share: float, trace: TraceFormat):
         self.inner = inner
         self._noise, self._share, self._trace = noise, share, trace
 
@@ -72,9 +71,12 @@ def is_spoilt(address: Address, share: float) -> bool:
 
 
 def spoil(
-    attempt: Attempt, critique: str, address: Address, noise: Noise, trace: TraceFormat
+    attempt: Attempt, critique: str, address: Address, noise: str, trace: TraceFormat
 ) -> str:
-    """Returns the critique with one kind of fault; as it is where there is nothing to spoil."""
+    """Returns the critique with a fault of the kind `noise` (`schema.Noise`).
+
+    As it is where there is nothing to spoil.
+    """
     return _NOISES[noise](attempt, critique, address, trace)
 
 
