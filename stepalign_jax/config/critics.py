@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sections of the critics that are no model of this package: a server, and a file."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from stepalign_jax.config.schema import (
     Count,
@@ -18,8 +18,6 @@ from stepalign_jax.config.schema import (
 @section
 class EndpointCritic(CriticConfig):
     """A server that speaks OpenAI's chat completions; needs the extra `endpoint`."""
-
-    stored: ClassVar[bool] = True
 
     kind: Literal["endpoint"] = "endpoint"
     url: str  # up to the version, such as http://localhost:8000/v1

@@ -145,8 +145,6 @@ class SamplingConfig:
 class CriticConfig(Choice):
     """Who rewrites a rollout."""
 
-    stored: ClassVar[bool] = False  # whether each run keeps its critiques, whatever the config
-
 
 @section
 class EngineCritic(SamplingConfig, CriticConfig):

@@ -4,9 +4,11 @@
 
     Accepting( Noisy( Recording( the critic that asks )))
 
-Each is there only if the config asks for it. So noise is not stored, and is checked.
+Each is there only if the config asks for it. So noise is not stored, and is checked. A server's
+critic keeps its own store, and a replay has one already.
 """
 
+from stepalign_jax.config.critics import EndpointCritic, ReplayCritic
 from stepalign_jax.config.schema import CriticConfig, CritiquesConfig
 from stepalign_jax.critics.accepting import Accepting
 from stepalign_jax.critics.noisy import Noisy
@@ -26,7 +28,7 @@ def open_wrapped_critic(
     prompts = surroundings.prompts
     trace = TraceFormat(prompts.reasoning_step_pattern, prompts.answer_pattern)
     critic = open_critic(config, surroundings)
-    if critiques.store == "all" and not config.stored:
+    if critiques.store == "all" and not isinstance(config, EndpointCritic | ReplayCritic):
         critic = Recording(critic, config, prompts, surroundings.store)
     if critiques.noise_share:
         critic = Noisy(critic, critiques.noise, critiques.noise_share, trace)
