@@ -162,6 +162,7 @@ ENDPOINT_CRITIC = EndpointCritic(  # ours: the paper's critic behind a server
     model="Qwen/QwQ-32B",  # paper
     key_variable="",  # ours: one's own server has no key
     sees="answer",  # ours, as above
+    accepts="trace",  # paper
     temperature=0.0,  # paper: greedy
     max_new_tokens=16384,  # ours, as above
     concurrency=32,  # ours: all rollouts of a step at once

@@ -24,6 +24,7 @@ class EndpointCritic(CriticConfig):
     model: str  # its name there
     key_variable: str  # the environment variable that holds the key; "" for a server without
     sees: Literal["question", "answer", "reference"]  # each shows the ones before it too
+    accepts: Literal["trace", "any"]  # a trace with its answer, or any text, as a comment is
     temperature: NonNegative  # 0 is greedy
     max_new_tokens: Count  # its thinking included
     concurrency: Count  # requests under way at once
@@ -41,4 +42,5 @@ class ReplayCritic(CriticConfig):
     kind: Literal["replay"] = "replay"
     store: Place  # a critiques.jsonl, or a directory of stores
     critic: str  # whose, where the store has several; "" where it has one
+    accepts: Literal["trace", "any"]  # a trace with its answer, or any text, as a comment is
     require_all: bool  # a missing critique ends the run; else it is the failure `missing`

@@ -101,7 +101,14 @@ class Endpoint:
         from_store = sum(row is not None and row.key in found for row in rows)
         self._client.ask(questions, heard)
         rows = [row and found[row.key] for row in rows]
-        critiques = judge(rows, attempts, self._prompts, self._grade, absent="no_reference")
+        critiques = judge(
+            rows,
+            attempts,
+            self._prompts,
+            self._grade,
+            accepts=self._config.accepts,
+            absent="no_reference",
+        )
         given = [row for row in rows if row and row.outcome in ANSWERED]
         return CriticReply(
             critiques,

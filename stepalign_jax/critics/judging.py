@@ -15,11 +15,22 @@ def judge(
     attempts: Sequence[Attempt],
     prompts: PromptsConfig,
     grade: Grade,
+    *,
+    accepts: str,
     absent: str,
 ) -> list[Context]:
-    """Returns one critique per row; where there is none, it fails as `absent`."""
-    critiques = [Context("", absent) if row is None else _form(row, prompts) for row in rows]
-    checked = [i for i, row in enumerate(rows) if row and row.sees_answer and not row.judged]
+    """Returns one critique per row; where there is none, it fails as `absent`.
+
+    The answer is checked where the critic was shown it and `accepts` asks for a trace.
+    """
+    critiques = [
+        Context("", absent) if row is None else _form(row, prompts, accepts) for row in rows
+    ]
+    checked = [
+        i
+        for i, row in enumerate(rows)
+        if accepts == "trace" and row and row.sees_answer and not row.judged
+    ]
     found = require_answers(
         [critiques[i] for i in checked],
         [attempts[i].problem.answer for i in checked],
@@ -31,12 +42,13 @@ def judge(
     return critiques
 
 
-def _form(row: StoredCritique, prompts: PromptsConfig) -> Context:
+def _form(row: StoredCritique, prompts: PromptsConfig, accepts: str) -> Context:
     if row.judged or row.outcome not in ANSWERED:
         return Context(row.text, None if row.outcome == "ok" else row.outcome)
     return validate_critique(
         row.text,
         row.outcome == "ok",
+        accepts=accepts,
         thinking_open=False,  # a thought that the prompt opened ends in a lone closing tag
         step_pattern=prompts.reasoning_step_pattern,
         answer_pattern=prompts.answer_pattern,

@@ -62,7 +62,14 @@ class Replay:
                 f"step {addresses[0].step} (critic.require_all): its rollouts are others. Mask "
                 "them with --critic.require_all=false, or ask a critic."
             )
-        critiques = judge(rows, attempts, self._prompts, self._grade, absent="missing")
+        critiques = judge(
+            rows,
+            attempts,
+            self._prompts,
+            self._grade,
+            accepts=self._config.accepts,
+            absent="missing",
+        )
         given = [row for row in rows if row and row.outcome in ANSWERED]
         return CriticReply(
             critiques,

@@ -47,12 +47,25 @@ FAILURES: dict[str, str] = {
 # What to change where most contexts fail in the same way.
 _MENDS: dict[str, str] = {
     "prompt_too_long": "lower critic.max_new_tokens or sampling.max_new_tokens",
+    "missing": "replay a store of equal rollouts, or ask a critic",
+    "timeout": "raise critic.timeout_secs, or lower critic.concurrency",
+    "unavailable": "lower critic.concurrency or critic.requests_per_minute, or raise "
+    "critic.max_retries",
+    "rejected": "see what the server allows: critic.model, critic.max_new_tokens, the key",
+    "malformed": "see whether critic.url is that of an OpenAI-compatible server",
+    "wrong_model": "set critic.model to the name that the server gives its model",
+    "refused": "change prompts.critic, or take another critic",
     "truncated_thinking": "raise critic.max_new_tokens, or set prompts.critic_thinking=false",
     "truncated": "raise critic.max_new_tokens",
     "empty": "change prompts.critic, or take another critic",
     "unparsable": "change prompts.critic, or set critic.accepts=any for free text",
     "wrong_answer": "let the critic see more (critic.sees), change prompts.critic, or take "
     "another critic",
+    "foreign_markup": "change prompts.critic, or leave this check out of critiques.checks",
+    "quoted_error": "change prompts.critic, or leave this check out of critiques.checks",
+    "answer_leaked": "change prompts.critic, or leave this check out of critiques.checks",
+    "invented_number": "change prompts.critic, or leave this check out of critiques.checks",
+    "low_fidelity": "change prompts.critic, or lower critiques.min_copy_fidelity",
     "too_long": "raise prompts.max_context_tokens",
     "no_reference": "give the problems reference solutions, or take another condition",
     "no_other_problem": "raise train.problems_per_step",

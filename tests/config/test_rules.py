@@ -208,6 +208,7 @@ ENDPOINT = EndpointCritic(
     model="judge",
     key_variable="JUDGE_KEY",
     sees="answer",
+    accepts="trace",
     temperature=0.0,
     max_new_tokens=8,
     concurrency=1,

@@ -63,6 +63,7 @@ def settings(server, **changes):
         model=MODEL,
         key_variable=KEY,
         sees="answer",
+        accepts="trace",
         temperature=0.0,
         max_new_tokens=64,
         concurrency=8,

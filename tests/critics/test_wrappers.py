@@ -52,7 +52,7 @@ def grade_equal(answers, golds):
 
 def surroundings(store: CritiqueStore) -> Surroundings:
     model: Any = None
-    return Surroundings(model, PROMPTS, 40, grade_equal, (), store)
+    return Surroundings(model, PROMPTS, 40, grade_equal, (), "", None, store)
 
 
 def wrong_attempts(number):
@@ -202,8 +202,10 @@ def recorded(path, attempts, step=0):
     return critic.review(attempts, addresses(attempts, step))
 
 
-def replay(path, attempts, at=None, critic="", require_all=False):
-    config = ReplayCritic(store=str(path), critic=critic, require_all=require_all)
+def replay(path, attempts, at=None, critic="", require_all=False, accepts="trace"):
+    config = ReplayCritic(
+        store=str(path), critic=critic, accepts=accepts, require_all=require_all
+    )
     opened = open_wrapped_critic(config, critiques_config(), surroundings(CritiqueStore(None)))
     return opened.review(attempts, at or addresses(attempts))
 
@@ -262,6 +264,7 @@ def test_a_store_of_several_critics_is_asked_for_one_by_name(tmp_path):
     assert replay(path, attempts, critic="a#1").critiques == [Context(RIGHT, None)]
     # Its answer is checked again, by this run's rules.
     assert replay(path, attempts, critic="b#2").outcomes == ["wrong_answer"]
+    assert replay(path, attempts, critic="b#2", accepts="any").outcomes == ["ok"]
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(UserError, match="holds no critiques yet"):
         replay(tmp_path / "empty.jsonl", attempts)

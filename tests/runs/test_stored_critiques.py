@@ -38,8 +38,8 @@ def config_for(runs_dir, critic, **sections):
 
 def endpoint(server):
     return EndpointCritic(
-        url=server.url, model=MODEL, key_variable=KEY, sees="answer", temperature=0.0,
-        max_new_tokens=40, concurrency=4, requests_per_minute=0, timeout_secs=60.0,
+        url=server.url, model=MODEL, key_variable=KEY, sees="answer", accepts="trace",
+        temperature=0.0, max_new_tokens=40, concurrency=4, requests_per_minute=0, timeout_secs=60.0,
         max_retries=0, price_input=1.0, price_output=2.0,
     )  # fmt: skip
 
@@ -100,7 +100,9 @@ def test_no_secret_is_anywhere_on_disk(live):
 
 def test_a_replay_ends_in_the_same_weights(live, tmp_path):
     run, config, _ = live
-    critic = ReplayCritic(store=str(run.critiques_file), critic="", require_all=True)
+    critic = ReplayCritic(
+        store=str(run.critiques_file), critic="", accepts="trace", require_all=True
+    )
     again = config_for(tmp_path, critic)
     train.train(again)
     copy = RunDirectory.of(again)
@@ -132,7 +134,9 @@ def test_a_run_of_the_base_can_be_recorded_and_replayed(live, tmp_path):
     train.train(recorded)
     run = RunDirectory.of(recorded)
     assert len(read_store(run.critiques_file)) == 16
-    critic = ReplayCritic(store=str(run.critiques_file), critic="", require_all=True)
+    critic = ReplayCritic(
+        store=str(run.critiques_file), critic="", accepts="trace", require_all=True
+    )
     again = config_for(tmp_path / "replay", critic)
     train.train(again)
     assert weights_hash(run, recorded) == weights_hash(RunDirectory.of(again), again)
