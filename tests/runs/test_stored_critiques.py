@@ -39,8 +39,8 @@ def config_for(runs_dir, critic, **sections):
 def endpoint(server):
     return EndpointCritic(
         url=server.url, model=MODEL, key_variable=KEY, sees="answer", accepts="trace",
-        temperature=0.0, max_new_tokens=40, concurrency=4, requests_per_minute=0, timeout_secs=60.0,
-        max_retries=0, price_input=1.0, price_output=2.0,
+        temperature=0.0, max_new_tokens=40, concurrency=4, requests_per_minute=0,
+        timeout_secs=60.0, max_retries=0, price_input=1.0, price_output=2.0,
     )  # fmt: skip
 
 
