@@ -17,6 +17,7 @@ this size, so there is no number of ours to expect.
 
 Variants: `thinking_teacher` pairs the roles exactly as reported; see `teacher_thinking`.
 `checkpoint_critic` has the paper's critic, QwQ-32B, which thinks; see `CHECKPOINT_CRITIC`.
+`endpoint_critic` asks it of a server instead.
 
 The problems are not part of this repository. `data/openmath` is a directory you make, with
 train.jsonl, validation.jsonl and test.jsonl, one {"problem", "answer", "reference"} object
@@ -26,11 +27,13 @@ may be "n/a", above 0.85), that the solver gets right less than 5 times in 16, a
 it keeps the trace format. Several rows share a problem: keep one of each.
 """
 
+from stepalign_jax.config.critics import EndpointCritic
 from stepalign_jax.config.load import check_variant
 from stepalign_jax.config.schema import (
     CheckpointCritic,
     Config,
     Constant,
+    CritiquesConfig,
     EvaluationConfig,
     ForwardKl,
     InitialTeacher,
@@ -153,10 +156,29 @@ CHECKPOINT_CRITIC = CheckpointCritic(  # paper
     batch_size=16,  # ours: keys and values of 16 x 20,000 tokens, 22 GB on each device
 )
 
+# The variant `endpoint_critic`: a server that you started, or rent (docs/critics.md).
+ENDPOINT_CRITIC = EndpointCritic(  # ours: the paper's critic behind a server
+    url="http://localhost:8000/v1",  # ours: where `vllm serve Qwen/QwQ-32B` listens
+    model="Qwen/QwQ-32B",  # paper
+    key_variable="",  # ours: one's own server has no key
+    sees="answer",  # ours, as above
+    accepts="trace",  # paper
+    temperature=0.0,  # paper: greedy
+    max_new_tokens=16384,  # ours, as above
+    concurrency=32,  # ours: all rollouts of a step at once
+    requests_per_minute=0,  # ours: one's own server has no limit
+    timeout_secs=1800.0,  # ours: 16,384 tokens at 10 a second
+    max_retries=4,  # ours: half a second, then 1, 2 and 4 between them
+    price_input=0.0,  # ours: nothing is billed
+    price_output=0.0,  # ours, as above
+)
+
+CRITICS = {"checkpoint_critic": CHECKPOINT_CRITIC, "endpoint_critic": ENDPOINT_CRITIC}
+
 
 def get_config(variant: str) -> Config:
     """Returns the reference run, or a variant of it."""
-    check_variant(variant, ("thinking_teacher", "checkpoint_critic"))
+    check_variant(variant, ("thinking_teacher", *CRITICS))
     second_critic = variant == "checkpoint_critic"
     return Config(
         name=f"stepalign_{variant}" if variant else "stepalign",  # ours
@@ -217,7 +239,16 @@ def get_config(variant: str) -> Config:
             max_new_tokens=2048,  # paper
             batch_size=32,  # ours
         ),
-        critic=CHECKPOINT_CRITIC if second_critic else SELF_CRITIC,
+        critic=CRITICS.get(variant, SELF_CRITIC),
+        critiques=CritiquesConfig(  # ours: critiques are taken as they come
+            checks=(),  # paper is silent
+            min_copy_fidelity=0.0,  # paper is silent
+            max_retries=0,  # ours: the critic is greedy and would say the same again
+            noise="wrong_verdict",  # ours: of none of them, at a share of 0
+            noise_share=0.0,  # ours
+            store="paid",  # ours
+            shared_store="",  # ours
+        ),
         objective=ForwardKl(  # paper; that this is KL(teacher || solver), inherited
             token_tile=256,  # ours: 256 x 151936 float32 logits are 156 MB
             token_weights=(),  # paper is silent: every token counts alike

@@ -18,6 +18,7 @@ from stepalign_jax.config.schema import (
     ArithmeticProblems,
     Config,
     Cosine,
+    CritiquesConfig,
     EvaluationConfig,
     ForwardKl,
     FullTrainable,
@@ -110,6 +111,15 @@ def _easy(condition: str) -> Config:
             top_p=1.0,
             max_new_tokens=56,
             batch_size=64,
+        ),
+        critiques=CritiquesConfig(
+            checks=(),
+            min_copy_fidelity=0.0,
+            max_retries=0,
+            noise="wrong_verdict",  # of none of them, at a share of 0
+            noise_share=0.0,
+            store="paid",
+            shared_store="",
         ),
         objective=POLICY_GRADIENT if condition == "grpo" else FORWARD_KL,
         teacher=InitialTeacher(),

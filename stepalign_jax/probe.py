@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
         },
         sections=(
             *("seed", "runs_dir", "condition", "model", "trainable", "problems", "prompts"),
-            *("sampling", "critic", "evaluation", "parallel"),
+            *("sampling", "critic", "critiques", "evaluation", "parallel"),
         ),
     )
     config = read_config(arguments)

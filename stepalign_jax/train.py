@@ -85,7 +85,7 @@ def train(config: Config) -> dict[str, Any]:
         programs = make_run_programs(config, model)
         state, critic = Resident(), None
         if condition.needs_critiques:
-            critic = open_run_critic(config, model, grader, (model.weights, state))
+            critic = open_run_critic(config, model, grader, (model.weights, state), run=run)
 
         done_before = max(finished_steps(run.checkpoints), default=0)
         check_inputs(

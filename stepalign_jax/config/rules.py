@@ -8,6 +8,8 @@ a file is checked where that is known.
 
 import math
 import os
+import re
+import urllib.parse
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from stepalign_jax.base.names import nearest
 from stepalign_jax.base.paths import check_path
 from stepalign_jax.base.text import surrogate_at
 from stepalign_jax.config.comments import comments
+from stepalign_jax.config.critics import EndpointCritic
 from stepalign_jax.config.fields import (
     FieldType,
     alternatives,
@@ -205,6 +208,41 @@ def _check_own_devices(config: Config) -> None:
         )
 
 
+def _check_endpoint(config: Config) -> None:
+    critic = config.critic
+    if not isinstance(critic, EndpointCritic):
+        return
+    # Neither sentence repeats the value: it may be a secret that was put in the wrong place.
+    _require(
+        re.fullmatch(r"([A-Z_][A-Z0-9_]*)?", critic.key_variable) is not None,
+        "critic.key_variable must be the name of an environment variable in capitals, such as "
+        "OPENAI_API_KEY, and not the key itself",
+    )
+    try:
+        url = urllib.parse.urlsplit(critic.url)
+    except ValueError:
+        url = urllib.parse.urlsplit("")
+    _require(
+        url.scheme in ("http", "https") and bool(url.hostname) and critic.model != "",
+        "critic.url must be a server's address such as http://localhost:8000/v1, and "
+        "critic.model the name of a model there",
+    )
+    _require(
+        not (url.username or url.password or url.query),
+        "critic.url holds a user, a password or a query: name the address alone, and the key's "
+        "environment variable in critic.key_variable",
+    )
+
+
+def _check_critique_retries(config: Config) -> None:
+    temperature = getattr(config.critic, "temperature", None)
+    _require(
+        not config.critiques.max_retries or temperature is None or temperature > 0,
+        f"critiques.max_retries is {config.critiques.max_retries}, but critic.temperature "
+        "is 0, and a greedy critic says the same again; set it above 0",
+    )
+
+
 def _check_policy_gradient(config: Config) -> None:
     if not isinstance(config.objective, PolicyGradient):
         return
@@ -269,6 +307,8 @@ _RULES_BETWEEN_KEYS: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...
     (("problems",), _check_reasoning_steps),
     (("problems", "critic"), _check_oracle),
     (("critic",), _check_own_devices),
+    (("critic",), _check_endpoint),
+    (("critic", "critiques"), _check_critique_retries),
     (("objective", "train", "sampling"), _check_policy_gradient),
     (("problems", "train"), _check_batches),
     (("optimizer", "train"), _check_warmup),

@@ -206,6 +206,22 @@ class OracleCritic(CriticConfig):
     kind: Literal["oracle"] = "oracle"
 
 
+Noise = Literal["wrong_verdict", "shifted_error", "paraphrase", "off_topic"]
+
+
+@section
+class CritiquesConfig:
+    """What is done with critiques, whoever writes them."""
+
+    checks: tuple[str, ...]  # names from feedback/validate.py; who fails one is masked
+    min_copy_fidelity: Share  # of the right reasoning steps that a critique copies; 0 is off
+    max_retries: Natural  # further samples for a critique that failed, before it is masked
+    noise: Noise  # how critiques are spoilt on purpose (critics/noisy.py)
+    noise_share: Share  # of how many; 0 is off
+    store: Literal["paid", "all"]  # which critiques a run keeps: a server's, or everyone's
+    shared_store: OptionalPlace  # a directory of stores of several runs; "" is none
+
+
 @section
 class ObjectiveConfig(Choice):
     """What a step minimises."""
@@ -375,6 +391,7 @@ class Config:
     prompts: PromptsConfig
     sampling: SamplingConfig
     critic: CriticConfig
+    critiques: CritiquesConfig
     objective: ObjectiveConfig
     teacher: TeacherConfig
     optimizer: OptimizerConfig

@@ -4,9 +4,10 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from stepalign_jax.config.schema import CriticConfig, PromptsConfig
+from stepalign_jax.critics.store import CritiqueStore
 from stepalign_jax.feedback.contexts import Attempt, Context
 from stepalign_jax.feedback.critique import Grade
 from stepalign_jax.huggingface.language_model import LanguageModel
@@ -14,6 +15,20 @@ from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.kept import Kept
 from stepalign_jax.sampling.request import Address
+
+
+class Usage(NamedTuple):
+    """What a server's critiques of some attempts took.
+
+    Attributes:
+      cost: of these critiques when they were asked for, in the currency of the price keys.
+      asked: requests that were sent now, repeated ones too.
+      from_store: critiques that were not asked for, because a store had them.
+    """
+
+    cost: float
+    asked: int
+    from_store: int
 
 
 class CriticReply(NamedTuple):
@@ -24,11 +39,16 @@ class CriticReply(NamedTuple):
       lengths: tokens of each completion that was sampled for it, thinking included; empty for
         a critic that samples none.
       finished: whether each of these ended by itself; False where the token budget ended it.
+      outcomes: of each question, those of repeated ones too: "ok" or a name from
+        `contexts.FAILURES`; empty for a critic whose outcomes are not counted.
+      usage: of a server; None for others.
     """
 
     critiques: list[Context]
     lengths: list[int]
     finished: list[bool]
+    outcomes: Sequence[str] = ()
+    usage: Usage | None = None
 
 
 class Critic(Protocol):
@@ -64,6 +84,7 @@ class Surroundings(NamedTuple):
       others: what else is on the devices, for a critic that needs them alone for a while.
       label: names a progress bar while the critic is asked; "" for none.
       kept: completions on disk, of a command that goes on after a stop; or None.
+      store: keeps what was asked.
     """
 
     model: LanguageModel
@@ -73,6 +94,7 @@ class Surroundings(NamedTuple):
     others: tuple[Resident, ...]
     label: str
     kept: Kept | None
+    store: CritiqueStore
 
 
 @functools.singledispatch
@@ -85,3 +107,15 @@ def open_critic(config: CriticConfig, surroundings: Surroundings) -> Critic:
       UserError: the critic cannot be used in this run.
     """
     raise TypeError(f"no critic is registered for {type(config).__name__}")
+
+
+def outcomes(critiques: Sequence[Context]) -> list[str]:
+    """Returns "ok", or the failure of each."""
+    return [critique.failure or "ok" for critique in critiques]
+
+
+def innermost(critic: Any) -> Any:
+    """The critic that asks, without what is wrapped around it."""
+    while (inner := getattr(critic, "inner", None)) is not None:
+        critic = inner
+    return critic

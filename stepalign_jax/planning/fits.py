@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from stepalign_jax.critics.engine_critic import ModelCritic
-from stepalign_jax.critics.protocol import Critic
+from stepalign_jax.critics.protocol import Critic, innermost
 from stepalign_jax.huggingface.language_model import LanguageModel
 from stepalign_jax.parallel.offload import has_host_memory
 from stepalign_jax.training.state import TrainState
@@ -48,6 +48,7 @@ def memory_shares(
     model: LanguageModel, state: TrainState, critic: Critic | None
 ) -> dict[str, Share]:
     """Returns the memory of each part by name, the critic's included."""
+    critic = innermost(critic)
     turns = isinstance(critic, ModelCritic) and critic.takes_turns
     where = _place(model.mesh) + " (host memory while the critic is asked)" * turns
     parts = {

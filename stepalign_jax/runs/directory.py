@@ -8,6 +8,7 @@
     memory.json        what each part's weights take of a device, and where the critic waits
     metrics.jsonl      one row per optimizer step, the same bits in every repetition of the run
     timings.jsonl      what differs between repetitions, kept apart for that reason
+    critiques.jsonl    what critics were asked and said, if it is kept (critics/store.py)
     rollouts/          step_00000.jsonl: what was sampled and critiqued in one step
     evaluations/       <label>.json; while it is under way, <label>.json.partial
     checkpoints/       see checkpoint.py
@@ -93,6 +94,10 @@ class RunDirectory:
     @property
     def summary_file(self) -> pathlib.Path:
         return self.path / "summary.json"
+
+    @property
+    def critiques_file(self) -> pathlib.Path:
+        return self.path / "critiques.jsonl"
 
     @property
     def checkpoints(self) -> pathlib.Path:

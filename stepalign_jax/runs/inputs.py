@@ -19,7 +19,7 @@ from stepalign_jax.base.files import read_json_object, write_json
 from stepalign_jax.base.hashing import content_hash
 from stepalign_jax.config.schema import Config
 from stepalign_jax.critics.engine_critic import ModelCritic
-from stepalign_jax.critics.protocol import Critic
+from stepalign_jax.critics.protocol import Critic, innermost
 from stepalign_jax.huggingface.fingerprint import fingerprint_adapter, fingerprint_checkpoint
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.directory import RunDirectory
@@ -49,6 +49,7 @@ def fingerprint_inputs(
     found |= _of_checkpoint("model", directory)
     if adapter := getattr(config.trainable, "adapter", ""):
         found["start adapter"] = fingerprint_adapter(Path(adapter))
+    critic = innermost(critic)
     if isinstance(critic, ModelCritic) and critic.model.directory != directory:
         found |= _of_checkpoint("critic", critic.model.directory)
     return found

@@ -3,6 +3,7 @@
 """What is kept of one optimizer step: metrics, rates, and a row per rollout."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -75,6 +76,7 @@ def step_metrics(results: StepResults, *, compute_dtype: str) -> dict[str, float
         **{f"context_failed/{name}": float(n) for name, n in failures.items() if n},
         "critic_exact_on_wrong": results.critiques.exact_share,
         **_critic_tokens(results.critiques.reply),
+        **_critic_outcomes(results.critiques.reply),
     }
 
 
@@ -114,6 +116,18 @@ def _critic_tokens(reply: CriticReply | None) -> dict[str, float | None]:
         "critic_tokens": float(np.sum(reply.lengths)),
         "critic_mean_tokens": float(np.mean(reply.lengths)),
         "critic_truncated": float(1.0 - np.mean(reply.finished)),
+    }
+
+
+def _critic_outcomes(reply: CriticReply | None) -> dict[str, float]:
+    """How the questions of a step ended; their numbers add up to `critic_requests`."""
+    if reply is None or not reply.outcomes:
+        return {}
+    counts = Counter(reply.outcomes)
+    return {
+        "critic_requests": float(counts.total()),
+        **{f"critic_outcome/{name}": float(n) for name, n in sorted(counts.items())},
+        **({} if reply.usage is None else {"critic_cost": reply.usage.cost}),
     }
 
 
@@ -205,11 +219,20 @@ def step_timings(results: StepResults, *, num_devices: int) -> dict[str, float]:
         **results.seconds,
         "total": sum(results.seconds.values()),
         **results.compiled,
+        # Not in metrics.jsonl: a run that goes on finds in its store what it asked before.
+        **_critic_usage(reply),
         # Not in metrics.jsonl: which answers run out of time depends on the machine.
         **results.ungraded,
         **token_rates(results.seconds, num_tokens, num_devices),
         **padding_shares(positions),
     }
+
+
+def _critic_usage(reply: CriticReply | None) -> dict[str, float]:
+    if reply is None or reply.usage is None:
+        return {}
+    usage = reply.usage
+    return {"critic_asked": float(usage.asked), "critic_from_store": float(usage.from_store)}
 
 
 def record_step(

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.hashing import stable_hash32
 from stepalign_jax.config.schema import (
     Config,
     EvaluationConfig,
@@ -19,7 +20,9 @@ from stepalign_jax.config.schema import (
     TrainableConfig,
 )
 from stepalign_jax.critics.devices import split_devices
-from stepalign_jax.critics.protocol import Critic, Surroundings, open_critic
+from stepalign_jax.critics.opening import open_wrapped_critic
+from stepalign_jax.critics.protocol import Critic, Surroundings
+from stepalign_jax.critics.store import CritiqueStore
 from stepalign_jax.evaluation import difficulty
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
 from stepalign_jax.feedback.contexts import Condition, get_condition
@@ -34,6 +37,7 @@ from stepalign_jax.objectives.token_weights import check_token_weights
 from stepalign_jax.parallel.mesh import make_mesh
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.problems.problem import Problem
+from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.sampling.kept import Kept
 from stepalign_jax.training.optimizer import make_optimizer
 from stepalign_jax.training.packing import check_parts
@@ -217,6 +221,7 @@ def open_run_critic(
     *,
     label: str = "",
     kept: Kept | None = None,
+    run: RunDirectory | None = None,
 ) -> Critic:
     """Opens the critic that the config names; weights are not read.
 
@@ -227,6 +232,7 @@ def open_run_critic(
       others: what is on the devices beside the critic.
       label: see `Surroundings`.
       kept: see `Surroundings`.
+      run: whose store of critiques is read and written; None: that of no run.
 
     Raises:
       UserError: the critic cannot be used.
@@ -239,8 +245,19 @@ def open_run_critic(
         others=tuple(others),
         label=label,
         kept=kept,
+        store=_open_store(config, run),
     )
-    return open_critic(config.critic, surroundings)
+    return open_wrapped_critic(config.critic, config.critiques, surroundings)
+
+
+def _open_store(config: Config, run: RunDirectory | None) -> CritiqueStore:
+    shared = config.critiques.shared_store
+    place = run.path.resolve() if run else Path.cwd() / "no-run"
+    # Two runs of one name in two places must not write one file.
+    name = f"{config.name}-{stable_hash32(str(place)):08x}"
+    return CritiqueStore(
+        run.critiques_file if run else None, Path(shared) if shared else None, name
+    )
 
 
 def make_grader(config: Config) -> Grader:

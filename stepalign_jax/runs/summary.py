@@ -6,6 +6,7 @@ from typing import Any
 
 from stepalign_jax.base.files import read_jsonl
 from stepalign_jax.config.schema import Config
+from stepalign_jax.critics.store import read_store, totals
 from stepalign_jax.evaluation.evaluate import Evaluation, gains
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.inputs import recorded_changes
@@ -37,4 +38,12 @@ def summarise(
         "step_seconds": sum(row["total"] - row.get("validate", 0.0) for row in timings),
         "seconds": seconds,
         **({"changed_inputs": changes} if changes else {}),
+        **_critics(run),
     }
+
+
+def _critics(run: RunDirectory) -> dict[str, Any]:
+    """What each critic took, where the run has a store."""
+    if not run.critiques_file.exists():
+        return {}
+    return {"critics": totals(read_store(run.critiques_file))}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.critics import EndpointCritic
 from stepalign_jax.config.fields import leaves
 from stepalign_jax.config.load import load_config
 from stepalign_jax.config.schema import CheckpointCritic, Config, EngineCritic, SelfCritic
@@ -94,6 +95,14 @@ def test_the_reported_critic_is_a_variant() -> None:
         "critic.max_new_tokens",
         "critic.batch_size",
     }
+
+
+def test_the_reported_critic_behind_a_server_is_a_variant() -> None:
+    base, variant = load("stepalign"), load_config(f"{CONFIGS}/stepalign.py:endpoint_critic")
+    assert isinstance(variant.critic, EndpointCritic)
+    assert (variant.critic.model, variant.critic.sees) == ("Qwen/QwQ-32B", "answer")
+    others = {key for key in differing_keys(base, variant) if not key.startswith("critic.")}
+    assert others == {"name"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.critics import EndpointCritic
 from stepalign_jax.config.load import load_config
 from stepalign_jax.config.merge import apply_overrides
 from stepalign_jax.config.rules import check, fits
@@ -200,3 +201,47 @@ def test_sections_that_are_not_read_are_not_checked(config: Config) -> None:
         check(broken, ("model", "train"))
     with pytest.raises(UserError, match="name is ''"):
         check(dataclasses.replace(config, name=""), ("model",))
+
+
+ENDPOINT = EndpointCritic(
+    url="http://localhost:8000/v1",
+    model="judge",
+    key_variable="JUDGE_KEY",
+    sees="answer",
+    accepts="trace",
+    temperature=0.0,
+    max_new_tokens=8,
+    concurrency=1,
+    requests_per_minute=0,
+    timeout_secs=1.0,
+    max_retries=0,
+    price_input=0.0,
+    price_output=0.0,
+)
+
+
+def test_a_secret_in_the_wrong_key_is_refused_and_not_repeated(config: Config) -> None:
+    for right in ({}, {"key_variable": ""}, {"url": "https://a.example/v1"}):
+        check(dataclasses.replace(config, critic=dataclasses.replace(ENDPOINT, **right)))
+    for wrong, words in (
+        ({"key_variable": "sk-s3cret"}, "name of an environment variable in capitals"),
+        ({"url": "https://me:s3cret@a.example/v1"}, "holds a user, a password or a query"),
+        ({"url": "https://a.example/v1?key=s3cret"}, "holds a user, a password or a query"),
+        ({"url": "a.example/s3cret"}, "must be a server's address such as http"),
+        ({"url": "http://[s3cret"}, "must be a server's address such as http"),
+        ({"model": ""}, "the name of a model there"),
+    ):
+        critic = dataclasses.replace(ENDPOINT, **wrong)
+        with pytest.raises(UserError, match=words) as error:
+            check(dataclasses.replace(config, critic=critic))
+        assert "s3cret" not in str(error.value)
+
+
+def test_a_greedy_critic_is_not_asked_again(config: Config) -> None:
+    retries = dataclasses.replace(config.critiques, max_retries=2)
+    with pytest.raises(
+        UserError, match=r"critiques\.max_retries is 2, but critic\.temperature"
+    ):
+        check(dataclasses.replace(config, critiques=retries))
+    warm = dataclasses.replace(ENDPOINT, temperature=0.6)
+    check(dataclasses.replace(config, critiques=retries, critic=warm))

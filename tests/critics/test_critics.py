@@ -99,7 +99,7 @@ def ask(
 def test_the_oracle_copies_what_is_right_and_mends_the_rest(problem, attempt, critique):
     assert oracle_critique(Attempt(problem, attempt)) == critique
     reply = Oracle().review([Attempt(problem, attempt)], [])
-    assert reply == ([Context(critique, None)], [], [])
+    assert reply == CriticReply([Context(critique, None)], [], [])
 
 
 def test_the_oracle_cannot_judge_words():
@@ -114,7 +114,10 @@ def test_the_shipped_critics_are_registered_whoever_asks_first():
         "print(sorted(kind.__name__ for kind in open_critic.registry))"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert output.stdout == "['CheckpointCritic', 'OracleCritic', 'SelfCritic', 'object']\n"
+    assert output.stdout == (
+        "['CheckpointCritic', 'EndpointCritic', 'OracleCritic', 'ReplayCritic', 'SelfCritic', "
+        "'object']\n"
+    )
 
 
 def test_a_config_opens_its_own_critic():
@@ -140,7 +143,7 @@ def test_each_critique_of_a_model_gets_the_failure_it_deserves():
     attempts = [WRONG, RIGHT, WRONG, WRONG, WRONG]
     texts = [RIGHT, RIGHT + "...", WRONG, "", "Answer: 71"]
     engine = ScriptedEngine(texts)
-    critiques, lengths, finished = ask(engine, [PROBLEM] * 5, attempts, sees="answer")
+    critiques, lengths, finished, *_ = ask(engine, [PROBLEM] * 5, attempts, sees="answer")
     failures = [critique.failure for critique in critiques]
     assert failures == [None, "truncated", "wrong_answer", "empty", "unparsable"]
     assert [c.text for c in critiques] == [RIGHT, RIGHT, WRONG, "", "Answer: 71"]
@@ -161,7 +164,7 @@ def test_a_critic_that_sees_the_question_alone_is_not_checked_against_the_answer
 def test_a_problem_without_a_reference_is_not_asked_about():
     problems, attempts = [OTHER, PROBLEM, OTHER, PROBLEM], [OTHER_WRONG, WRONG, "", RIGHT]
     engine = ScriptedEngine([RIGHT, RIGHT])
-    critiques, lengths, _ = ask(engine, problems, attempts, sees="reference")
+    critiques, lengths, *_ = ask(engine, problems, attempts, sees="reference")
     assert len(lengths) == 2
     assert [c.failure for c in critiques] == ["no_reference", None, "no_reference", None]
     (call,) = engine.calls
@@ -174,7 +177,7 @@ def test_a_problem_without_a_reference_is_not_asked_about():
 
 def test_nobody_to_ask():
     engine = ScriptedEngine([])
-    critiques, lengths, _ = ask(engine, [OTHER], [OTHER_WRONG], sees="reference")
+    critiques, lengths, *_ = ask(engine, [OTHER], [OTHER_WRONG], sees="reference")
     assert lengths == []
     assert critiques == [Context("", "no_reference")]
     assert engine.calls[0]["requests"] == []

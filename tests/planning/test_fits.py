@@ -56,5 +56,8 @@ def test_a_second_model_has_its_own_size():
     shares = fits.memory_shares(trained, state, critic)
     sizes = {name: share.bytes_per_device for name, share in shares.items()}
     assert sizes == {"base": 40, "trainable": 40, "optimizer": 80, "teacher": 8, "critic": 24}
+    # Within what critics/opening.py puts around it.
+    checked: Any = SimpleNamespace(inner=SimpleNamespace(inner=critic))
+    assert fits.memory_shares(trained, state, checked)["critic"] == shares["critic"]
     own = ModelCritic(trained, nothing, nothing, nothing, (), "", None)
     assert fits.memory_shares(trained, state, own)["critic"].bytes_per_device == 0

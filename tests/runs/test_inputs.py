@@ -52,7 +52,8 @@ class Inputs:
         model: Any = SimpleNamespace(directory=self.critic)
         critic = ModelCritic(model, *[None] * 6)  # pyright: ignore[reportArgumentType]
         config: Any = SimpleNamespace(trainable=trainable)
-        return fingerprint_inputs(config, self.model, critic, self.problems)
+        wrapped: Any = SimpleNamespace(inner=critic)  # as critics/opening.py wraps it
+        return fingerprint_inputs(config, self.model, wrapped, self.problems)
 
 
 def change_byte(path: Path) -> None:

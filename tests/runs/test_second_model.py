@@ -191,7 +191,7 @@ def test_a_critic_of_another_family_reads_and_speaks_its_own_tokens(tmp_path):
     assert text.startswith(f"<s><start_of_turn>user\n{problem.text}\nExpected: ")
     assert text.endswith("Step 1: </s>12<end_of_turn>\n<start_of_turn>model\n<think>\n")
     assert critic.model.tokenizer is not model.tokenizer
-    critiques, lengths, finished = critic.review(
+    critiques, lengths, finished, *_ = critic.review(
         [Attempt(problem, "Step 1: </s>12")], first_addresses([problem])
     )
     # The prompt had opened the thought, and noise does not close it.
