@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An address draws what it drew when the parameters of requests were compiled in."""
 
+import jax
 import numpy as np
 import pytest
 from support.sampling_goldens import BATCH_SIZE, CASES, GOLDEN, MAX_NEW_TOKENS, SEED
@@ -11,7 +12,10 @@ from stepalign_jax.sampling.engine import Engine
 from stepalign_jax.sampling.request import Address, Purpose, Request, SamplingParams
 from stepalign_jax.tiny.tokenizer import END, PAD, VOCABULARY
 
-LARGEST_LOGIT = np.float32(17.8)  # of the packaged model on these prompts
+# The same bits where the golden was made; another CPU sums in another order. So does another
+# compiler, and then the difference is that between two implementations in float32, for which
+# README promises 3e-5.
+TOLERANCE = 1e-6 if jax.__version__ == "0.10.2" else 3e-5
 
 
 def test_addresses_draw_the_tokens_that_they_always_drew():
@@ -29,11 +33,8 @@ def test_addresses_draw_the_tokens_that_they_always_drew():
         for field in ("tokens", "lengths", "finished"):
             expected = golden[f"{name}/{field}"]
             np.testing.assert_array_equal(getattr(rollouts, field), expected, err_msg=name)
-        # The same bits where the golden was made. Another CPU, or another compiler, sums in
-        # another order; a logit and the sum of all may then each be rounded to a neighbour.
         expected = golden[f"{name}/logprobs"]
-        bound = 2 * np.spacing(LARGEST_LOGIT)
-        np.testing.assert_allclose(rollouts.logprobs, expected, rtol=0, atol=bound)
+        np.testing.assert_allclose(rollouts.logprobs, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "unfiltered"])
