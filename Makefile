@@ -41,8 +41,7 @@ test-newest: .venv-newest/installed
 
 # Makes the packaged tiny checkpoint again, from nothing; it is replaced when all is done.
 pretrain: .venv/installed
-	$(BIN)/python -m stepalign_jax.pretrain --config configs/tiny.py --to build/pretrained --overwrite
-	cp build/pretrained/* $(TINY)/
+	$(BIN)/python -m stepalign_jax.pretrain --config configs/tiny.py --to $(TINY) --overwrite
 	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py --to $(TINY)/roles-easy.json
 	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py:hard --to $(TINY)/roles-hard.json
 

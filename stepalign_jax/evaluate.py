@@ -24,6 +24,7 @@ from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.tables import evaluation_table
 from stepalign_jax.runs.directory import RunDirectory, differing_keys
+from stepalign_jax.runs.inputs import warn_of_other_problems
 from stepalign_jax.runs.setup import (
     check_lengths,
     make_grader,
@@ -64,6 +65,8 @@ def main(argv: list[str]) -> None:
         if changed := differing_keys(run, config, SECTIONS):
             print(f"warning: not as in the run: {', '.join(changed)}", file=sys.stderr)
     candidates = load_problems(config.problems, arguments.split)
+    if run is not None:
+        warn_of_other_problems(run, arguments.split, candidates)
     model, roles = open_solver(config)
     by_split = {arguments.split: candidates}
     name_missing_problems(config, by_split)

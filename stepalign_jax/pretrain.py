@@ -9,7 +9,6 @@
 
 from pathlib import Path
 
-from stepalign_jax.base.files import refuse_taken
 from stepalign_jax.config.cli import parse_arguments, run_command
 from stepalign_jax.config.load import load_config
 from stepalign_jax.feedback.prompts import check_templates
@@ -27,7 +26,7 @@ def main(argv: list[str]) -> None:
             "--to": {"required": True, "metavar": "DIR", "help": "where the checkpoint goes"},
             "--overwrite": {
                 "action": "store_true",
-                "help": "replace a checkpoint that is in DIR; it is half trained until the end",
+                "help": "replace an earlier pre-trained checkpoint in DIR, once all is done",
             },
             "--log-every-steps": {"type": int, "default": 50, "metavar": "N"},
             "--from-stage": {
@@ -40,10 +39,13 @@ def main(argv: list[str]) -> None:
     )
     config = load_config(arguments.config, arguments.overrides)
     check_templates(config.prompts, sees="answer")
-    if arguments.from_stage == 0:
-        refuse_taken(Path(arguments.to), arguments.overwrite)
-    stages = STAGES[arguments.from_stage :]
-    pretrain(config, stages, Path(arguments.to), arguments.log_every_steps)
+    pretrain(
+        config,
+        STAGES[arguments.from_stage :],
+        Path(arguments.to),
+        arguments.log_every_steps,
+        overwrite=arguments.overwrite,
+    )
 
 
 if __name__ == "__main__":

@@ -35,8 +35,13 @@ from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.plots import plot_run
 from stepalign_jax.report.tables import summary_table
 from stepalign_jax.runs.checkpoint import Checkpoints, finished_steps, restore_latest
-from stepalign_jax.runs.directory import RunDirectory, is_longer, open_run
-from stepalign_jax.runs.inputs import check_inputs, fingerprint_inputs
+from stepalign_jax.runs.directory import RunDirectory, is_finished, open_run
+from stepalign_jax.runs.inputs import (
+    Inputs,
+    fingerprint_inputs,
+    fingerprint_problems,
+    lengthen_run,
+)
 from stepalign_jax.runs.lock import lock_run
 from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.runs.phases import critique, grade, pack, sample, score, update
@@ -63,14 +68,14 @@ def train(config: Config) -> dict[str, Any]:
     """Runs, or goes on with, the run that `config` describes, and returns its summary."""
     run, started = RunDirectory.of(config), time.monotonic()
     with ExitStack() as stack:
-        if run.summary_file.exists() and not is_longer(run, config):
-            open_run(config)  # refuses another config
+        if is_finished(config):
             _say(f"{run.path} is finished: nothing was run")
             return read_json(run.summary_file)
         stop = stack.enter_context(stop_signals())
-        stack.enter_context(lock_run(run))
+        locked = stack.enter_context(lock_run(run))
         open_run(config)
-        run.sweep()
+        if locked:
+            run.sweep()
         condition, loop = check_condition(config), config.train
         # Open everything: what can be refused is refused before any weights are read.
         splits = SPLITS if loop.validate_every_steps else ("train", "test")
@@ -88,13 +93,9 @@ def train(config: Config) -> dict[str, Any]:
             critic = open_run_critic(config, model, grader, (model.weights, state), run=run)
 
         done_before = max(finished_steps(run.checkpoints), default=0)
-        check_inputs(
-            run,
-            fingerprint_inputs(config, model.directory, critic, problems),
-            step=done_before,
-            allow_changes=loop.allow_changed_inputs,
-        )
         run.check_rows(done_before)
+        inputs = Inputs(run, step=done_before, allow_changes=loop.allow_changed_inputs)
+        inputs.check(fingerprint_inputs(config, model.directory, critic, problems))
 
         # Read the weights, the critic's first: one that takes turns leaves the devices again.
         for loaded in filter(None, (critic, model)):
@@ -102,6 +103,9 @@ def train(config: Config) -> dict[str, Any]:
         stack.enter_context(use_mesh(model.mesh))
         for split, candidates in problems.items():
             problems[split] = select_problems(config, model, roles, grader, candidates, split)
+        if config.problems.base_avg_below:
+            inputs.check(fingerprint_problems(problems, "kept by the difficulty filter"))
+        lengthen_run(run, config, step=done_before)
         state.replace(initial_state(config, model))
 
         # Go on where the newest checkpoint stands, or start.
@@ -133,7 +137,7 @@ def train(config: Config) -> dict[str, Any]:
             """Evaluates weights, unless an interrupted run has done so."""
             path, how = run.evaluation_file(label), config.evaluation
             if path.exists():
-                return Evaluation.read(path, len(problems[split]))
+                return Evaluation.read_whole(path, len(problems[split]))
             if split == "validation":
                 how = replace(how, num_samples=how.num_validation_samples)
             with kept_beside(path) as kept:
@@ -146,13 +150,13 @@ def train(config: Config) -> dict[str, Any]:
 
         def validate(done: int) -> float:
             found = evaluate_once("validation", f"validation_{done:05d}", solver())
-            return float(found.per_problem["avg_at_k"].mean())
+            return found.mean("avg_at_k")
 
-        # Should the file be lost on the way: before training, not before this process.
+        # Should a file be lost on the way: before training, not before this process.
         initial = model.variables() if first_step else solver()
         before = evaluate_once("test", "before", initial)
-        if loop.validate_every_steps and first_step == 0:
-            validate(0)  # where the curve starts
+        if loop.validate_every_steps:  # where the curve starts
+            evaluate_once("validation", "validation_00000", initial)
 
         bar = stack.enter_context(progress(total=loop.num_steps, description=config.name))
         bar.update(first_step)

@@ -67,7 +67,7 @@ def atomic_directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     # Resolved, so that a link stays a link and "." has a name.
     target = target.resolve()
-    refuse_taken(target, overwrite)
+    _refuse_taken(target, overwrite)
     partial = target.with_name(f".{target.name}.partial")
     try:
         if partial.exists():
@@ -91,12 +91,7 @@ def atomic_directory(target: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def refuse_taken(target: Path, overwrite: bool) -> None:
-    """Refuses a target that is a file, or a directory with content that may not be replaced.
-
-    Raises:
-      UserError: it is; the sentence says how to go on.
-    """
+def _refuse_taken(target: Path, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file: choose a directory to write to.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
@@ -213,6 +208,6 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             if number < len(lines):  # only what follows the last newline may be half a row
                 raise UserError(
-                    f"{path} is damaged at line {number}: delete that line to go on"
+                    f"{path} is damaged at line {number}: put a whole copy in its place"
                 ) from error
     return rows

@@ -3,6 +3,7 @@
 """Avg@k, Pass@k and Maj@k of one set of weights on one set of problems."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,23 +68,36 @@ class Evaluation:
         return cls({name: np.asarray(values, np.float64) for name, values in lists.items()})
 
     @classmethod
-    def read(cls, path: Path, num_problems: int) -> "Evaluation":
-        """Reads the file of an evaluation of so many problems.
+    def read(cls, path: Path) -> "Evaluation":
+        """Reads the file of an evaluation.
 
         Raises:
           UserError: it holds something else.
         """
-        names, lists = set(METRICS), read_json_object(path)
-        whole = names <= set(lists) and all(
-            isinstance(values, list) and len(values) == num_problems
-            for values in lists.values()
-        )
-        if not whole:
+        lists = read_json_object(path)
+        if not lists or not all(map(_are_numbers, lists.values())):
+            raise UserError(f"{path} is no evaluation: delete it")
+        return cls.from_lists(lists)
+
+    @classmethod
+    def read_whole(cls, path: Path, num_problems: int) -> "Evaluation":
+        """Reads the file of an evaluation of so many problems, with all its metrics.
+
+        Raises:
+          UserError: it holds something else.
+        """
+        found = cls.read(path)
+        lengths = {len(values) for values in found.per_problem.values()}
+        if set(found.per_problem) != set(METRICS) or lengths != {num_problems}:
             raise UserError(
                 f"{path} is no evaluation of {num_problems} problems: delete it to measure "
                 "again"
             )
-        return cls.from_lists(lists)
+        return found
+
+    def mean(self, metric: str) -> float:
+        """Mean over problems of one of METRICS."""
+        return float(self.per_problem[metric].mean())
 
     def intervals(self, config: EvaluationConfig, seed: int) -> dict[str, dict[str, float]]:
         """Bootstrap intervals over problems, by name."""
@@ -91,6 +105,14 @@ class Evaluation:
             name: _interval(bootstrap_interval, config, seed, values)
             for name, values in self.per_problem.items()
         }
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def gains(

@@ -12,6 +12,7 @@ seed, summary, curve ([[step, avg_at_k], ...]), critic_exactness ([[step, value 
 solver_tokens and train_seconds per seed.
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,17 @@ def summary_table(summary: dict[str, Any]) -> str:
     seconds = summary.get("seconds")
     took = "" if seconds is None else f"The run took {seconds:,.0f} s.\n"
     note = "Shares in percent, gains in points, [intervals] over problems.\n"
-    return _aligned(rows) + note + took
+    return _aligned(rows) + note + took + "".join(map(_change, summary.get("changes", [])))
+
+
+def _change(change: dict[str, Any]) -> str:
+    """A line about what changed under a run; tables are no place for silence either."""
+    if "num_steps" in change:
+        return "Lengthened at step {} from {} to {} steps.\n".format(
+            change["step"], *change["num_steps"]
+        )
+    words = f"Inputs changed at step {change['step']}: {', '.join(change['inputs'])}."
+    return textwrap.fill(words, WIDTH) + "\n"
 
 
 def evaluation_table(intervals: dict[str, Any], k: int, title: str = "") -> str:

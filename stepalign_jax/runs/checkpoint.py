@@ -224,8 +224,9 @@ def read_manifest(step_directory: pathlib.Path) -> dict[str, Any]:
     try:
         manifest = read_json(path)
         files, state = manifest["files"], manifest["state"]
-        intact = isinstance(files, dict) and isinstance(state, list) and bool(files and state)
-    except (UserError, KeyError, TypeError):
+        leaves = all(isinstance(path, str) for path, _, _ in state)
+        intact = isinstance(files, dict) and leaves and bool(files and state)
+    except (UserError, KeyError, TypeError, ValueError):
         intact = False
     if not intact:
         raise UserError(f"{path} is damaged; {_mend(step_directory)}")

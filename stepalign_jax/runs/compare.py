@@ -30,7 +30,7 @@ from stepalign_jax.base.files import read_json, read_jsonl, write_json
 from stepalign_jax.base.progress import advance, progress
 from stepalign_jax.config.load import load_config, split_spec
 from stepalign_jax.config.schema import Config
-from stepalign_jax.runs.directory import RunDirectory, open_run
+from stepalign_jax.runs.directory import RunDirectory, is_finished, open_run
 
 POLL_SECS = 1.0  # how often the steps of the runs that are under way are counted
 
@@ -153,7 +153,7 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, description: str) -> None:
         finally:
             shares.put(share)
 
-    waiting = [job for job in jobs if not job.run.summary_file.exists()]
+    waiting = [job for job in jobs if not is_finished(job.config)]
     num_steps = sum(job.config.train.num_steps for job in waiting)
     with (
         progress(total=num_steps, description=f"{description}, steps") as bar,

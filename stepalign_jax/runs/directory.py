@@ -16,6 +16,7 @@
     summary.json       what the run came to
     lock.json          which process trains in it, or was the last
     report/            tables and plots made from the above
+    set_aside/         step_00020/: what stopped to hold when inputs or length changed there
 
 JSON files appear whole or not at all. Rows of the .jsonl files may be cut by a kill, and are
 dropped when the run goes on.
@@ -26,26 +27,21 @@ import json
 import pathlib
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import (
-    read_json,
-    read_json_object,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
+from stepalign_jax.base.files import atomic_file, read_json, write_json
 from stepalign_jax.config.schema import Config, Constant
 from stepalign_jax.evaluation.evaluate import Evaluation
 
 # Where a run lies does not change what it computes: a run that was moved can go on.
 _LOCATION_KEYS = ("name", "runs_dir")
 _FREE_KEYS = (*_LOCATION_KEYS, "train.allow_changed_inputs")  # may differ when a run goes on
-_WHY_NOT_LONGER = " (a run gets more steps only with optimizer.schedule=constant)"
-_TEMPORARY = re.compile(r".+\.\d+\.tmp|.+orbax-checkpoint-tmp.*")
+
+# What processes that were killed leave: of `atomic_file`, and of Orbax.
+_TEMPORARY = re.compile(r".+\.\d+\.tmp")
+_UNFINISHED_CHECKPOINTS = "*.orbax-checkpoint-tmp*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,98 +117,125 @@ class RunDirectory:
         """[optimizer steps done, validation Avg@k], oldest first; 0 is the start."""
         return [[step, score] for step, score in self.validation_scores("avg_at_k").items()]
 
+    def validation_files(self) -> dict[int, pathlib.Path]:
+        """The files of the validation curve by optimizer steps done, oldest first."""
+        files = self.path.glob("evaluations/validation_*.json")
+        found = [(re.fullmatch(r"validation_([0-9]+)", file.stem), file) for file in files]
+        # Others are not ours, whatever they are called.
+        return dict(sorted((int(step[1]), file) for step, file in found if step))
+
     def validation_scores(self, metric: str) -> dict[int, float]:
-        """Mean of a metric of `Evaluation` by optimizer steps done, oldest first."""
-        files = sorted(self.path.glob("evaluations/validation_*.json"))
-        scores = {}
-        for file in files:  # others are not ours, whatever they are called
-            if step := re.fullmatch(r"validation_(\d+)", file.stem):
-                values = Evaluation.from_lists(read_json_object(file)).per_problem[metric]
-                scores[int(step[1])] = float(values.sum() / len(values))
-        return scores
+        """Mean of a metric of `Evaluation` by optimizer steps done, oldest first.
+
+        Raises:
+          UserError: a file holds something else.
+        """
+        files = self.validation_files().items()
+        return {step: Evaluation.read(file).mean(metric) for step, file in files}
+
+    def check_rows(self, num_completed_steps: int) -> None:
+        """Refuses metrics and timings that do not begin with one row per completed step.
+
+        Raises:
+          UserError: a row is lost, stands twice, or is damaged; the sentence says which.
+        """
+        for path, number in self._row_files():
+            num_whole = len(_leading_rows(path, number))
+            if num_whole < num_completed_steps:
+                raise UserError(
+                    f"line {num_whole + 1} of {path} is not the whole row of step {num_whole}, "
+                    "so that sums over the run would be wrong: put a whole copy of the file in "
+                    f"its place, or {self._redo_from(num_whole)}"
+                )
+
+    def _redo_from(self, num_whole: int) -> str:
+        steps = sorted(int(file.parent.name) for file in self._finished_checkpoints())
+        later = ", ".join(str(step) for step in steps if step > num_whole)
+        start = max((step for step in steps if step <= num_whole), default=0)
+        return (
+            f"delete {later} in {self.checkpoints} to go on from step {start}, which makes the "
+            "rows again"
+        )
 
     def truncate_after(self, num_completed_steps: int) -> None:
         """Drops what was written after the checkpoint that the run goes on from.
 
         Rows and rollout files of steps `num_completed_steps` and later go, and with them a
-        last row that a kill cut short.
+        last row that a kill cut short; `check_rows` comes first.
 
         Args:
           num_completed_steps: optimizer steps in the checkpoint; 0 without one.
-
-        Raises:
-          UserError: a row other than the last is damaged.
         """
-        for path in (self.metrics_file, self.timings_file):
+        for path, number in self._row_files():
             if path.exists():
-                rows = read_jsonl(path)
-                kept = [row for row in rows if row.get("step", -1) < num_completed_steps]
-                write_jsonl(path, kept)
+                kept = _leading_rows(path, number)[:num_completed_steps]
+                with atomic_file(path) as file:
+                    file.write(b"".join(row + b"\n" for row in kept))
         for path in self.path.glob("rollouts/step_*.jsonl"):
-            step = re.fullmatch(r"step_(\d+)", path.stem)
+            step = re.fullmatch(r"step_([0-9]+)", path.stem)
             if step and int(step[1]) >= num_completed_steps:
                 path.unlink()
         if num_completed_steps == 0:
             # The steps of a run that starts anew would be drawn over those of the old one.
             shutil.rmtree(self.tensorboard, ignore_errors=True)
 
-    def check_rows(self, num_completed_steps: int) -> None:
-        """Refuses a metrics.jsonl without exactly one row for each completed step.
+    def _row_files(self) -> tuple[tuple[pathlib.Path, str], ...]:
+        """The files with a row per step, each with the number that `summarise` adds up."""
+        return (self.metrics_file, "solver_tokens"), (self.timings_file, "total")
 
-        Raises:
-          UserError: a row is missing, stands twice, or is damaged; the sentence says which.
+    def set_aside(self, step: int, paths: Iterable[pathlib.Path]) -> None:
+        """Moves files of the run, where they exist, to set_aside/step_<step>/.
+
+        Args:
+          step: optimizer steps done when they stopped to hold.
+          paths: of the run; the same names there are replaced.
         """
-        rows = read_jsonl(self.metrics_file) if self.metrics_file.exists() else []
-        counts = Counter(row.get("step") for row in rows)
-        for step in range(num_completed_steps):
-            if counts[step] != 1:
-                kept = "lacks the row" if counts[step] == 0 else f"has {counts[step]} rows"
-                raise UserError(
-                    f"{self.metrics_file} {kept} of step {step}, so that sums over the run "
-                    "would be wrong: put a whole copy in its place, or delete the checkpoints "
-                    f"after step {step} in {self.checkpoints} to do these steps again"
-                )
+        for path in paths:
+            if path.exists():
+                target = self.path / "set_aside" / f"step_{step:05d}"
+                target.mkdir(parents=True, exist_ok=True)
+                path.replace(target / path.name)
 
     def has_results(self) -> bool:
         """False where a mistake in the config stopped the run before it measured anything."""
         measured = self.metrics_file.exists() or any(self.path.glob("evaluations/*.json"))
-        return measured or any(self.checkpoints.glob("[0-9]*/manifest.json"))
+        return measured or bool(self._finished_checkpoints())
+
+    def _finished_checkpoints(self) -> list[pathlib.Path]:
+        files = self.checkpoints.glob("[0-9]*/manifest.json")
+        return [file for file in files if file.parent.name.isdecimal()]
 
     def sweep(self) -> None:
-        """Deletes temporary files that killed processes left; call it under the run's lock."""
-        for path in sorted(self.path.rglob("*.tmp*"), reverse=True):
-            if _TEMPORARY.fullmatch(path.name) or "orbax-checkpoint-tmp" in path.name:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        """Deletes what killed processes left half written; call it under the run's lock."""
+        for folder in (self.path, self.path / "evaluations", self.path / "rollouts"):
+            for path in folder.glob("*.tmp"):
+                if _TEMPORARY.fullmatch(path.name) and path.is_file():
+                    path.unlink(missing_ok=True)
+        for path in self.checkpoints.glob(_UNFINISHED_CHECKPOINTS):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def open_run(config: Config) -> RunDirectory:
     """Returns the directory of a run, made if need be, for this config and no other.
 
-    A run that has not measured anything yet takes on the config it is given. One whose learning
-    rate stays constant may be given more steps: it then goes on, finished or not.
+    A run that has not measured anything yet takes on the config it is given. One that
+    `is_longer` is let through as it is: `lengthen_run` changes it, once nothing is refused.
 
     Raises:
       UserError: the directory cannot be written, or holds a run of another config, or results
         without a config.
     """
     run = RunDirectory.of(config)
-    resolved = _as_json(config)
     _make_directories(run)
     if not run.has_results():
-        write_json(run.config_file, resolved)
-        return run
-    if not run.config_file.exists():
+        write_json(run.config_file, config_json(config))
+    elif not run.config_file.exists():
         raise UserError(
             f"{run.path} holds results without {run.config_file.name}, so nobody can tell what "
             "made them: put the file back, or choose another name with --name=..."
         )
-    if is_longer(run, config):
-        # The end of the shorter run is no end any more.
-        for path in (run.summary_file, run.evaluation_file("after")):
-            path.unlink(missing_ok=True)
-        write_json(run.config_file, resolved)
-    else:
-        _require_same_config(run, resolved)
+    elif not is_longer(run, config):
+        _require_same_config(run, config)
     return run
 
 
@@ -224,12 +247,25 @@ def is_longer(run: RunDirectory, config: Config) -> bool:
     """
     if not run.config_file.exists() or not isinstance(config.optimizer.schedule, Constant):
         return False
-    differences = _differences(read_json(run.config_file), _as_json(config))
+    differences = _differences(read_json(run.config_file), config_json(config))
     changed = {key: (old, new) for key, old, new in differences if key not in _FREE_KEYS}
     if set(changed) != {"train.num_steps"}:
         return False
     old, new = changed["train.num_steps"]
     return old.isdecimal() and int(new) > int(old)
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the run of this config has come to its end, and not to that of a shorter one.
+
+    Raises:
+      UserError: the directory holds a run of another config.
+    """
+    run = RunDirectory.of(config)
+    if not run.summary_file.exists():
+        return False
+    open_run(config)
+    return not is_longer(run, config)
 
 
 def differing_keys(run: RunDirectory, config: Config, sections: Iterable[str]) -> list[str]:
@@ -239,11 +275,12 @@ def differing_keys(run: RunDirectory, config: Config, sections: Iterable[str]) -
       UserError: the run's config.json cannot be read.
     """
     saved, wanted = read_json(run.config_file), set(sections) - set(_LOCATION_KEYS)
-    keys = (key for key, *_ in _differences(saved, _as_json(config)))
+    keys = (key for key, *_ in _differences(saved, config_json(config)))
     return [key for key in keys if key.partition(".")[0] in wanted]
 
 
-def _as_json(config: Config) -> Any:
+def config_json(config: Config) -> Any:
+    """The content of config.json."""
     # Through JSON, so that tuples compare with the lists that they become in the file.
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
@@ -259,15 +296,46 @@ def _make_directories(run: RunDirectory) -> None:
         ) from error
 
 
-def _require_same_config(run: RunDirectory, resolved: dict[str, Any]) -> None:
-    saved = read_json(run.config_file)
-    for key, old, new in _differences(saved, resolved):
+def _require_same_config(run: RunDirectory, config: Config) -> None:
+    for key, old, new in _differences(read_json(run.config_file), config_json(config)):
         if key not in _FREE_KEYS:
-            why = _WHY_NOT_LONGER if key == "train.num_steps" else ""
+            why = _why_not_longer(config) if key == "train.num_steps" else ""
             raise UserError(
                 f"{run.path} holds a run with {key}={old}, and this one has {key}={new}{why}: "
                 f"choose another name with --name=..., or delete {run.path}"
             )
+
+
+def _why_not_longer(config: Config) -> str:
+    if isinstance(config.optimizer.schedule, Constant):
+        return " (a run may only get more steps, and nothing else may change)"
+    return (
+        " (a run gets more steps only with optimizer.schedule=constant: with another schedule "
+        "the steps it has taken would have had other learning rates)"
+    )
+
+
+def _leading_rows(path: pathlib.Path, number: str) -> list[bytes]:
+    """The rows of steps 0, 1, 2, ..., up to the first that is lost, doubled or damaged."""
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    rows = []
+    for line in lines:
+        if not _is_row(line, len(rows), number):
+            break
+        rows.append(line)
+    return rows
+
+
+def _is_row(line: bytes, step: int, number: str) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    whole = isinstance(row, dict) and isinstance(row.get(number), int | float)
+    return whole and type(row.get("step")) is int and row["step"] == step
 
 
 def _differences(saved: Any, resolved: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:

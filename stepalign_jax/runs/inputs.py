@@ -6,11 +6,12 @@ A run that goes on with other problems, weights or templates than it began with 
 what cannot be compared. inputs.json holds a hash of each input, and what was allowed to change:
 
     {"fingerprints": {"test problems": "1f...", "model weights": "9a...", ...},
-     "changes": [{"step": 20, "inputs": ["train problems"]}]}
+     "changes": [{"step": 20, "inputs": ["train problems"]},
+                 {"step": 60, "num_steps": [60, 90]}]}
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,9 @@ from stepalign_jax.critics.engine_critic import ModelCritic
 from stepalign_jax.critics.protocol import Critic, innermost
 from stepalign_jax.huggingface.fingerprint import fingerprint_adapter, fingerprint_checkpoint
 from stepalign_jax.problems.problem import Problem
-from stepalign_jax.runs.directory import RunDirectory
+from stepalign_jax.runs.directory import RunDirectory, is_longer
 
-# With another one of these, what was measured before training no longer pairs with the rest.
-_ONLY_TRAINING = ("train problems", "validation problems", "critic ")
+_EVALUATED = ("model ", "start adapter")  # with another one of these no evaluation holds
 
 
 def fingerprint_inputs(
@@ -42,10 +42,7 @@ def fingerprint_inputs(
       critic: a second model counts, too.
       problems: by split, in their order, before the difficulty filter.
     """
-    found = {
-        f"{split} problems": content_hash([[p.text, p.answer, p.reference] for p in some])
-        for split, some in problems.items()
-    }
+    found = fingerprint_problems(problems, "problems")
     found |= _of_checkpoint("model", directory)
     if adapter := getattr(config.trainable, "adapter", ""):
         found["start adapter"] = fingerprint_adapter(Path(adapter))
@@ -55,80 +52,142 @@ def fingerprint_inputs(
     return found
 
 
+def fingerprint_problems(
+    problems: Mapping[str, Sequence[Problem]], what: str
+) -> dict[str, str]:
+    """Returns a hash of the problems of each split, in their order, as "<split> <what>"."""
+    return {
+        f"{split} {what}": content_hash([[p.text, p.answer, p.reference] for p in some])
+        for split, some in problems.items()
+    }
+
+
 def _of_checkpoint(role: str, directory: Path) -> dict[str, str]:
     parts = fingerprint_checkpoint(directory)
     return {f"{role} {part}": value for part, value in parts.items()}
 
 
-def check_inputs(
-    run: RunDirectory, found: Mapping[str, str], *, step: int, allow_changes: bool
-) -> None:
-    """Records the inputs of a run that begins; refuses others when it goes on.
+class Inputs:
+    """What a run reads: recorded when it begins, and compared when it goes on."""
 
-    Changes that are allowed are recorded, and "before" is measured again where it would not
-    pair with "after".
+    def __init__(self, run: RunDirectory, *, step: int, allow_changes: bool):
+        """Nothing is written yet.
+
+        Args:
+          run: its directory, locked.
+          step: optimizer steps done.
+          allow_changes: `train.allow_changed_inputs`.
+        """
+        self._run, self._step, self._allow_changes = run, step, allow_changes
+        self._begins, self._found = not run.has_results(), {}
+
+    def check(self, found: Mapping[str, str]) -> None:
+        """Records inputs of a run that begins; refuses others than its own when it goes on.
+
+        Changes that are allowed are recorded, and evaluations that no longer hold are set
+        aside: those with which "after" would not pair, and those of steps that come again.
+
+        Args:
+          found: hashes by name; those of an earlier call count too.
+
+        Raises:
+          UserError: an input is not what it was, or nobody knows; the sentence names each.
+        """
+        self._found |= found
+        run, saved = self._run, {"fingerprints": {}, "changes": []}
+        if self._begins:
+            write_json(run.inputs_file, saved | {"fingerprints": self._found})
+            return
+        if run.inputs_file.exists():
+            saved = _read(run.inputs_file)
+        elif not self._allow_changes:
+            raise UserError(
+                f"{run.inputs_file} is missing, so nobody can tell whether {run.path} goes on "
+                "with what it began with: put it back, or go on with "
+                "--train.allow_changed_inputs=true."
+            )
+        known = saved["fingerprints"]
+        changed = [name for name in found if known.get(name) != found[name]]
+        if not changed:
+            return
+        names = ", ".join(changed)
+        if not self._allow_changes:
+            raise UserError(
+                f"{run.path} was begun with other inputs: {names}; put back what was there, "
+                "start another run with --name=..., or go on with "
+                "--train.allow_changed_inputs=true."
+            )
+        print(f"warning: goes on with other inputs: {names}", file=sys.stderr, flush=True)
+        run.set_aside(self._step, _stale_evaluations(run, changed, self._step))
+        changes = _with_change(saved["changes"], {"step": self._step, "inputs": changed})
+        write_json(run.inputs_file, {"fingerprints": known | self._found, "changes": changes})
+
+
+def _stale_evaluations(run: RunDirectory, changed: Sequence[str], step: int) -> Iterator[Path]:
+    """Yields the files of evaluations that other inputs, or the steps to come, make wrong."""
+    every = any(name.startswith(_EVALUATED) for name in changed)
+    yield run.evaluation_file("after")
+    if every or any(name.startswith("test ") for name in changed):
+        yield run.evaluation_file("before")
+    asked = every or any(name.startswith("validation ") for name in changed)
+    for measured_at, file in run.validation_files().items():
+        if asked or measured_at > step:
+            yield file
+
+
+def lengthen_run(run: RunDirectory, config: Config, *, step: int) -> None:
+    """Gives a run more steps, if the config has more; what it came to before is set aside.
 
     Args:
       run: its directory, locked.
-      found: from `fingerprint_inputs`.
+      config: which `open_run` let through.
       step: optimizer steps done.
-      allow_changes: `train.allow_changed_inputs`.
-
-    Raises:
-      UserError: an input is not what it was, or nobody knows; the sentence names each.
     """
-    if not run.has_results():
-        write_json(run.inputs_file, {"fingerprints": dict(found), "changes": []})
+    if not is_longer(run, config):
         return
-    saved: dict[str, Any] = {"fingerprints": {}, "changes": []}
-    if run.inputs_file.exists():
-        saved = _read(run.inputs_file)
-    elif not allow_changes:
-        raise UserError(
-            f"{run.inputs_file} is missing, so nobody can tell whether {run.path} goes on with "
-            "what it began with: put it back, or go on with --train.allow_changed_inputs=true."
-        )
-    changed = _differing(saved["fingerprints"], found)
-    if not changed:
-        return
-    names = ", ".join(changed)
-    if not allow_changes:
-        raise UserError(
-            f"{run.path} was begun with other inputs: {names}; put back what was there, start "
-            "another run with --name=..., or go on with --train.allow_changed_inputs=true."
-        )
-    print(f"warning: goes on with other inputs: {names}", file=sys.stderr, flush=True)
-    if not all(name.startswith(_ONLY_TRAINING) for name in changed):
-        for label in ("before", "after"):
-            run.evaluation_file(label).unlink(missing_ok=True)
-    changes = [*saved["changes"], {"step": step, "inputs": changed}]
-    write_json(run.inputs_file, {"fingerprints": dict(found), "changes": changes})
+    saved, num_steps = read_json_object(run.config_file), config.train.num_steps
+    change = {"step": step, "num_steps": [saved["train"]["num_steps"], num_steps]}
+    # A kill in between leaves the shorter run without its end, which either command mends.
+    run.set_aside(step, (run.summary_file, run.evaluation_file("after")))
+    inputs = _read(run.inputs_file)
+    changes = _with_change(inputs["changes"], change)
+    write_json(run.inputs_file, inputs | {"changes": changes})
+    write_json(run.config_file, saved | {"train": saved["train"] | {"num_steps": num_steps}})
+
+
+def _with_change(changes: list[dict[str, Any]], change: dict[str, Any]) -> list[dict[str, Any]]:
+    return changes if change in changes[-1:] else [*changes, change]
 
 
 def recorded_changes(run: RunDirectory) -> list[dict[str, Any]]:
-    """Returns the changes of inputs that were allowed, oldest first."""
+    """Returns the changes of inputs and of length that were allowed, oldest first."""
     return _read(run.inputs_file)["changes"] if run.inputs_file.exists() else []
 
 
 def warn_of_another_model(run: RunDirectory, directory: Path) -> None:
     """Names on stderr what of the model differs from what a run was begun with."""
+    if changed := _others(run, _of_checkpoint("model", directory)):
+        words = f"{', '.join(changed)} in {directory} differ"
+        print(f"warning: {run.path} was trained on another base: {words}", file=sys.stderr)
+
+
+def warn_of_other_problems(run: RunDirectory, split: str, problems: Sequence[Problem]) -> None:
+    """Names on stderr a split whose problems are not those that a run was begun with."""
+    for name in _others(run, fingerprint_problems({split: problems}, "problems")):
+        words = f"the {name} are not those that {run.path} was begun with"
+        print(f"warning: {words}: results do not pair with its own", file=sys.stderr)
+
+
+def _others(run: RunDirectory, found: Mapping[str, str]) -> list[str]:
     if not run.inputs_file.exists():
-        return
-    found, saved = _of_checkpoint("model", directory), _read(run.inputs_file)["fingerprints"]
-    if changed := [name for name in found if saved.get(name, found[name]) != found[name]]:
-        print(
-            f"warning: {run.path} was trained on another base: {', '.join(changed)} in "
-            f"{directory} differ",
-            file=sys.stderr,
-        )
-
-
-def _differing(saved: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    return [name for name in {**found, **saved} if saved.get(name) != found.get(name)]
+        return []
+    saved = _read(run.inputs_file)["fingerprints"]
+    return [name for name in found if saved.get(name, found[name]) != found[name]]
 
 
 def _read(path: Path) -> dict[str, Any]:
     content = read_json_object(path)
-    if not isinstance(content.get("fingerprints"), dict) or "changes" not in content:
+    fingerprints, changes = content.get("fingerprints"), content.get("changes")
+    if not (isinstance(fingerprints, dict) and isinstance(changes, list)):
         raise UserError(f"{path} is damaged: put a whole copy in its place.")
     return content

@@ -20,8 +20,11 @@ except ImportError:  # not on Windows, where nothing is locked
 
 
 @contextlib.contextmanager
-def lock_run(run: RunDirectory) -> Iterator[None]:
+def lock_run(run: RunDirectory) -> Iterator[bool]:
     """Holds the run for this process; the lock ends with the process, however it dies.
+
+    Yields:
+      Whether it is locked: False on a file system, or an operating system, without locks.
 
     Raises:
       UserError: another process holds it; which one, where and since when.
@@ -35,17 +38,16 @@ def lock_run(run: RunDirectory) -> Iterator[None]:
             "choose a place that can be written with --runs_dir=..."
         ) from error
     with file:
-        if fcntl is not None:
-            _lock(run, file)
+        held = fcntl is not None and _lock(run, file)
         file.truncate(0)
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         holder = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
         file.write(json.dumps(holder))
         file.flush()
-        yield
+        yield held
 
 
-def _lock(run: RunDirectory, file: TextIO) -> None:
+def _lock(run: RunDirectory, file: TextIO) -> bool:
     assert fcntl is not None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +60,8 @@ def _lock(run: RunDirectory, file: TextIO) -> None:
         ) from error
     except OSError:
         # A file system without locks: better an unguarded run than none.
-        return
+        return False
+    return True
 
 
 def _holder(file: TextIO) -> dict[str, Any]:

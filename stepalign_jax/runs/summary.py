@@ -37,7 +37,7 @@ def summarise(
         "solver_tokens": int(sum(row["solver_tokens"] for row in read_jsonl(run.metrics_file))),
         "step_seconds": sum(row["total"] - row.get("validate", 0.0) for row in timings),
         "seconds": seconds,
-        **({"changed_inputs": changes} if changes else {}),
+        **({"changes": changes} if changes else {}),
         **_critics(run),
     }
 

@@ -14,6 +14,7 @@ import functools
 import itertools
 import json
 import random
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ import numpy as np
 import optax
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import read_jsonl
+from stepalign_jax.base.files import atomic_directory, read_jsonl
 from stepalign_jax.base.progress import progress
 from stepalign_jax.config.schema import Config
 from stepalign_jax.huggingface.weights import load_model, write_model
@@ -240,34 +241,44 @@ def make_kind_accuracies(model: Qwen3, corpus: Corpus, stage: Stage) -> Any:
 
 
 def pretrain(
-    config: Config, stages: Sequence[Stage], directory: Path, log_every_steps: int
+    config: Config,
+    stages: Sequence[Stage],
+    directory: Path,
+    log_every_steps: int,
+    *,
+    overwrite: bool,
 ) -> None:
-    """Trains, and writes the checkpoint and its log to `directory`.
+    """Trains, and writes the checkpoint and its log to `directory`, whole or not at all.
 
     A first stage whose `first_step` is above 0 continues from the checkpoint and the log of
-    the stages before it, in `directory`.
+    the stages before it, in `directory`, and replaces them.
 
     Raises:
-      UserError: if `directory` cannot be written, or the loss stops being a number.
+      UserError: if `directory` is taken, is to be replaced but holds no pre-trained model,
+        cannot be written, or the loss stops being a number.
     """
     goes_on = stages[0].first_step > 0
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        log = (directory / LOG).open("a" if goes_on else "w", encoding="utf-8")
-    except OSError as error:
+    taken = directory.is_dir() and any(directory.iterdir())
+    if taken and (overwrite or goes_on) and not (directory / LOG).is_file():
         raise UserError(
-            f"cannot write to {directory} ({error}): choose another --to."
-        ) from error
-    save_tokenizer(directory)  # first: whatever stops the rest, the checkpoint can be opened
-    with log:
-        params = load_model(str(directory))[1] if goes_on else None
-        totals = read_jsonl(directory / LOG)[-1] if goes_on else {"tokens": 0, "seconds": 0.0}
-        for stage in stages:
-            if params is None:
-                params = init_params(stage.model, jax.random.key(stage.seed))
-            params, totals = _train_stage(
-                config, stage, params, totals, directory, log, log_every_steps
-            )
+            f"{directory} holds files that are no pre-trained model (no {LOG}), and nothing "
+            "else is replaced: choose another --to."
+        )
+    totals: dict[str, Any] = {"tokens": 0, "seconds": 0.0}
+    if goes_on:
+        params, totals = load_model(str(directory))[1], read_jsonl(directory / LOG)[-1]
+    else:
+        params = init_params(stages[0].model, jax.random.key(stages[0].seed))
+    with atomic_directory(directory, overwrite=overwrite or goes_on) as partial:
+        if goes_on:
+            shutil.copyfile(directory / LOG, partial / LOG)
+        with (partial / LOG).open("a", encoding="utf-8") as log:
+            for stage in stages:
+                params, totals = _train_stage(
+                    config, stage, params, totals, log, log_every_steps
+                )
+        write_model(partial, stages[-1].model, params, max_shard_bytes=MAX_SHARD_BYTES)
+        save_tokenizer(partial)
 
 
 def _train_stage(
@@ -275,7 +286,6 @@ def _train_stage(
     stage: Stage,
     params: Any,
     totals: dict[str, Any],
-    directory: Path,
     log: TextIO,
     log_every_steps: int,
 ) -> tuple[Any, dict[str, Any]]:
@@ -311,7 +321,4 @@ def _train_stage(
                     f"pre-training diverged before step {row['step']}: change STAGES."
                 )
             print(json.dumps(row), file=log, flush=True)
-            # The log is open in the same directory, so the directory cannot be atomic.
-            stacked = stack_layers(params, num_layers)
-            write_model(directory, stage.model, stacked, max_shard_bytes=MAX_SHARD_BYTES)
     return stack_layers(params, num_layers), row

@@ -88,7 +88,13 @@ def test_keeps_the_newest_and_a_saved_step_can_be_saved_again(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["4"]
 
 
-@pytest.mark.parametrize("content", ['{"files": {}, "state": []}', "{}", "[]", "", "{"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('{"files": {}, "state": []}', '{"files": {"x": "y"}, "state": [["x"]]}'),
+        *('{"files": {"x": "y"}, "state": "abc"}', "{}", "[]", "", "{"),
+    ],
+)
 def test_an_empty_manifest_is_damaged(tmp_path, content):
     save_steps(tmp_path, 1, 2)
     (tmp_path / "2" / checkpoint.MANIFEST).write_text(content)

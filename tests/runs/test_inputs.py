@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.runs import small_config
 
-from stepalign_jax import generate, train
+from stepalign_jax import evaluate, generate, train
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl, write_json, write_jsonl
 from stepalign_jax.config.schema import Config, Constant
@@ -21,12 +21,15 @@ from stepalign_jax.critics.engine_critic import ModelCritic
 from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.report import __main__ as report
-from stepalign_jax.runs.directory import RunDirectory
+from stepalign_jax.report.tables import summary_table
+from stepalign_jax.runs.directory import RunDirectory, config_json, open_run
 from stepalign_jax.runs.inputs import (
-    check_inputs,
+    Inputs,
     fingerprint_inputs,
+    lengthen_run,
     recorded_changes,
     warn_of_another_model,
+    warn_of_other_problems,
 )
 
 
@@ -34,7 +37,7 @@ def problems(split: str) -> list[Problem]:
     return [Problem(f"{split} {i}", str(i), f"so {i}", "jsonl") for i in range(3)]
 
 
-class Inputs:
+class Drifting:
     """A model, a critic, an adapter and three splits in a directory, to be drifted."""
 
     def __init__(self, directory: Path):
@@ -62,15 +65,15 @@ def change_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def edit(split: str, **changes: Any) -> Callable[[Inputs], None]:
-    def drift(inputs: Inputs) -> None:
+def edit(split: str, **changes: Any) -> Callable[[Drifting], None]:
+    def drift(inputs: Drifting) -> None:
         first, *rest = inputs.problems[split]
         inputs.problems[split] = [dataclasses.replace(first, **changes), *rest]
 
     return drift
 
 
-DRIFTS: dict[str, tuple[Callable[[Inputs], Any], str]] = {
+DRIFTS: dict[str, tuple[Callable[[Drifting], Any], str]] = {
     "train edited": (edit("train", answer="7"), "train problems"),
     "train reordered": (lambda x: x.problems["train"].reverse(), "train problems"),
     "a reference edited": (edit("train", reference="no"), "train problems"),
@@ -94,14 +97,23 @@ DRIFTS: dict[str, tuple[Callable[[Inputs], Any], str]] = {
 }
 
 
+def check(
+    run: RunDirectory, found: dict[str, str], *, step: int = 2, allow_changes: bool = False
+) -> None:
+    Inputs(run, step=step, allow_changes=allow_changes).check(found)
+
+
+LABELS = ["before", "after", "validation_00000", "validation_00002", "validation_00003"]
+
+
 @pytest.fixture
-def begun(tmp_path: Path) -> tuple[RunDirectory, Inputs]:
-    """A run that has measured its start and two steps."""
-    run, inputs = RunDirectory(tmp_path / "run"), Inputs(tmp_path)
-    check_inputs(run, inputs.fingerprints(), step=0, allow_changes=False)
-    write_json(run.evaluation_file("before"), {"avg_at_k": [1.0]})
-    write_jsonl(run.metrics_file, [{"step": 0}, {"step": 1}])
-    check_inputs(run, inputs.fingerprints(), step=2, allow_changes=False)  # the same
+def begun(tmp_path: Path) -> tuple[RunDirectory, Drifting]:
+    """A run that has measured three steps, and has a checkpoint of two."""
+    run, inputs = RunDirectory(tmp_path / "run"), Drifting(tmp_path)
+    check(run, inputs.fingerprints(), step=0)
+    for label in LABELS:
+        write_json(run.evaluation_file(label), {"avg_at_k": [1.0]})
+    check(run, inputs.fingerprints())  # the same
     return run, inputs
 
 
@@ -112,37 +124,79 @@ def test_a_drift_is_refused_by_name_or_allowed_and_recorded(begun, name, capsys)
     drift(inputs)
     found = inputs.fingerprints()
     with pytest.raises(UserError, match=f"was begun with other inputs: {input_name}"):
-        check_inputs(run, found, step=2, allow_changes=False)
+        check(run, found)
     assert recorded_changes(run) == []
-    check_inputs(run, found, step=2, allow_changes=True)
+    assert all(run.evaluation_file(label).exists() for label in LABELS)
+    check(run, found, allow_changes=True)
     assert f"warning: goes on with other inputs: {input_name}" in capsys.readouterr().err
     ((change),) = recorded_changes(run)
     assert change["step"] == 2 and [n[: len(input_name)] for n in change["inputs"]] == [
         input_name
     ]
-    # "before" pairs with "after" only on the same problems, asked of the same model.
-    kept = input_name.startswith(("train", "validation", "critic"))
-    assert run.evaluation_file("before").exists() == kept
-    check_inputs(run, found, step=3, allow_changes=False)  # from now on these are the inputs
+    check(run, found, step=3)  # from now on these are the inputs
+
+
+@pytest.mark.parametrize(
+    ("drift", "kept"),
+    {
+        "train edited": ["before", "validation_00000", "validation_00002"],
+        "critic": ["before", "validation_00000", "validation_00002"],
+        "test reversed": ["validation_00000", "validation_00002"],
+        "validation replaced": ["before"],
+        "weights": [],
+        "template": [],
+        "adapter": [],
+    }.items(),
+)
+def test_evaluations_that_no_longer_hold_are_set_aside(begun, drift, kept):
+    """No gain pairs two problem sets or two bases, and no curve takes up another's points."""
+    run, inputs = begun
+    DRIFTS[drift][0](inputs)
+    check(run, inputs.fingerprints(), allow_changes=True)
+    assert [label for label in LABELS if run.evaluation_file(label).exists()] == kept
+    aside = sorted(path.stem for path in (run.path / "set_aside" / "step_00002").iterdir())
+    assert aside == sorted(set(LABELS) - set(kept))
 
 
 def test_a_run_whose_inputs_nobody_knows_is_refused(begun):
     run, inputs = begun
     run.inputs_file.unlink()
     with pytest.raises(UserError, match=r"inputs\.json is missing, so nobody can tell"):
-        check_inputs(run, inputs.fingerprints(), step=2, allow_changes=False)
-    check_inputs(run, inputs.fingerprints(), step=2, allow_changes=True)
-    run.inputs_file.write_text("{}")
-    with pytest.raises(UserError, match=r"inputs\.json is damaged"):
-        check_inputs(run, inputs.fingerprints(), step=2, allow_changes=False)
+        check(run, inputs.fingerprints())
+    check(run, inputs.fingerprints(), allow_changes=True)
+    assert not run.evaluation_file("before").exists()  # nobody knows what it was measured on
+    run.metrics_file.touch()
+    for content in ("{}", '{"fingerprints": {}, "changes": 3}'):
+        run.inputs_file.write_text(content)
+        with pytest.raises(UserError, match=r"inputs\.json is damaged"):
+            check(run, inputs.fingerprints())
 
 
 def test_a_run_that_measured_nothing_takes_on_other_inputs(tmp_path):
-    run, inputs = RunDirectory(tmp_path / "run"), Inputs(tmp_path)
-    check_inputs(run, inputs.fingerprints(), step=0, allow_changes=False)
+    run, inputs = RunDirectory(tmp_path / "run"), Drifting(tmp_path)
+    check(run, inputs.fingerprints(), step=0)
     inputs.problems["train"].reverse()
-    check_inputs(run, inputs.fingerprints(), step=0, allow_changes=False)
+    check(run, inputs.fingerprints(), step=0)
     assert recorded_changes(run) == []
+
+
+def test_what_a_filter_kept_is_an_input_too(tmp_path):
+    """Known after the weights are read: on another machine it may keep others."""
+    run, first, kept = RunDirectory(tmp_path), {"model weights": "1"}, "test kept by the filter"
+    begins = Inputs(run, step=0, allow_changes=False)
+    begins.check(first)
+    begins.check({kept: "2"})
+    write_json(run.evaluation_file("before"), {"avg_at_k": [1.0]})
+    goes_on = Inputs(run, step=2, allow_changes=False)
+    goes_on.check(first)
+    goes_on.check({kept: "2"})
+    with pytest.raises(UserError, match=f"begun with other inputs: {kept}; put back"):
+        goes_on.check({kept: "3"})
+    allowed = Inputs(run, step=2, allow_changes=True)
+    allowed.check(first)
+    allowed.check({kept: "3"})
+    assert not run.evaluation_file("before").exists()
+    Inputs(run, step=2, allow_changes=False).check({**first, kept: "3"})
 
 
 def test_another_base_is_named_where_a_run_s_weights_are_used(begun, capsys):
@@ -152,6 +206,28 @@ def test_another_base_is_named_where_a_run_s_weights_are_used(begun, capsys):
     change_byte(inputs.model / "model.safetensors")
     warn_of_another_model(run, inputs.model)
     assert "was trained on another base: model weights in" in capsys.readouterr().err
+    warn_of_other_problems(run, "test", inputs.problems["test"])
+    assert capsys.readouterr().err == ""
+    warn_of_other_problems(run, "test", inputs.problems["test"][:2])
+    assert "warning: the test problems are not those that" in capsys.readouterr().err
+
+
+def test_a_run_that_gets_longer_sets_its_end_aside_and_says_so(tmp_path):
+    config = small_config(tmp_path, optimizer={"schedule": "constant"})
+    run = open_run(config)
+    check(run, {"model weights": "1"}, step=0)
+    for path in (run.summary_file, run.evaluation_file("after"), run.evaluation_file("before")):
+        write_json(path, {"avg_at_k": [1.0]})
+    lengthen_run(run, config, step=4)
+    assert run.summary_file.exists() and recorded_changes(run) == []
+    longer = steps(config, 9, allow_changed_inputs=True)
+    lengthen_run(run, longer, step=4)
+    assert recorded_changes(run) == [{"step": 4, "num_steps": [4, 9]}]
+    aside = run.path / "set_aside" / "step_00004"
+    assert sorted(path.name for path in aside.iterdir()) == ["after.json", "summary.json"]
+    assert not run.summary_file.exists() and run.evaluation_file("before").exists()
+    # The key that allows a change is for one command.
+    assert read_json(run.config_file)["train"] == config_json(steps(config, 9))["train"]
 
 
 # A whole run: what it writes, what it refuses, and how it gets longer.
@@ -190,18 +266,16 @@ def test_a_run_goes_on_only_with_its_inputs_and_may_get_longer(tmp_path, capsys)
 
     (tmp_path / "test.jsonl").rename(tmp_path / "kept")
     write_jsonl(tmp_path / "test.jsonl", reversed(read_jsonl(tmp_path / "kept")))
+    finished = read_json(run.summary_file)
     with pytest.raises(UserError, match="begun with other inputs: test problems; put back"):
         train.train(longer)
+    assert read_json(run.summary_file) == finished  # a refusal takes nothing away
+    evaluate.main(["--run", str(run.path), "--evaluation.num_samples=1"])
+    assert "warning: the test problems are not those that" in capsys.readouterr().err
     (tmp_path / "kept").rename(tmp_path / "test.jsonl")
 
-    write_jsonl(run.metrics_file, [rows[0]])
-    with pytest.raises(UserError, match=r"metrics\.jsonl lacks the row of step 1"):
-        train.train(longer)
-    write_jsonl(run.metrics_file, [rows[0], rows[1], rows[1]])
-    with pytest.raises(UserError, match=r"metrics\.jsonl has 2 rows of step 1"):
-        train.train(longer)
-    run.metrics_file.write_text("[1]\n" + json.dumps(rows[1]) + "\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged at line 1"):
+    write_jsonl(run.metrics_file, [rows[0], rows[0]])
+    with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is not the whole row of"):
         train.train(longer)
     write_jsonl(run.metrics_file, rows)
 
@@ -221,13 +295,21 @@ def test_a_run_goes_on_only_with_its_inputs_and_may_get_longer(tmp_path, capsys)
     for leftover in leftovers:
         leftover.write_text("half")
     capsys.readouterr()
+    run.evaluation_file("validation_00000").unlink()
     summary = train.train(longer)
     assert "goes on from step 2 of 3" in capsys.readouterr().err
+    assert summary["changes"] == [{"step": 2, "num_steps": [2, 3]}]
+    assert "Lengthened at step 2 from 2 to 3 steps." in summary_table(summary)
     assert not any(leftover.exists() for leftover in leftovers)
     assert read_jsonl(run.metrics_file)[:2] == rows
     assert read_json(run.config_file)["train"]["num_steps"] == 3
     whole = train.train(dataclasses.replace(longer, name="whole"))
-    assert whole["after"] == summary["after"] and "changed_inputs" not in summary
+    assert whole["after"] == summary["after"] and "changes" not in whole
+    lengthened, other = (
+        r.evaluation_file("validation_00000").read_bytes()
+        for r in (run, RunDirectory.of(dataclasses.replace(longer, name="whole")))
+    )
+    assert lengthened == other  # measured before training, whenever that is
     assert (
         read_jsonl(run.metrics_file)[2]
         == read_jsonl(RunDirectory.of(dataclasses.replace(longer, name="whole")).metrics_file)[

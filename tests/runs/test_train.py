@@ -220,8 +220,9 @@ def test_starting_again_returns_the_summary_without_work(unbroken, monkeypatch, 
     monkeypatch.setattr(train, "open_solver", None)  # not even the model is opened
     assert train.train(config) == read_json(unbroken.summary_file)
     train.main(["--config", write_config(unbroken.path / "again.py", config)])
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
     assert "Avg@2" in printed and str(unbroken.path) in printed
+    assert f"{unbroken.path} is finished: nothing was run\n" in said
 
 
 def test_another_config_in_the_same_directory_is_refused(unbroken):
@@ -295,7 +296,7 @@ def watched_evaluations(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int,
     return asked
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatch, capsys):
     config = stepalign_config(tmp_path)
     run = RunDirectory.of(config)
     program = KILLED_AFTER_A_ROW.format(config=config)
@@ -312,6 +313,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatch):
 
     summary = train.train(config)
 
+    assert "goes on from step 2 of 4\n" in capsys.readouterr().err
     assert asked == {"validation_00004": (2, 3), "after": (4, 2)}
     assert run.evaluation_file("before").stat().st_mtime_ns == before  # not done twice
     assert run.metrics_file.read_bytes() == unbroken.metrics_file.read_bytes()

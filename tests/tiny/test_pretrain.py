@@ -4,6 +4,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -76,11 +77,17 @@ def run(config: Config) -> Callable[[Path, int], None]:
         for name in ("make_step", "make_kind_accuracies")
     }
 
-    def run(directory: Path, log_every_steps: int, stages: Any = (SHRUNK,)) -> None:
+    def run(
+        directory: Path,
+        log_every_steps: int,
+        stages: Any = (SHRUNK,),
+        *,
+        overwrite: bool = False,
+    ) -> None:
         with pytest.MonkeyPatch.context() as patch:
             for name, make in makers.items():
                 patch.setattr(pretrain_module, name, make)
-            pretrain(config, stages, directory, log_every_steps)
+            pretrain(config, stages, directory, log_every_steps, overwrite=overwrite)
 
     return run
 
@@ -191,16 +198,11 @@ def test_kernels_and_the_rest_have_learning_rates_of_their_own(rate):
     assert bool(second["layer_0"]["norm"].any()) is frozen
 
 
-@pytest.mark.parametrize("blocked", ["here", "below", "log"])
-def test_a_place_that_cannot_be_written_is_refused(config, tmp_path, blocked):
-    if blocked == "log":  # the directory is there, but not to write in
-        directory = tmp_path
-        (tmp_path / "pretraining.jsonl").mkdir()
-    else:
-        (tmp_path / "file").write_text("in the way")
-        directory = tmp_path / "file" / ("." if blocked == "here" else "below")
-    with pytest.raises(UserError, match=r"cannot write to .*--to"):
-        pretrain(config, (SHRUNK,), directory, log_every_steps=2)
+@pytest.mark.parametrize("below", [".", "below"])
+def test_a_place_that_cannot_be_written_is_refused(config, tmp_path, below):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"is a file|cannot write to .*choose another"):
+        pretrain(config, (SHRUNK,), tmp_path / "file" / below, 2, overwrite=False)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(config, tmp_path, monkeypatch):
@@ -210,8 +212,8 @@ def test_a_loss_that_is_no_number_ends_the_run(config, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain_module, "make_step", lambda *_: step)
     monkeypatch.setattr(pretrain_module, "make_kind_accuracies", lambda *_: lambda *_: {})
     with pytest.raises(UserError, match="diverged before step 2"):
-        pretrain(config, (SHRUNK,), tmp_path, log_every_steps=2)
-    assert not (tmp_path / "model.safetensors").exists()
+        pretrain(config, (SHRUNK,), tmp_path / "to", 2, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.timeout(20)
@@ -243,4 +245,31 @@ def test_a_directory_with_a_model_is_not_overwritten(tmp_path):
     (tmp_path / "model.safetensors").write_text("mine")
     with pytest.raises(UserError, match=r"exists and holds files.* pass --overwrite"):
         main(["--config", "tiny", "--to", str(tmp_path)])
+    for argument in ("--overwrite", "--from-stage=1"):
+        with pytest.raises(UserError, match=r"no pre-trained model .no pretraining\.jsonl"):
+            main(["--config", "tiny", "--to", str(tmp_path), argument])
     assert (tmp_path / "model.safetensors").read_text() == "mine"
+
+
+def test_a_stopped_pretraining_leaves_the_model_that_was_there(checkpoint, tmp_path, config):
+    target = tmp_path / "model"
+    shutil.copytree(checkpoint, target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pretrain_module, "make_step", lambda *_: stop)
+        pretrain(config, (SHRUNK,), target, 2, overwrite=True)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_earlier_model_is_replaced_when_asked(checkpoint, run, tmp_path):
+    target = tmp_path / "model"
+    shutil.copytree(checkpoint, target)
+    (target / "model.safetensors").write_text("old")
+    run(target, 2, overwrite=True)
+    made = (target / "model.safetensors").read_bytes()
+    assert made == (checkpoint / "model.safetensors").read_bytes()
