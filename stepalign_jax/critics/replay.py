@@ -48,6 +48,10 @@ class Replay:
     def load(self) -> None:
         """Does nothing: the store was read when the critic was opened."""
 
+    def fingerprint(self) -> str:
+        """Returns a hash of the critiques that it may say."""
+        return digest([row for rows in self._rows.values() for row in rows])[:16]
+
     def review(self, attempts: Sequence[Attempt], addresses: Sequence[Address]) -> CriticReply:
         """Returns the stored critique of each attempt; a missing one fails as `missing`.
 

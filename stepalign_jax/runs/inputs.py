@@ -21,6 +21,7 @@ from stepalign_jax.base.hashing import content_hash
 from stepalign_jax.config.schema import Config
 from stepalign_jax.critics.engine_critic import ModelCritic
 from stepalign_jax.critics.protocol import Critic, innermost
+from stepalign_jax.critics.replay import Replay
 from stepalign_jax.huggingface.fingerprint import fingerprint_adapter, fingerprint_checkpoint
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.directory import RunDirectory, is_longer
@@ -39,7 +40,7 @@ def fingerprint_inputs(
     Args:
       config: of the run.
       directory: of the model that is trained.
-      critic: a second model counts, too.
+      critic: a second model, or a store of critiques, counts too.
       problems: by split, in their order, before the difficulty filter.
     """
     found = fingerprint_problems(problems, "problems")
@@ -49,6 +50,8 @@ def fingerprint_inputs(
     critic = innermost(critic)
     if isinstance(critic, ModelCritic) and critic.model.directory != directory:
         found |= _of_checkpoint("critic", critic.model.directory)
+    if isinstance(critic, Replay):
+        found["critic store"] = critic.fingerprint()
     return found
 
 

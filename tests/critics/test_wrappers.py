@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from stepalign_jax.feedback.reasoning_steps import TraceFormat
 from stepalign_jax.feedback.validate import measure
 from stepalign_jax.problems.arithmetic import arithmetic_problems, correct_trace
 from stepalign_jax.problems.problem import Problem
+from stepalign_jax.runs.inputs import fingerprint_inputs
 from stepalign_jax.sampling.request import Purpose, sample_addresses
 
 PROMPTS = tiny_roles().prompts
@@ -202,12 +204,29 @@ def recorded(path, attempts, step=0):
     return critic.review(attempts, addresses(attempts, step))
 
 
-def replay(path, attempts, at=None, critic="", require_all=False, accepts="trace"):
+def open_replay(path, critic="", require_all=False, accepts="trace"):
     config = ReplayCritic(
         store=str(path), critic=critic, accepts=accepts, require_all=require_all
     )
-    opened = open_wrapped_critic(config, critiques_config(), surroundings(CritiqueStore(None)))
-    return opened.review(attempts, at or addresses(attempts))
+    return open_wrapped_critic(config, critiques_config(), surroundings(CritiqueStore(None)))
+
+
+def replay(path, attempts, at=None, **how):
+    return open_replay(path, **how).review(attempts, at or addresses(attempts))
+
+
+def test_the_store_of_a_replay_is_an_input_of_the_run(tmp_path):
+    path = tmp_path / "critiques.jsonl"
+    recorded(path, [Attempt(PROBLEM, ROLLOUT), *wrong_attempts(2)])
+
+    def store():
+        config: Any = SimpleNamespace(trainable=None)
+        return fingerprint_inputs(config, tmp_path, open_replay(path), {})["critic store"]
+
+    before, content = store(), path.read_text()
+    assert store() == before
+    path.write_text(content.replace('"text": "', '"text": "no ', 1))
+    assert store() != before
 
 
 def test_any_critic_can_be_recorded_and_replayed(tmp_path):
