@@ -74,6 +74,11 @@ time.sleep(60)
 """
 
 
+def heed_interrupts() -> None:
+    """A process behind `&` of a shell ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_signal_during_the_imports_is_one_line(command, tmp_path):
     (tmp_path / "jax.py").write_text(SLOW_IMPORT)
@@ -84,8 +89,7 @@ def test_a_signal_during_the_imports_is_one_line(command, tmp_path):
         text=True,
         timeout=50,
         check=False,
-        # A process behind `&` of a shell ignores Ctrl-C, and so do its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
     )
     assert ended.returncode == 130
     assert (ended.stdout, ended.stderr) == ("", "interrupted before the command was done\n")
@@ -102,6 +106,7 @@ def test_importing_the_package_handles_no_signal(tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         timeout=100,
         check=True,
+        preexec_fn=heed_interrupts,
     )
 
 
