@@ -5,23 +5,18 @@
 from collections.abc import Sequence
 
 from stepalign_jax.config.schema import CritiquesConfig
-from stepalign_jax.critics.protocol import Critic, CriticReply, Usage, outcomes
+from stepalign_jax.critics.protocol import Critic, CriticReply, Usage, Wrapper, outcomes
 from stepalign_jax.feedback.contexts import Attempt
 from stepalign_jax.feedback.reasoning_steps import TraceFormat
 from stepalign_jax.feedback.validate import accept, check_names
-from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.request import Address
 
 # What another sample cannot mend.
 _LASTING = ("no_reference", "prompt_too_long", "rejected", "missing")
 
 
-class Accepting:
-    """A `Critic` around another one, whose critiques it accepts or fails.
-
-    Attributes:
-      inner: who writes the critiques.
-    """
+class Accepting(Wrapper):
+    """Accepts the inner critic's critiques, or fails them."""
 
     def __init__(self, inner: Critic, config: CritiquesConfig, trace: TraceFormat):
         """Checks the names of `critiques.checks`.
@@ -30,11 +25,8 @@ class Accepting:
           UserError: one is unknown.
         """
         check_names(config.checks)
-        self.inner, self._config, self._trace = inner, config, trace
-
-    def load(self) -> None:
-        """Loads the inner critic."""
-        self.inner.load()
+        super().__init__(inner)
+        self._config, self._trace = config, trace
 
     def review(self, attempts: Sequence[Attempt], addresses: Sequence[Address]) -> CriticReply:
         """Returns the inner critic's reply; what failed was asked again at the next `retry`."""
@@ -67,10 +59,6 @@ class Accepting:
             for attempt, critique in zip(attempts, reply.critiques, strict=True)
         ]
         return reply._replace(critiques=critiques, outcomes=outcomes(critiques))
-
-    def example_prompt(self, problem: Problem) -> str:
-        """The inner critic's."""
-        return self.inner.example_prompt(problem)
 
 
 def _merged(reply: CriticReply, again: CriticReply, places: Sequence[int]) -> CriticReply:

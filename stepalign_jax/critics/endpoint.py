@@ -12,20 +12,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.hashing import stable_hash32
+from stepalign_jax.base.hashing import digest, stable_hash32
 from stepalign_jax.config.critics import EndpointCritic
 from stepalign_jax.config.schema import PromptsConfig
 from stepalign_jax.critics.client import Answer, Client, Question
-from stepalign_jax.critics.judging import judge
-from stepalign_jax.critics.protocol import (
-    CriticReply,
-    Surroundings,
-    Usage,
-    open_critic,
-    outcomes,
-)
-from stepalign_jax.critics.store import ANSWERED, CritiqueStore, StoredCritique, digest
-from stepalign_jax.feedback.contexts import FAILURES, Attempt
+from stepalign_jax.critics.judging import reply_of
+from stepalign_jax.critics.protocol import CriticReply, Surroundings, open_critic
+from stepalign_jax.critics.store import ANSWERED, CritiqueStore, StoredCritique
+from stepalign_jax.feedback.contexts import Attempt, in_words
 from stepalign_jax.feedback.critique import Grade
 from stepalign_jax.feedback.prompts import critic_prompt
 from stepalign_jax.problems.problem import Problem
@@ -60,8 +54,7 @@ class Endpoint:
         answers = self._client.ask([question] * NUM_SELF_TESTS, lambda *_: None)
         given = [answer for answer in answers if answer.outcome in ANSWERED]
         if not given:
-            found = Counter(answer.outcome for answer in answers).most_common()
-            words = ", ".join(f"{n} {name} ({FAILURES[name]})" for name, n in found)
+            words = in_words(Counter(answer.outcome for answer in answers))
             raise UserError(
                 f"the server at critic.url={self._config.url} answered none of "
                 f"{len(answers)} test questions for critic.model={self._config.model}: {words}."
@@ -101,25 +94,15 @@ class Endpoint:
         from_store = sum(row is not None and row.key in found for row in rows)
         self._client.ask(questions, heard)
         rows = [row and found[row.key] for row in rows]
-        critiques = judge(
+        return reply_of(
             rows,
             attempts,
             self._prompts,
             self._grade,
             accepts=self._config.accepts,
             absent="no_reference",
-        )
-        given = [row for row in rows if row and row.outcome in ANSWERED]
-        return CriticReply(
-            critiques,
-            [row.tokens for row in given],
-            [row.outcome == "ok" for row in given],
-            outcomes(critiques),
-            Usage(
-                cost=sum(row.cost for row in rows if row),
-                asked=self._client.sent - sent,
-                from_store=from_store,
-            ),
+            num_asked=self._client.sent - sent,
+            from_store=from_store,
         )
 
     def example_prompt(self, problem: Problem) -> str:

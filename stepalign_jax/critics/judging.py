@@ -5,17 +5,51 @@
 from collections.abc import Sequence
 
 from stepalign_jax.config.schema import PromptsConfig
+from stepalign_jax.critics.protocol import CriticReply, Usage, outcomes
 from stepalign_jax.critics.store import ANSWERED, StoredCritique
 from stepalign_jax.feedback.contexts import Attempt, Context
 from stepalign_jax.feedback.critique import Grade, require_answers, validate_critique
 
 
-def judge(
+def reply_of(
     rows: Sequence[StoredCritique | None],
     attempts: Sequence[Attempt],
     prompts: PromptsConfig,
     grade: Grade,
     *,
+    accepts: str,
+    absent: str,
+    num_asked: int,
+    from_store: int,
+) -> CriticReply:
+    """Returns what a critic that stores its answers says of some attempts.
+
+    Args:
+      rows: one per attempt; None where there is no answer.
+      attempts: the rollouts.
+      prompts: the run's patterns.
+      grade: judges answers.
+      accepts: `critic.accepts`.
+      absent: how an attempt without a row fails.
+      num_asked: see `Usage.asked`.
+      from_store: see `Usage.from_store`.
+    """
+    critiques = _judge(rows, attempts, prompts, grade, accepts, absent)
+    given = [row for row in rows if row and row.outcome in ANSWERED]
+    return CriticReply(
+        critiques,
+        [row.tokens for row in given],
+        [row.outcome == "ok" for row in given],
+        outcomes(critiques),
+        Usage(sum(row.cost for row in rows if row), num_asked, from_store),
+    )
+
+
+def _judge(
+    rows: Sequence[StoredCritique | None],
+    attempts: Sequence[Attempt],
+    prompts: PromptsConfig,
+    grade: Grade,
     accepts: str,
     absent: str,
 ) -> list[Context]:

@@ -19,31 +19,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from stepalign_jax.base.hashing import stable_hash32
-from stepalign_jax.critics.protocol import Critic, CriticReply
+from stepalign_jax.critics.protocol import Critic, CriticReply, Wrapper
 from stepalign_jax.feedback.contexts import Attempt
 from stepalign_jax.feedback.controls import reworded
-from stepalign_jax.feedback.reasoning_steps import ReasoningStep, TraceFormat
+from stepalign_jax.feedback.reasoning_steps import ReasoningStep, TraceFormat, with_body
 from stepalign_jax.feedback.validate import first_changed
-from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.request import Address
 
 _NUMBER = re.compile(r"\d+")
 
 
-class Noisy:
-    """A `Critic` around another one.
-
-    Attributes:
-      inner: who writes the critiques.
-    """
+class Noisy(Wrapper):
+    """Spoils a share of the inner critic's critiques."""
 
     def __init__(self, inner: Critic, noise: str, share: float, trace: TraceFormat):
-        self.inner = inner
+        super().__init__(inner)
         self._noise, self._share, self._trace = noise, share, trace
-
-    def load(self) -> None:
-        """Loads the inner critic."""
-        self.inner.load()
 
     def review(self, attempts: Sequence[Attempt], addresses: Sequence[Address]) -> CriticReply:
         """Returns the inner critic's reply, a share of its valid critiques spoilt."""
@@ -59,10 +50,6 @@ class Noisy:
             )
         ]
         return reply._replace(critiques=critiques)
-
-    def example_prompt(self, problem: Problem) -> str:
-        """The inner critic's."""
-        return self.inner.example_prompt(problem)
 
 
 def is_spoilt(address: Address, share: float) -> bool:
@@ -108,7 +95,7 @@ def _paraphrase(attempt: Attempt, critique: str, _address: Address, trace: Trace
     first = first_changed(trace.steps(attempt.text), steps)
     for step in reversed(steps[:first]):
         body = reworded(step.text) or f"so {step.text}"
-        critique = _with_body(critique, step, body)
+        critique = with_body(critique, step, body)
     return critique
 
 
@@ -117,7 +104,7 @@ def _off_topic(_attempt: Attempt, critique: str, address: Address, trace: TraceF
     for step in reversed(trace.steps(critique)):
         words = step.text.split()
         words.sort(key=lambda word: _draw(address, f"{step.index} {word}"))
-        critique = _with_body(critique, step, _other_numbers(" ".join(words), address))
+        critique = with_body(critique, step, _other_numbers(" ".join(words), address))
     steps = trace.steps(critique)
     end = steps[-1].end if steps else 0
     return critique[:end] + _other_numbers(critique[end:], address)
@@ -141,13 +128,8 @@ def _with_wrong_number(critique: str, steps: Sequence[ReasoningStep], address: A
             # Digit by digit, as int() refuses what a runaway trace may hold.
             digit = (int(last[0][-1]) + 1 + _draw(address, "digit") % 9) % 10
             body = step.text[: last.end() - 1] + str(digit) + step.text[last.end() :]
-            critique = _with_body(critique, step, body)
+            critique = with_body(critique, step, body)
     return critique
-
-
-def _with_body(text: str, step: ReasoningStep, body: str) -> str:
-    span = text[step.start : step.end].replace(step.text, body, 1) if step.text else ""
-    return text[: step.start] + span + text[step.end :] if span else text
 
 
 _NOISES: dict[str, Callable[[Attempt, str, Address, TraceFormat], str]] = {

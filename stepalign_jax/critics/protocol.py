@@ -73,6 +73,25 @@ class Critic(Protocol):
         ...
 
 
+class Wrapper:
+    """A critic around another one, whose own is what it does not change.
+
+    Attributes:
+      inner: who writes the critiques.
+    """
+
+    def __init__(self, inner: Critic):
+        self.inner = inner
+
+    def load(self) -> None:
+        """Loads the inner critic."""
+        self.inner.load()
+
+    def example_prompt(self, problem: Problem) -> str:
+        """The inner critic's."""
+        return self.inner.example_prompt(problem)
+
+
 class Surroundings(NamedTuple):
     """What a critic may use of the run that asks it.
 

@@ -10,34 +10,27 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
+from stepalign_jax.base.hashing import digest
 from stepalign_jax.config.schema import CriticConfig, PromptsConfig
-from stepalign_jax.critics.protocol import Critic, CriticReply, outcomes
-from stepalign_jax.critics.store import CritiqueStore, StoredCritique, digest
+from stepalign_jax.critics.protocol import Critic, CriticReply, Wrapper, outcomes
+from stepalign_jax.critics.store import CritiqueStore, StoredCritique
 from stepalign_jax.feedback.contexts import Attempt
-from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.request import Address
 
 _NOT_ASKED = ("no_reference", "prompt_too_long")
 
 
-class Recording:
-    """A `Critic` around another one.
-
-    Attributes:
-      inner: who writes the critiques.
-    """
+class Recording(Wrapper):
+    """Stores what the inner critic said."""
 
     def __init__(
         self, inner: Critic, config: CriticConfig, prompts: PromptsConfig, store: CritiqueStore
     ):
-        self.inner, self._store = inner, store
+        super().__init__(inner)
+        self._store = store
         kind = getattr(config, "kind", type(config).__name__)
         self._settings = digest(dataclasses.asdict(config), prompts.critic)
         self.name = f"{kind}#{self._settings[:8]}"
-
-    def load(self) -> None:
-        """Loads the inner critic."""
-        self.inner.load()
 
     def review(self, attempts: Sequence[Attempt], addresses: Sequence[Address]) -> CriticReply:
         """Returns the inner critic's reply, and stores each critique that it was asked for."""
@@ -69,7 +62,3 @@ class Recording:
             if not self._store.holds(row.key):
                 self._store.add(row)
         return reply._replace(outcomes=outcomes(reply.critiques))
-
-    def example_prompt(self, problem: Problem) -> str:
-        """The inner critic's."""
-        return self.inner.example_prompt(problem)

@@ -12,16 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.hashing import digest
 from stepalign_jax.config.critics import ReplayCritic
-from stepalign_jax.critics.judging import judge
-from stepalign_jax.critics.protocol import (
-    CriticReply,
-    Surroundings,
-    Usage,
-    open_critic,
-    outcomes,
-)
-from stepalign_jax.critics.store import ANSWERED, StoredCritique, digest, read_store
+from stepalign_jax.critics.judging import reply_of
+from stepalign_jax.critics.protocol import CriticReply, Surroundings, open_critic
+from stepalign_jax.critics.store import ANSWERED, StoredCritique, read_store
 from stepalign_jax.feedback.contexts import Attempt
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.request import Address
@@ -66,21 +61,15 @@ class Replay:
                 f"step {addresses[0].step} (critic.require_all): its rollouts are others. Mask "
                 "them with --critic.require_all=false, or ask a critic."
             )
-        critiques = judge(
+        return reply_of(
             rows,
             attempts,
             self._prompts,
             self._grade,
             accepts=self._config.accepts,
             absent="missing",
-        )
-        given = [row for row in rows if row and row.outcome in ANSWERED]
-        return CriticReply(
-            critiques,
-            [row.tokens for row in given],
-            [row.outcome == "ok" for row in given],
-            outcomes(critiques),
-            Usage(sum(row.cost for row in rows if row), 0, len(rows) - rows.count(None)),
+            num_asked=0,
+            from_store=len(rows) - rows.count(None),
         )
 
     def example_prompt(self, problem: Problem) -> str:

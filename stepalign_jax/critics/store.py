@@ -21,11 +21,9 @@ Each row is written in one go. A kill may cut the last one; it is dropped when t
 opened again.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import jsonl_row, read_jsonl
@@ -51,12 +49,6 @@ class StoredCritique(NamedTuple):
     seconds: float
     cost: float
     shared: bool
-
-
-def digest(*parts: Any) -> str:
-    """SHA-256 of values that JSON can hold; equal values have equal hashes everywhere."""
-    text = json.dumps(parts, sort_keys=True, allow_nan=False)  # ASCII, so any text encodes
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_store(path: Path) -> list[StoredCritique]:

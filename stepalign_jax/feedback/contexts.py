@@ -224,14 +224,18 @@ def count_failures(contexts: Sequence[Context]) -> dict[str, int]:
 
 
 def describe_failures(contexts: Sequence[Context]) -> tuple[str, str]:
-    """Returns the failures in words, the most frequent first, and what to change against that.
+    """Returns the failures in words, and what to change against the most frequent one."""
+    counts = Counter(context.failure for context in contexts if context.failure is not None)
+    worst = counts.most_common(1)[0][0]
+    return in_words(counts), _MENDS.get(worst, "change the condition or its critic")
+
+
+def in_words(counts: Counter[str]) -> str:
+    """Returns counted failures in words, the most frequent first.
 
     A context of one's own may fail under a name of its own, which stands for itself.
     """
-    counts = Counter(context.failure for context in contexts if context.failure is not None)
-    words = [
+    return ", ".join(
         f"{number} {name} ({FAILURES[name]})" if name in FAILURES else f"{number} {name}"
         for name, number in counts.most_common()
-    ]
-    worst = counts.most_common(1)[0][0]
-    return ", ".join(words), _MENDS.get(worst, "change the condition or its critic")
+    )

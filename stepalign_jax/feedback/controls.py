@@ -21,12 +21,11 @@ rollout without an error has nothing to shift or to omit: its context is the cri
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 from stepalign_jax.base.hashing import stable_hash32
 from stepalign_jax.feedback.contexts import Attempt, Context, condition
-from stepalign_jax.feedback.reasoning_steps import ReasoningStep, TraceFormat
+from stepalign_jax.feedback.reasoning_steps import ReasoningStep, TraceFormat, with_body
 
 # A number, a letter that stands alone, a TeX command or a sign; words of a sentence are none.
 _PIECE = r"(?:\d+(?:\.\d+)?|(?<![A-Za-z])[A-Za-z](?![A-Za-z])|\\[A-Za-z]+|[-+*/^(){}!|])"
@@ -137,14 +136,11 @@ def shifted(attempt: Attempt, critique: str, trace: TraceFormat) -> Context:
     return Context(attempt.text[: ours[first].end] + critique[theirs[first + 1].start :], None)
 
 
-def _with_reworded(text: str, steps: Iterable[ReasoningStep]) -> Context:
-    """`text` with these reasoning steps in other words."""
-    context = Context(text, None)
-    for step in sorted(steps, key=lambda step: -step.start):  # from the end: places stay true
+def _with_reworded(text: str, steps: Sequence[ReasoningStep]) -> Context:
+    """`text` with these reasoning steps, which stand in their order, in other words."""
+    for step in reversed(steps):
         body = reworded(step.text)
         if body is None:
             return Context(text, "not_reworded")
-        span = text[step.start : step.end].replace(step.text, body, 1)
-        text = text[: step.start] + span + text[step.end :]
-        context = replace(context, text=text)
-    return context
+        text = with_body(text, step, body)
+    return Context(text, None)

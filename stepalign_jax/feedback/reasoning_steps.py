@@ -42,6 +42,17 @@ class TraceFormat(NamedTuple):
         return parse_reasoning_steps(text, self.step_pattern, self.answer_pattern)
 
 
+def with_body(text: str, step: ReasoningStep, body: str) -> str:
+    """Returns `text` with other words in a reasoning step of it; its opening and tag stay.
+
+    The places of the reasoning steps behind it no longer hold: change the last one first.
+    """
+    if not step.text:
+        return text
+    span = text[step.start : step.end].replace(step.text, body, 1)
+    return text[: step.start] + span + text[step.end :]
+
+
 def parse_reasoning_steps(
     text: str, step_pattern: str, answer_pattern: str
 ) -> list[ReasoningStep]:

@@ -14,6 +14,7 @@ import pytest
 from support.runs import small_config, tiny_roles
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.hashing import digest
 from stepalign_jax.config.critics import ReplayCritic
 from stepalign_jax.config.schema import CritiquesConfig, OracleCritic
 from stepalign_jax.critics.noisy import Noisy, is_spoilt, spoil
@@ -24,7 +25,6 @@ from stepalign_jax.critics.recording import Recording
 from stepalign_jax.critics.store import (
     CritiqueStore,
     StoredCritique,
-    digest,
     read_store,
     totals,
 )

@@ -12,11 +12,11 @@ from support.stub_server import MODEL, StubServer, serving
 
 from stepalign_jax import train
 from stepalign_jax.base.files import read_json, read_jsonl
-from stepalign_jax.base.hashing import stable_hash32
+from stepalign_jax.base.hashing import digest, stable_hash32
 from stepalign_jax.config.critics import EndpointCritic, ReplayCritic
 from stepalign_jax.critics import client
 from stepalign_jax.critics.endpoint import NUM_SELF_TESTS
-from stepalign_jax.critics.store import digest, read_store
+from stepalign_jax.critics.store import read_store
 from stepalign_jax.runs.checkpoint import restore_latest
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.setup import initial_state, open_solver
