@@ -30,7 +30,7 @@ from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.planning.fits import memory_json, memory_shares, memory_table
-from stepalign_jax.problems.order import make_problem_iterator
+from stepalign_jax.problems.order import check_batch, make_problem_iterator
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.plots import plot_run
 from stepalign_jax.report.tables import summary_table
@@ -83,7 +83,7 @@ def train(config: Config) -> dict[str, Any]:
         model, roles = open_solver(config)
         has_teacher = condition.contexts is not None
         name_missing_problems(config, problems)
-        make_problem_iterator(problems["train"], loop.problems_per_step, config.seed)  # enough?
+        check_batch(problems["train"], loop.problems_per_step)
         check_lengths(config, model, roles, problems, trained=("train",), teacher=has_teacher)
         grader = stack.enter_context(make_grader(config))
         name_unparsable_golds(grader, chain.from_iterable(problems.values()))

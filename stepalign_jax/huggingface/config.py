@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json_object
+from stepalign_jax.huggingface.numbers import is_number, is_whole
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.rope import YarnScaling
 
@@ -46,8 +47,6 @@ _HF_KEYS = {
     "max_positions": "max_position_embeddings",
 }
 _KINDS = {int: "a positive whole number", float: "a positive number", bool: "true or false"}
-# Sizes are int32 on the devices, the others float32: what is beyond is a slip of the pen.
-_ENDS = {int: 2**31, float: 3e38}
 
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0  # transformers' defaults
 # Keys of YaRN that are written only where they were given.
@@ -260,10 +259,9 @@ def _shared_head_dim(hf: dict[str, Any]) -> int | None:
 
 
 def _is_kind(value: Any, kind: type) -> bool:
-    # In Python a bool is an int too; in a config.json it never stands for a number.
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    return isinstance(value, int if kind is int else int | float) and 0 < value < _ENDS[kind]
+    if kind is bool:
+        return isinstance(value, bool)
+    return (is_whole(value) if kind is int else is_number(value)) and value > 0
 
 
 def _yarn_from_hf(rope: dict[str, Any], max_positions: int) -> YarnScaling:
@@ -314,8 +312,7 @@ def _number(rope: dict[str, Any], key: str, least: float) -> float | None:
     value = rope.get(key)
     if value is None:
         return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not least <= value < _ENDS[float]:
+    if not is_number(value) or value < least:
         raise UserError(
             f"config.json asks for YaRN with {key} = {value!r}: give a number that is at "
             f"least {least}."

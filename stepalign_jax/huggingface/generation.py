@@ -8,11 +8,10 @@ from typing import Any
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json_object
+from stepalign_jax.huggingface.numbers import is_number, is_whole
 
 FILE = "generation_config.json"
 _TOP_K = 50  # transformers' own where a file that samples does not say
-# Ids, counts and top-k are int32 on the devices, the others float32.
-_END_OF_INT32, _END_OF_FLOAT32 = 2**31, 3e38
 _SHOWN = 40  # characters of a value that is named
 _FOLLOWED = ("eos_token_id", "do_sample", "temperature", "top_k", "top_p", "max_new_tokens")
 
@@ -84,10 +83,10 @@ def read_generation_settings(directory: Path) -> GenerationSettings:
         stop_ids=_stop_ids(path, stored),
         do_sample=do_sample,
         temperature=value(
-            "temperature", "a number from 0 on", lambda x: _is_number(x) and x >= 0
+            "temperature", "a number from 0 on", lambda x: is_number(x) and x >= 0
         ),
         top_k=_TOP_K if do_sample and top_k is None else top_k,
-        top_p=value("top_p", "in (0, 1]", lambda x: _is_number(x) and 0 < x <= 1),
+        top_p=value("top_p", "in (0, 1]", lambda x: is_number(x) and 0 < x <= 1),
         max_new_tokens=value(
             "max_new_tokens", "a positive whole number", lambda x: _is_whole(x, 1)
         ),
@@ -118,13 +117,7 @@ def _acts(key: str, value: Any) -> bool:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    return is_int and least <= value < _END_OF_INT32
-
-
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) < _END_OF_FLOAT32
+    return is_whole(value) and value >= least
 
 
 def _short(value: Any) -> str:

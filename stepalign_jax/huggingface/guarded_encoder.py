@@ -31,6 +31,9 @@ class GuardedEncoder:
 
     Ids are those of the tokenizer itself. Text without a marker's string is encoded as the
     tokenizer encodes it.
+
+    Attributes:
+      largest_text_id: the largest id that is no marker's, which text may become.
     """
 
     def __init__(self, tokenizer: Any):
@@ -42,16 +45,12 @@ class GuardedEncoder:
         self._secret_names = {text: f"<|{nonce}-{i}|>" for text, i in ids.items()}
         longest_first = sorted(ids, key=len, reverse=True)
         words = tokenizer.get_vocab().items()
-        self._ids_of_text = [i for piece, i in words if piece not in ids]
+        self.largest_text_id = max((i for piece, i in words if piece not in ids), default=0)
         self._markers = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._copy: Any = Tokenizer.from_str(json.dumps(_renamed(spec, self._secret_names)))
         for text, i in ids.items():
             if self._copy.token_to_id(self._secret_names[text]) != i:
                 raise ValueError(f"the copy of the tokenizer has another id for {text}")
-
-    def ids_of_text(self) -> list[int]:
-        """Returns all ids but the markers'."""
-        return self._ids_of_text
 
     def with_markers(self, template_text: str) -> str:
         """Returns text whose markers, under their secret names, `encode` will take as such."""

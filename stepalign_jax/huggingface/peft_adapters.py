@@ -23,6 +23,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json_object, write_json
 from stepalign_jax.huggingface.hub import refuse_pointers
 from stepalign_jax.huggingface.names import MODULES
+from stepalign_jax.huggingface.numbers import is_number
 from stepalign_jax.huggingface.safetensors_files import open_safetensors
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
 from stepalign_jax.model.lora import LoraSpec
@@ -34,7 +35,6 @@ WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _MATRICES = {"a": "lora_A", "b": "lora_B"}
 _DTYPES = ("float32", "bfloat16", "float16")
-_END_OF_FLOAT32 = 3e38
 
 # Keys of adapter_config.json that say nothing about what the finished adapter computes.
 _NEUTRAL = {
@@ -206,11 +206,7 @@ def _read_config(path: Path) -> Tree:
 
 def _number(path: Path, settings: Tree, key: str) -> float:
     value = settings.get(key)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not abs(value) < _END_OF_FLOAT32
-    ):
+    if not is_number(value):
         raise UserError(f"{path} has {key} = {json.dumps(value)}, but it must be a number.")
     return value
 

@@ -9,7 +9,7 @@ thought or a tool call (see `guarded_encoder`).
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,6 @@ from stepalign_jax.huggingface.guarded_encoder import GuardedEncoder
 
 # Stands where the user text goes while the template is rendered.
 _SENTINEL = "UserTextGoesHere"
-# What templates do to messages shows in one of these: they escape, replace, join or wrap lines,
-# drop thoughts and doubles, shorten, and trim some kinds of ends, or each line.
-_BODY = (
-    "".join(map(chr, range(32, 127)))
-    + "\nStep 1: \\n \\\\ \\boxed{7}\n\t"
-    + "<b>&amp;</b> https://x.org  '' \r\n\n\n  twice \n  twice \n"
-    + "<think>x</think> <|im_end|> {{ y }} ñé\u00a0ß\u200b数\u2028学 e\u0301 😀"
-    + "\n3 x" * 50_000
-)
-_TRYING = [end + _BODY + end for end in ("", " ", "\n", "\r\n", "\t", "\u00a0", "\u3000")]
 _OPEN_THINKING, _CLOSE_THINKING = "<think>", "</think>"
 
 
@@ -182,6 +172,23 @@ def _rendered(tokenizer: Any, user_text: str, thinking: bool) -> str:
         ) from error
 
 
+def _trying() -> Iterator[str]:
+    """Messages in one of which shows what templates do to them.
+
+    They escape, replace, join or wrap lines, drop thoughts and doubles, shorten, and trim some
+    kinds of ends, or each line.
+    """
+    body = (
+        "".join(map(chr, range(32, 127)))
+        + "\nStep 1: \\n \\\\ \\boxed{7}\n\t"
+        + "<b>&amp;</b> https://x.org  '' \r\n\n\n  twice \n  twice \n"
+        + "<think>x</think> <|im_end|> {{ y }} ñé\u00a0ß\u200b数\u2028学 e\u0301 😀"
+        + "\n3 x" * 50_000
+    )
+    for end in ("", " ", "\n", "\r\n", "\t", "\u00a0", "\u3000"):
+        yield end + body + end
+
+
 def _check_template(tokenizer: Any, thinking: bool) -> None:
     """Refuses a template that changes messages: our prompts would not be its prompts.
 
@@ -189,7 +196,7 @@ def _check_template(tokenizer: Any, thinking: bool) -> None:
       UserError: it does, or it does not show a message exactly once, or it raises.
     """
     before, after = _template_parts(tokenizer, thinking)
-    for text in _TRYING:
+    for text in _trying():
         shown = _trimmed(text, before, after)
         expected = before.removesuffix("\t") + shown + after.removeprefix("\t")
         if _rendered(tokenizer, text, thinking) != expected:
@@ -240,14 +247,13 @@ def check_ids(tokenizer: Any, stops: Sequence[int], vocab_size: int) -> None:
       UserError: a stop id, a token of the chat template or one that a text may hold has none.
     """
     prompts = [render_prompt(tokenizer, "", thinking=thinking) for thinking in (True, False)]
-    texts = _encoder(tokenizer).ids_of_text()
     sources = {
         "a stop id": list(stops),
         "a token of the chat template": [i for prompt in prompts for i in prompt],
-        "a token that a text may hold": texts,
+        "a token that a text may hold": [_encoder(tokenizer).largest_text_id],
     }
     for what, ids in sources.items():
-        if ids and (worst := max(ids)) >= vocab_size:
+        if (worst := max(ids, default=0)) >= vocab_size:
             token = tokenizer.convert_ids_to_tokens(worst)
             name = worst if token is None else f"{token!r} with the id {worst}"
             raise UserError(

@@ -122,16 +122,18 @@ def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
     return NamedSharding(mesh, spec or PartitionSpec())
 
 
+def num_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many shards the mesh cuts a batch."""
+    return math.prod(mesh.shape[axis] for axis in dict(RULES)["batch"] or ())
+
+
 def whole_batch(num_rows: int) -> int:
     """`num_rows` rounded up so that the devices of the enclosing `use_mesh` share a batch.
 
     An array [B, ...] whose B they do not divide would lie whole on each of them.
     """
     mesh = active_mesh()
-    if mesh is None:
-        return num_rows
-    axes = dict(RULES)["batch"] or ()
-    return num_rows + -num_rows % math.prod(mesh.shape[axis] for axis in axes)
+    return num_rows if mesh is None else num_rows + -num_rows % num_shards(mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -6,7 +6,7 @@ Process p of n takes the problems p, p + n, p + 2n, ... of the global order. A s
 process would make the problems of a step depend on the number of processes; this does not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 
@@ -78,6 +78,22 @@ def make_problem_iterator(
       process_count: all processes.
 
     Raises:
+      UserError: as `check_batch`.
+    """
+    check_batch(problems, batch_size, process_count)
+    dataset = grain.MapDataset.source(problems).shuffle(seed=seed % 2**32).repeat()
+    return ProblemIterator(
+        dataset,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def check_batch(problems: Sequence[Problem], batch_size: int, process_count: int = 1) -> None:
+    """Refuses batches that so many problems cannot fill, or processes cannot share.
+
+    Raises:
       UserError: there are fewer problems than a batch takes, or it cannot be cut equally.
     """
     if not problems:
@@ -95,10 +111,3 @@ def make_problem_iterator(
             f"train.problems_per_step={batch_size} cannot be shared equally by {process_count} "
             "process(es): give a positive multiple of that number"
         )
-    dataset = grain.MapDataset.source(problems).shuffle(seed=seed % 2**32).repeat()
-    return ProblemIterator(
-        dataset,
-        batch_size=batch_size,
-        process_index=process_index,
-        process_count=process_count,
-    )

@@ -156,13 +156,17 @@ def pack(
     rollouts, lengths = samples.rollouts, np.asarray(samples.rollouts.lengths)
     contexts = critiques.contexts
     usable = np.array([context.failure is None for context in contexts])
+    # Encoding every critique again is worth it only where a weight may look.
+    copied = np.zeros(len(lengths), np.int32)
+    if weight_names:
+        copied = _copied(rollouts, critiques, roles)
     inputs = WeightInputs(
         tokens=np.asarray(rollouts.tokens),
         lengths=lengths,
         finished=np.asarray(rollouts.finished),
         correct=correct,
         usable=usable,
-        copied=_copied(rollouts, critiques, roles),
+        copied=copied,
     )
     advantages = group_advantages(jnp.asarray(correct.reshape(-1, num_samples)))
     micro_batches = packing.pack(

@@ -38,7 +38,7 @@ from stepalign_jax.base.buckets import bucket
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.objectives.divergence import LossScores, TokenScores
-from stepalign_jax.parallel.mesh import batch_sharding
+from stepalign_jax.parallel.mesh import batch_sharding, num_shards
 
 _SMALLEST = 16
 _FINER_ABOVE = 512
@@ -133,11 +133,6 @@ def padded_width(length: int) -> int:
     the output head alone pays for, keep to four.
     """
     return padded(length, per_doubling=4 if length <= _FINER_ABOVE else 8)
-
-
-def num_shards(mesh: Mesh) -> int:
-    """Into how many shards the mesh cuts a batch."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_parts(num_rows: int, num_parts: int, mesh: Mesh) -> None:

@@ -24,9 +24,9 @@ from jax.sharding import Mesh
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.qwen3 import abstract_params
 from stepalign_jax.objectives.divergence import LossScores
-from stepalign_jax.parallel.mesh import batch_sharding, param_shardings, unboxed
+from stepalign_jax.parallel.mesh import batch_sharding, num_shards, param_shardings, unboxed
 from stepalign_jax.training import step
-from stepalign_jax.training.packing import MicroBatch, Sequences, Targets, num_shards
+from stepalign_jax.training.packing import MicroBatch, Sequences, Targets
 from stepalign_jax.training.state import TrainState
 
 

@@ -21,11 +21,10 @@ from stepalign_jax.config.schema import DivergenceConfig
 from stepalign_jax.model.qwen3 import Qwen3, output_head
 from stepalign_jax.objectives.divergence import TokenScores
 from stepalign_jax.objectives.tiled_divergence import tiled_scores
-from stepalign_jax.parallel.mesh import active_mesh, batch_sharding
+from stepalign_jax.parallel.mesh import active_mesh, batch_sharding, num_shards
 from stepalign_jax.training.packing import (
     Sequences,
     make_layouts,
-    num_shards,
     pack_prompts,
     unpack,
 )

@@ -24,8 +24,8 @@ from support.updates import (
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import ObjectiveConfig, ParallelConfig
 from stepalign_jax.model.qwen3 import Qwen3
-from stepalign_jax.parallel.mesh import make_mesh, use_mesh
-from stepalign_jax.training.packing import num_shards, pack, pack_prompts
+from stepalign_jax.parallel.mesh import make_mesh, num_shards, use_mesh
+from stepalign_jax.training.packing import pack, pack_prompts
 from stepalign_jax.training.programs import (
     Programs,
     abstract_base,
