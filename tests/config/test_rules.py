@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 import pytest
+from support.stub_server import endpoint_critic
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.critics import EndpointCritic
 from stepalign_jax.config.load import load_config
 from stepalign_jax.config.merge import apply_overrides
 from stepalign_jax.config.rules import check, fits
@@ -203,21 +203,7 @@ def test_sections_that_are_not_read_are_not_checked(config: Config) -> None:
         check(dataclasses.replace(config, name=""), ("model",))
 
 
-ENDPOINT = EndpointCritic(
-    url="http://localhost:8000/v1",
-    model="judge",
-    key_variable="JUDGE_KEY",
-    sees="answer",
-    accepts="trace",
-    temperature=0.0,
-    max_new_tokens=8,
-    concurrency=1,
-    requests_per_minute=0,
-    timeout_secs=1.0,
-    max_retries=0,
-    price_input=0.0,
-    price_output=0.0,
-)
+ENDPOINT = endpoint_critic()
 
 
 def test_a_secret_in_the_wrong_key_is_refused_and_not_repeated(config: Config) -> None:

@@ -12,11 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.runs import tiny_roles
-from support.stub_server import MODEL, WAYS, StubServer, oracle_answer, serving
+from support.stub_server import (
+    KEY,
+    MODEL,
+    SECRET,
+    WAYS,
+    StubServer,
+    endpoint_critic,
+    oracle_answer,
+    serving,
+)
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.hashing import stable_hash32
-from stepalign_jax.config.critics import EndpointCritic
 from stepalign_jax.critics import client
 from stepalign_jax.critics.client import Limiter, read_reply
 from stepalign_jax.critics.endpoint import Endpoint
@@ -27,7 +35,6 @@ from stepalign_jax.problems.arithmetic import arithmetic_problems, correct_trace
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.request import Purpose, sample_addresses
 
-KEY, SECRET = "STUB_SERVER_KEY", "sk-a-secret-that-must-not-be-written"
 PROMPTS = tiny_roles().prompts
 PROBLEM = Problem("47+3*8", "71", None, "arithmetic", correct_trace)
 WRONG = "Step 1: 3*8=24\nStep 2: 47+24=61\nAnswer: 61"
@@ -58,22 +65,7 @@ def settings_of_the_environment(monkeypatch):
 
 
 def settings(server, **changes):
-    config = EndpointCritic(
-        url=server.url,
-        model=MODEL,
-        key_variable=KEY,
-        sees="answer",
-        accepts="trace",
-        temperature=0.0,
-        max_new_tokens=64,
-        concurrency=8,
-        requests_per_minute=0,
-        timeout_secs=20.0,
-        max_retries=0,
-        price_input=2.0,
-        price_output=8.0,
-    )
-    return dataclasses.replace(config, **changes)
+    return endpoint_critic(server.url, **changes)
 
 
 def grade_equal(answers, golds):

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 from support.runs import small_config
-from support.stub_server import MODEL, StubServer, serving
+from support.stub_server import KEY, SECRET, StubServer, endpoint_critic, serving
 
 from stepalign_jax import train
 from stepalign_jax.base.files import read_json, read_jsonl
 from stepalign_jax.base.hashing import digest, stable_hash32
-from stepalign_jax.config.critics import EndpointCritic, ReplayCritic
+from stepalign_jax.config.critics import ReplayCritic
 from stepalign_jax.critics import client
 from stepalign_jax.critics.endpoint import NUM_SELF_TESTS
 from stepalign_jax.critics.store import read_store
@@ -21,7 +21,6 @@ from stepalign_jax.runs.checkpoint import restore_latest
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.setup import initial_state, open_solver
 
-KEY, SECRET = "STUB_SERVER_KEY", "sk-a-secret-that-must-not-be-written"
 TWO_STEPS = {
     "num_steps": 2, "validate_every_steps": 0, "problems_per_step": 8, "samples_per_problem": 1,
 }  # fmt: skip
@@ -37,10 +36,9 @@ def config_for(runs_dir, critic, **sections):
 
 
 def endpoint(server):
-    return EndpointCritic(
-        url=server.url, model=MODEL, key_variable=KEY, sees="answer", accepts="trace",
-        temperature=0.0, max_new_tokens=40, concurrency=4, requests_per_minute=0,
-        timeout_secs=60.0, max_retries=0, price_input=1.0, price_output=2.0,
+    return endpoint_critic(
+        server.url, max_new_tokens=40, concurrency=4, timeout_secs=60.0, price_input=1.0,
+        price_output=2.0,
     )  # fmt: skip
 
 

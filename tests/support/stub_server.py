@@ -13,15 +13,37 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from stepalign_jax.config.critics import EndpointCritic
 from stepalign_jax.problems.arithmetic import correct_trace
 
 MODEL = "judge-32b"
+KEY, SECRET = "STUB_SERVER_KEY", "sk-a-secret-that-must-not-be-written"
 SLOW_SECS = 600.0  # longer than any client here waits
 
 WAYS = (
     "slow", "half_sent", "malformed_json", "status_429", "status_500", "refusal", "empty",
     "wrong_model", "truncated", "unicode_rubbish", "connection_reset", "drip",
 )  # fmt: skip
+
+
+def endpoint_critic(url: str = "http://localhost:8000/v1", **changes: Any) -> EndpointCritic:
+    """A config that asks the stub; each test changes what it is about."""
+    settings: dict[str, Any] = {
+        "url": url,
+        "model": MODEL,
+        "key_variable": KEY,
+        "sees": "answer",
+        "accepts": "trace",
+        "temperature": 0.0,
+        "max_new_tokens": 64,
+        "concurrency": 8,
+        "requests_per_minute": 0,
+        "timeout_secs": 20.0,
+        "max_retries": 0,
+        "price_input": 2.0,
+        "price_output": 8.0,
+    }
+    return EndpointCritic(**settings | changes)
 
 
 def oracle_answer(prompt: str) -> str:
