@@ -35,7 +35,7 @@ from benchmarks.measure import (
     write_json,
 )
 from benchmarks.plots import draw_bars, plt, save
-from stepalign_jax.config.schema import ForwardKl
+from stepalign_jax.config.learning import ForwardKl
 from stepalign_jax.objectives.tiled_divergence import tiled_divergence
 
 VOCAB, TEMPERATURE, TILE = 151_936, 1.1, 128

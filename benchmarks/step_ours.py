@@ -15,13 +15,8 @@ from benchmarks import step_work as work
 from benchmarks.measure import peak_memory_bytes, reset_peak_memory, write_json
 from stepalign_jax.base.compilation import use_compilation_cache
 from stepalign_jax.base.types import Rollouts
-from stepalign_jax.config.schema import (
-    Constant,
-    ForwardKl,
-    InitialTeacher,
-    OptimizerConfig,
-    ParallelConfig,
-)
+from stepalign_jax.config.learning import Constant, ForwardKl, InitialTeacher, OptimizerConfig
+from stepalign_jax.config.schema import ParallelConfig
 from stepalign_jax.huggingface.config import read_sizes
 from stepalign_jax.huggingface.weights import load_params
 from stepalign_jax.model.lora import LoraSpec, init_lora

@@ -9,8 +9,9 @@ What is not named here is configs/stepalign.py, whose words on provenance hold h
 
 from dataclasses import replace
 
+from stepalign_jax.config.learning import PolicyGradient
 from stepalign_jax.config.load import check_variant
-from stepalign_jax.config.schema import Config, PolicyGradient
+from stepalign_jax.config.schema import Config
 from stepalign_jax.configs import stepalign
 
 

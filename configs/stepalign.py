@@ -28,20 +28,17 @@ it keeps the trace format. Several rows share a problem: keep one of each.
 """
 
 from stepalign_jax.config.critics import EndpointCritic
+from stepalign_jax.config.learning import Constant, ForwardKl, InitialTeacher, OptimizerConfig
 from stepalign_jax.config.load import check_variant
 from stepalign_jax.config.schema import (
     CheckpointCritic,
     Config,
-    Constant,
     CritiquesConfig,
     EvaluationConfig,
-    ForwardKl,
-    InitialTeacher,
     InTurns,
     JsonlProblems,
     LoraTrainable,
     ModelConfig,
-    OptimizerConfig,
     ParallelConfig,
     PromptsConfig,
     SamplingConfig,

@@ -14,19 +14,21 @@ Every value here is ours: the paper has no miniature.
 import dataclasses
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.learning import (
+    Cosine,
+    ForwardKl,
+    InitialTeacher,
+    OptimizerConfig,
+    PolicyGradient,
+)
 from stepalign_jax.config.schema import (
     ArithmeticProblems,
     Config,
-    Cosine,
     CritiquesConfig,
     EvaluationConfig,
-    ForwardKl,
     FullTrainable,
-    InitialTeacher,
     ModelConfig,
-    OptimizerConfig,
     ParallelConfig,
-    PolicyGradient,
     PromptsConfig,
     SamplingConfig,
     SelfCritic,

@@ -4,15 +4,8 @@
 
 from typing import Literal
 
-from stepalign_jax.config.schema import (
-    Count,
-    CriticConfig,
-    Natural,
-    NonNegative,
-    Place,
-    Positive,
-    section,
-)
+from stepalign_jax.config.schema import CriticConfig
+from stepalign_jax.config.sections import Count, Natural, NonNegative, Place, Positive, section
 
 
 @section

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from stepalign_jax.config.schema import Choice
+from stepalign_jax.config.sections import Choice
 
 _WORDS = {
     int: "an integer",

@@ -27,13 +27,13 @@ from stepalign_jax.config.fields import (
     is_choice,
     is_section,
 )
+from stepalign_jax.config.learning import PolicyGradient
 from stepalign_jax.config.schema import (
     ArithmeticProblems,
     CheckpointCritic,
     Config,
     OracleCritic,
     OwnDevices,
-    PolicyGradient,
 )
 
 
@@ -102,7 +102,7 @@ def _require(possible: bool, sentence: str) -> None:
 
 
 def check_value(key: str, value: Any, annotation: Any) -> None:
-    """Refuses a value that breaks the rule of its annotation, such as `schema.Count`.
+    """Refuses a value that breaks the rule of its annotation, such as `sections.Count`.
 
     Raises:
       UserError: it names the value as `key`.

@@ -6,9 +6,8 @@ Every value stands once, in a file under `configs/`, which exposes
 `get_config(variant: str) -> Config`. This file holds no default but the `kind` of each
 alternative.
 
-A rule is part of its field's type: a `Literal` lists names, and an `Annotated` number carries
-an interval in the usual notation, [ and ] including the bound. Rules between keys are in
-`rules.py`. The comments beside the fields are what `--help` prints.
+A rule is part of its field's type (`sections.py`). Rules between keys are in `rules.py`. The
+comments beside the fields are what `--help` prints.
 
 A section that derives from `Choice` is one of several classes, each with the keys that it alone
 needs. `--critic=oracle` chooses a class on the command line, `--critic.sees=answer` sets one of
@@ -16,38 +15,29 @@ its keys. A class that derives from the section's base and has a `kind` of its o
 alternative, in whatever module it stands (docs/extending.md).
 """
 
-import dataclasses
-from typing import Annotated, ClassVar, Literal, TypeVar, dataclass_transform
+from typing import ClassVar, Literal
 
-Count = Annotated[int, "[1, inf)"]
-Natural = Annotated[int, "[0, inf)"]
-Seed = Annotated[int, "[0, 4294967296)"]
-AxisSize = Annotated[int, "-1 or [1, inf)"]
-Positive = Annotated[float, "(0, inf)"]
-NonNegative = Annotated[float, "[0, inf)"]
-Share = Annotated[float, "[0, 1]"]
-PositiveShare = Annotated[float, "(0, 1]"]
-InnerShare = Annotated[float, "(0, 1)"]
-Momentum = Annotated[float, "[0, 1)"]
-Place = Annotated[str, "path"]  # not empty; a leading ~ expands on the command line
-OptionalPlace = Annotated[str, "path or empty"]
+from stepalign_jax.config.learning import ObjectiveConfig, OptimizerConfig, TeacherConfig
+from stepalign_jax.config.sections import (
+    AxisSize,
+    Choice,
+    Count,
+    InnerShare,
+    Natural,
+    NonNegative,
+    OptionalPlace,
+    Place,
+    Positive,
+    PositiveShare,
+    Seed,
+    Share,
+    section,
+)
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 Projection = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
 ]
-
-Section = TypeVar("Section")
-
-
-@dataclass_transform(kw_only_default=True, frozen_default=True)
-def section(definition: type[Section]) -> type[Section]:
-    """Makes a class a frozen dataclass whose fields are given by name."""
-    return dataclasses.dataclass(frozen=True, kw_only=True)(definition)
-
-
-class Choice:
-    """Marks the base of a section that is one of several classes."""
 
 
 @section
@@ -220,125 +210,6 @@ class CritiquesConfig:
     noise_share: Share  # of how many; 0 is off
     store: Literal["paid", "all"]  # which critiques a run keeps: a server's, or everyone's
     shared_store: OptionalPlace  # a directory of stores of several runs; "" is none
-
-
-@section
-class ObjectiveConfig(Choice):
-    """What a step minimises."""
-
-    token_tile: Count  # tokens whose logits exist at once
-    token_weights: tuple[str, ...]  # names from objectives/token_weights.py, multiplied
-    loss_temperature: Positive  # divides the logits of both roles; GRPO: the rollouts' own
-
-
-@section
-class DivergenceConfig(ObjectiveConfig):
-    """A divergence between teacher and solver; formulas in objectives/divergence.py."""
-
-
-@section
-class VocabularyDivergence(DivergenceConfig):
-    """A sum over the vocabulary."""
-
-    element_clip: NonNegative  # largest term of one vocabulary entry; 0 is off
-    top_k: Natural  # the teacher's k most probable entries and one for the rest; 0 is off
-
-
-@section
-class ForwardKl(VocabularyDivergence):
-    """KL(teacher || solver)."""
-
-    kind: Literal["forward_kl"] = "forward_kl"
-
-
-@section
-class ReverseKl(VocabularyDivergence):
-    """KL(solver || teacher)."""
-
-    kind: Literal["reverse_kl"] = "reverse_kl"
-
-
-@section
-class Jsd(VocabularyDivergence):
-    """The divergence of both from their mixture."""
-
-    kind: Literal["jsd"] = "jsd"
-    beta: InnerShare  # the teacher's share in the mixture
-
-
-@section
-class SampledToken(DivergenceConfig):
-    """The advantage of the sampled token alone."""
-
-    kind: Literal["sampled_token"] = "sampled_token"
-
-
-@section
-class PolicyGradient(ObjectiveConfig):
-    """GRPO's clipped surrogate; no teacher is asked."""
-
-    kind: Literal["policy_gradient"] = "policy_gradient"
-    clip: InnerShare  # epsilon
-
-
-@section
-class TeacherConfig(Choice):
-    """The self-teacher's weights."""
-
-
-@section
-class InitialTeacher(TeacherConfig):
-    """Frozen before the first optimizer step."""
-
-    kind: Literal["initial"] = "initial"
-
-
-@section
-class EmaTeacher(TeacherConfig):
-    """An exponential moving average of the solver."""
-
-    kind: Literal["ema"] = "ema"
-    decay: Share
-
-
-@section
-class LiveTeacher(TeacherConfig):
-    """The solver itself."""
-
-    kind: Literal["live"] = "live"
-
-
-@section
-class ScheduleConfig(Choice):
-    """The learning rate after the warm-up."""
-
-
-@section
-class Constant(ScheduleConfig):
-    """It stays."""
-
-    kind: Literal["constant"] = "constant"
-
-
-@section
-class Cosine(ScheduleConfig):
-    """It falls along half a cosine."""
-
-    kind: Literal["cosine"] = "cosine"
-    final_fraction: Share  # of learning_rate, at the last step
-
-
-@section
-class OptimizerConfig:
-    """AdamW."""
-
-    learning_rate: Positive
-    schedule: ScheduleConfig
-    warmup_steps: Natural
-    b1: Momentum
-    b2: Momentum
-    weight_decay: NonNegative
-    clip_norm: NonNegative  # of the gradient; 0 is off
 
 
 @section

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.schema import (
+from stepalign_jax.config.learning import (
     DivergenceConfig,
     ForwardKl,
     Jsd,

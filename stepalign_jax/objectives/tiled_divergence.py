@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Float32, Int, Shaped
 
-from stepalign_jax.config.schema import DivergenceConfig
+from stepalign_jax.config.learning import DivergenceConfig
 from stepalign_jax.objectives.divergence import (
     LossScores,
     Reading,

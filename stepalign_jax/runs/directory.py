@@ -32,7 +32,8 @@ from typing import Any
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import atomic_file, read_json, write_json
-from stepalign_jax.config.schema import Config, Constant
+from stepalign_jax.config.learning import Constant
+from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation
 
 # Where a run lies does not change what it computes: a run that was moved can go on.

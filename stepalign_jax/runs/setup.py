@@ -12,13 +12,8 @@ import jax
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.hashing import stable_hash32
-from stepalign_jax.config.schema import (
-    Config,
-    EvaluationConfig,
-    LoraTrainable,
-    PolicyGradient,
-    TrainableConfig,
-)
+from stepalign_jax.config.learning import PolicyGradient
+from stepalign_jax.config.schema import Config, EvaluationConfig, LoraTrainable, TrainableConfig
 from stepalign_jax.critics.devices import split_devices
 from stepalign_jax.critics.opening import open_wrapped_critic
 from stepalign_jax.critics.protocol import Critic, Surroundings

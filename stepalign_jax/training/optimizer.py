@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from stepalign_jax.config.schema import Constant, Cosine, OptimizerConfig
+from stepalign_jax.config.learning import Constant, Cosine, OptimizerConfig
 
 ADAM_EPSILON = 1e-8  # added to the root of the second moment; not a setting
 

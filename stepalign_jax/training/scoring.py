@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from stepalign_jax.base.types import Rollouts
-from stepalign_jax.config.schema import DivergenceConfig
+from stepalign_jax.config.learning import DivergenceConfig
 from stepalign_jax.model.qwen3 import Qwen3, output_head
 from stepalign_jax.objectives.divergence import TokenScores
 from stepalign_jax.objectives.tiled_divergence import tiled_scores

@@ -18,12 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from stepalign_jax.config.schema import (
-    EmaTeacher,
-    InitialTeacher,
-    LiveTeacher,
-    TeacherConfig,
-)
+from stepalign_jax.config.learning import EmaTeacher, InitialTeacher, LiveTeacher, TeacherConfig
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, abstract_lora, init_lora
 from stepalign_jax.model.qwen3 import abstract_params

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Float32, Int32, Scalar
 
-from stepalign_jax.config.schema import (
+from stepalign_jax.config.learning import (
     DivergenceConfig,
     ObjectiveConfig,
     PolicyGradient,

@@ -31,7 +31,8 @@ WITH_A_CLASS = """\
 from dataclasses import replace
 from typing import Literal
 
-from stepalign_jax.config.schema import Count, CriticConfig, section
+from stepalign_jax.config.schema import CriticConfig
+from stepalign_jax.config.sections import Count, section
 from stepalign_jax.configs import tiny
 
 

@@ -13,6 +13,7 @@ from support.runs import ROOT
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.fields import alternatives
+from stepalign_jax.config.learning import Jsd, ObjectiveConfig
 from stepalign_jax.config.load import config_from_json, load_config
 from stepalign_jax.config.merge import apply_overrides, from_values
 from stepalign_jax.config.schema import (
@@ -20,14 +21,12 @@ from stepalign_jax.config.schema import (
     Config,
     CriticConfig,
     InTurns,
-    Jsd,
-    ObjectiveConfig,
     OracleCritic,
     OwnDevices,
     SamplingConfig,
     SelfCritic,
-    section,
 )
+from stepalign_jax.config.sections import section
 from stepalign_jax.feedback.contexts import CONDITIONS
 
 SECOND = (

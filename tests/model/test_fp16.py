@@ -21,7 +21,7 @@ from support.updates import (
     make_part,
 )
 
-from stepalign_jax.config.schema import Constant, OptimizerConfig
+from stepalign_jax.config.learning import Constant, OptimizerConfig
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3, init_params, unstack_layers
 from stepalign_jax.training.optimizer import make_optimizer

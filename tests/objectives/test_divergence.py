@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import support.float64 as float64
 
-from stepalign_jax.config.schema import DivergenceConfig
+from stepalign_jax.config.learning import DivergenceConfig
 from stepalign_jax.objectives import divergence as dv
 from stepalign_jax.objectives.vocabulary import Vocabulary
 

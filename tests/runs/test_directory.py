@@ -8,8 +8,9 @@ import pytest
 from stepalign_jax.base import files
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl, write_json, write_jsonl
+from stepalign_jax.config.learning import Constant
 from stepalign_jax.config.load import load_config
-from stepalign_jax.config.schema import Config, Constant
+from stepalign_jax.config.schema import Config
 from stepalign_jax.runs import directory
 
 

@@ -16,7 +16,8 @@ from support.runs import small_config
 from stepalign_jax import evaluate, generate, train
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl, write_json, write_jsonl
-from stepalign_jax.config.schema import Config, Constant
+from stepalign_jax.config.learning import Constant
+from stepalign_jax.config.schema import Config
 from stepalign_jax.critics.engine_critic import ModelCritic
 from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.problems.problem import Problem

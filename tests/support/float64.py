@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stepalign_jax.config.schema import (
+from stepalign_jax.config.learning import (
     DivergenceConfig,
     ForwardKl,
     Jsd,

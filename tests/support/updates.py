@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from support.models import TIED, enlarged, map_leaves
 
-from stepalign_jax.config.schema import (
+from stepalign_jax.config.learning import (
     EmaTeacher,
     ForwardKl,
     InitialTeacher,

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from stepalign_jax.config.schema import Constant, Cosine, OptimizerConfig
+from stepalign_jax.config.learning import Constant, Cosine, OptimizerConfig
 from stepalign_jax.training.optimizer import learning_rate_at, make_optimizer
 
 CONFIG = OptimizerConfig(

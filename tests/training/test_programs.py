@@ -22,7 +22,8 @@ from support.updates import (
 )
 
 from stepalign_jax.base.types import Rollouts
-from stepalign_jax.config.schema import ObjectiveConfig, ParallelConfig
+from stepalign_jax.config.learning import ObjectiveConfig
+from stepalign_jax.config.schema import ParallelConfig
 from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.parallel.mesh import make_mesh, num_shards, use_mesh
 from stepalign_jax.training.packing import pack, pack_prompts

@@ -20,7 +20,8 @@ from support.updates import (
     make_part,
 )
 
-from stepalign_jax.config.schema import Constant, OptimizerConfig, ParallelConfig
+from stepalign_jax.config.learning import Constant, OptimizerConfig
+from stepalign_jax.config.schema import ParallelConfig
 from stepalign_jax.huggingface.peft_adapters import load_adapter, save_adapter
 from stepalign_jax.parallel.mesh import make_mesh
 from stepalign_jax.training import programs as run
