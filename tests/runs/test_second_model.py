@@ -306,7 +306,8 @@ def test_copies_of_a_second_model_share_its_devices():
 def run_on(num_devices: int, config: Config) -> Any:
     """`findings` of a run in a process with so many simulated devices."""
     program = (
-        "import json\nfrom stepalign_jax.config.schema import *\n"
+        "import json\nfrom stepalign_jax.config.learning import *\n"
+        "from stepalign_jax.config.schema import *\n"
         f"from runs.test_second_model import findings\nfound = findings({config!r})\n"
         "print(json.dumps(found))"
     )

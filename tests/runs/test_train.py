@@ -259,6 +259,7 @@ def test_what_differs_from_the_run_is_named(unbroken, tmp_path, capsys):
 
 KILLED_AFTER_A_ROW = """
 import os, signal
+from stepalign_jax.config.learning import *
 from stepalign_jax.config.schema import *
 from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.train import train

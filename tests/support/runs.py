@@ -88,6 +88,7 @@ def write_config(path: Path, config: Config) -> str:
     """Writes a config file that returns `config`, and returns its path for --config."""
     path.write_text(
         "from stepalign_jax.config.critics import *\n"
+        "from stepalign_jax.config.learning import *\n"
         "from stepalign_jax.config.schema import *\n\n\n"
         f"def get_config(variant=''):\n    return {config!r}\n"
     )
