@@ -13,8 +13,6 @@ _BRACES = re.compile(r"\\(?:boxed|f(?:rame)?box)\s*\{|\\[{}\\]|[{}]")
 _BARE_BOX = re.compile(
     r"\\boxed\s*(\\[dt]?frac(?:\{[^{}]*\}|\d){2}|-?\d[\d.,]*\d|-?\d|\\[A-Za-z]+|[A-Za-z])"
 )
-_BOX = re.compile(r"\\boxed\s*(-?\d[\d.,]*\d|-?\d|\\[A-Za-z]+|[A-Za-z])")
-_BARE_FRACTION = re.compile(r"\\boxed\s*(\\[dt]?frac(?:\{[^{}]*\}|\d){2})")
 _BOX = re.compile(r"\\(?:boxed|f(?:rame)?box)\s*\{")
 
 
