@@ -53,7 +53,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("spec", ["tiny", "tiny:hard-refsol", "stepalign", "refsol", "grpo"])
+@pytest.mark.parametrize(
+    "spec", ["tiny", "tiny:hard-refsol", "small", "stepalign", "refsol", "grpo"]
+)
 def test_a_shipped_config_by_name_from_any_directory(elsewhere: Path, spec: str) -> None:
     name, variant = split_spec(spec)
     path = f"{ROOT / 'configs' / name}.py"
@@ -109,8 +111,8 @@ def test_an_unknown_name_lists_what_ships(elsewhere: Path) -> None:
     with pytest.raises(UserError) as error:
         load_config("tyni")
     assert str(error.value) == (
-        "there is no config 'tyni': this package has grpo, refsol, stepalign, tiny, and your "
-        "own is named by its path, such as ./tyni.py; did you mean 'tiny'?"
+        "there is no config 'tyni': this package has grpo, refsol, small, stepalign, tiny, and "
+        "your own is named by its path, such as ./tyni.py; did you mean 'tiny'?"
     )
 
 

@@ -41,6 +41,8 @@ SHIPPED = [
     "tiny",
     "tiny:hard",
     *(f"tiny:{regime}{name}" for regime in ("", "hard-") for name in CONDITIONS),
+    "small",
+    *(f"small:{name}" for name in CONDITIONS),
     *("stepalign", "stepalign:thinking_teacher", "stepalign:checkpoint_critic"),
     *("refsol", "refsol:checkpoint_critic", "grpo"),
 ]

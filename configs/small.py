@@ -1,0 +1,264 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+r"""A real small instruct model on word problems: between the miniature and the paper.
+
+    python -m stepalign_jax.prepare gym --task gsm_symbolic --to data/gsm
+    python -m stepalign_jax.probe --config small
+    python -m stepalign_jax.train --config small            (StepAlignFB)
+    python -m stepalign_jax.train --config small:refsol     (or any condition)
+
+Sized for one free accelerator: a TPU v5e chip, or a T4 (add --model.compute_dtype=float16, for
+it has no bfloat16). It starts on a CPU too, slowly, with --model.compute_dtype=float32.
+docs/results.md says what was measured, and on which weights.
+
+Every value here is ours: the paper has no such model. The prompts show one worked example,
+because a model of half a billion parameters follows an example and ignores a description.
+"""
+
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.learning import (
+    Constant,
+    ForwardKl,
+    InitialTeacher,
+    OptimizerConfig,
+    PolicyGradient,
+)
+from stepalign_jax.config.schema import (
+    Config,
+    CritiquesConfig,
+    EvaluationConfig,
+    JsonlProblems,
+    LoraTrainable,
+    ModelConfig,
+    ParallelConfig,
+    PromptsConfig,
+    SamplingConfig,
+    SelfCritic,
+    TrainConfig,
+)
+from stepalign_jax.feedback.contexts import CONDITIONS
+
+PROBLEM = """Anna bakes 3 trays of 12 muffins. She sells 20 muffins for $2 each and gives the \
+others to 4 friends in equal parts. How many muffins does each friend get?"""
+
+SOLUTION = """<step_1>
+3 trays of 12 muffins are 3*12=36 muffins.
+</step_1>
+<step_2>
+After selling 20 of them Anna has 36-20=16 muffins.
+</step_2>
+<step_3>
+Each of 4 friends gets 16/4=4 muffins.
+</step_3>
+<answer>
+4
+</answer>"""
+
+WRONG_SOLUTION = """<step_1>
+3 trays of 12 muffins are 3*12=36 muffins.
+</step_1>
+<step_2>
+She gets 20*2=40 dollars, so that 40 muffins are sold.
+</step_2>
+<step_3>
+Each of 4 friends gets 40/4=10 muffins.
+</step_3>
+<answer>
+10
+</answer>"""
+
+REFERENCE = """Anna has 3*12=36 muffins.
+She keeps 36-20=16 of them.
+So each friend gets 16/4=4 muffins."""
+
+SOLVER_PROMPT = f"""Solve the problem. Write numbered steps and the final number in tags, \
+exactly in the form of the example.
+
+Problem:
+{PROBLEM}
+
+Solution:
+{SOLUTION}
+
+Problem:
+{{problem}}
+
+Solution:"""
+
+# One wording for every context, so that conditions differ in the context alone.
+TEACHER_PROMPT = f"""Solve the problem. Write numbered steps and the final number in tags, \
+exactly in the form of the example. Keep to the numbers of the worked solution.
+
+Problem:
+{PROBLEM}
+
+Worked solution:
+{REFERENCE}
+
+Solution:
+{SOLUTION}
+
+Problem:
+{{problem}}
+
+Worked solution:
+{{context}}
+
+Solution:"""
+
+# The lines with {reference} and {answer} are left out if critic.sees does not include them.
+CRITIC_PROMPT = f"""A student's solution is corrected. Steps that are right are copied word \
+for word. The first wrong step is written as the right solution has it, and so is all that \
+follows it, up to the right answer. The form is exactly that of the example.
+
+Problem:
+{PROBLEM}
+
+Student's solution:
+{WRONG_SOLUTION}
+
+Right solution:
+{REFERENCE}
+Right answer: 4
+
+Corrected solution:
+{SOLUTION}
+
+Problem:
+{{problem}}
+
+Student's solution:
+{{attempt}}
+
+Right solution: {{reference}}
+Right answer: {{answer}}
+
+Corrected solution:"""
+
+FORWARD_KL = ForwardKl(
+    token_tile=256,
+    token_weights=(),
+    loss_temperature=1.0,
+    element_clip=0.0,
+    top_k=0,
+)
+POLICY_GRADIENT = PolicyGradient(
+    token_tile=256,
+    token_weights=(),
+    loss_temperature=0.7,  # that of the rollouts
+    clip=0.2,
+)
+
+
+def get_config(variant: str = "") -> Config:
+    """Returns the config of a condition; `stepalign` if none is named."""
+    condition = variant or "stepalign"
+    if condition not in CONDITIONS:
+        raise UserError(f"it has no variant {variant!r}; it knows {', '.join(CONDITIONS)}.")
+    group = 8 if condition == "grpo" else 1
+    return Config(
+        name=f"small-{condition}",
+        runs_dir="runs",
+        seed=0,
+        condition=condition,
+        model=ModelConfig(
+            path="Qwen/Qwen3-0.6B",
+            compute_dtype="bfloat16",
+            remat="full",
+        ),
+        trainable=LoraTrainable(
+            rank=16,
+            alpha=32.0,
+            targets=(
+                "q_proj",
+                "k_proj",
+                "v_proj",
+                "o_proj",
+                "gate_proj",
+                "up_proj",
+                "down_proj",
+            ),
+            adapter="",
+        ),
+        problems=JsonlProblems(
+            path="data/gsm",
+            num_train=1000,
+            num_validation=64,
+            num_test=128,
+            base_avg_below=0.0,
+            base_avg_samples=16,
+        ),
+        prompts=PromptsConfig(
+            solver=SOLVER_PROMPT,
+            teacher=TEACHER_PROMPT,
+            critic=CRITIC_PROMPT,
+            reasoning_step_pattern=r"<step_\d+>",
+            answer_pattern=r"(?s)<answer>(.*?)(?:</answer>|(?=<answer>)|\Z)",
+            solver_thinking=False,
+            teacher_thinking=False,
+            critic_thinking=False,
+            max_problem_tokens=256,
+            max_context_tokens=320,
+        ),
+        sampling=SamplingConfig(
+            temperature=0.7,  # Qwen's advice without thinking, as top_k and top_p are
+            top_k=20,
+            top_p=0.8,
+            max_new_tokens=256,
+            batch_size=32,
+        ),
+        critic=SelfCritic(
+            sees="reference",
+            accepts="trace",
+            temperature=0.7,  # so that a second sample may succeed where the first failed
+            top_k=20,
+            top_p=0.8,
+            max_new_tokens=256,
+            batch_size=32,
+        ),
+        critiques=CritiquesConfig(
+            checks=("quoted_error", "foreign_markup"),
+            min_copy_fidelity=0.0,
+            max_retries=3,
+            noise="wrong_verdict",  # of none of them, at a share of 0
+            noise_share=0.0,
+            store="paid",
+            shared_store="",
+        ),
+        objective=POLICY_GRADIENT if condition == "grpo" else FORWARD_KL,
+        teacher=InitialTeacher(),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-4,
+            schedule=Constant(),
+            warmup_steps=5,
+            b1=0.9,
+            b2=0.999,
+            weight_decay=0.0,
+            clip_norm=1.0,
+        ),
+        train=TrainConfig(
+            num_steps=100,
+            problems_per_step=32 // group,  # 32 rollouts per step in every condition
+            samples_per_problem=group,
+            micro_batches=8,
+            checkpoint_every_steps=10,
+            checkpoints_to_keep=2,
+            validate_every_steps=10,
+            sample_texts_every_steps=10,
+            max_empty_steps=5,
+            allow_changed_inputs=False,
+        ),
+        evaluation=EvaluationConfig(
+            num_samples=4,
+            num_validation_samples=1,
+            temperature=0.7,
+            top_k=20,
+            top_p=0.8,
+            max_new_tokens=256,
+            batch_size=64,
+            num_resamples=10_000,
+            confidence=0.95,
+            grading_secs=5.0,
+        ),
+        parallel=ParallelConfig(data=-1, fsdp=1, tensor=1),
+    )
