@@ -26,10 +26,10 @@ from stepalign_jax.report.tables import evaluation_table
 from stepalign_jax.runs.directory import RunDirectory, differing_keys
 from stepalign_jax.runs.inputs import warn_of_other_problems
 from stepalign_jax.runs.setup import (
+    check_golds,
     check_lengths,
     make_grader,
     name_missing_problems,
-    name_unparsable_golds,
     open_solver,
     select_problems,
 )
@@ -71,9 +71,9 @@ def main(argv: list[str]) -> None:
     by_split = {arguments.split: candidates}
     name_missing_problems(config, by_split)
     check_lengths(config, model, roles, by_split, teacher=False)
-    model.load()
     with use_mesh(model.mesh), make_grader(config) as grader:
-        name_unparsable_golds(grader, candidates)
+        check_golds(grader, candidates)
+        model.load()
         variables = model.variables()
         source = " with ".join(
             filter(None, [config.model.path, getattr(config.trainable, "adapter", "")])

@@ -27,10 +27,10 @@ from stepalign_jax.report.tables import (
     teacher_row,
 )
 from stepalign_jax.runs.setup import (
+    check_golds,
     check_lengths,
     make_grader,
     name_missing_problems,
-    name_unparsable_golds,
     open_run_critic,
     open_solver,
     select_problems,
@@ -60,7 +60,7 @@ def probe(config: Config, split: str, to: Path | None) -> dict[str, Any]:
         model, roles = open_solver(config)
         name_missing_problems(config, {split: candidates})
         check_lengths(config, model, roles, {split: candidates}, teacher=True)
-        name_unparsable_golds(grader, candidates)
+        check_golds(grader, candidates)
         critic = open_run_critic(
             config, model, grader, (model.weights,), label="probe: critiques", kept=kept
         )

@@ -48,13 +48,13 @@ from stepalign_jax.runs.phases import critique, grade, pack, sample, score, upda
 from stepalign_jax.runs.record import EmptySteps, StepResults, record_step
 from stepalign_jax.runs.setup import (
     check_condition,
+    check_golds,
     check_lengths,
     example_prompts,
     initial_state,
     make_grader,
     make_run_programs,
     name_missing_problems,
-    name_unparsable_golds,
     open_run_critic,
     open_solver,
     select_problems,
@@ -86,7 +86,7 @@ def train(config: Config) -> dict[str, Any]:
         check_batch(problems["train"], loop.problems_per_step)
         check_lengths(config, model, roles, problems, trained=("train",), teacher=has_teacher)
         grader = stack.enter_context(make_grader(config))
-        name_unparsable_golds(grader, chain.from_iterable(problems.values()))
+        check_golds(grader, chain.from_iterable(problems.values()))
         programs = make_run_programs(config, model)
         state, critic = Resident(), None
         if condition.needs_critiques:

@@ -82,5 +82,5 @@ def _what_decides(config: Config, directory: Path, problems: Sequence[Problem]) 
         config.problems.base_avg_samples,
         dataclasses.asdict(config.prompts),
         dataclasses.asdict(config.evaluation),
-        [(problem.text, problem.answer) for problem in problems],
+        [(problem.text, problem.expected) for problem in problems],
     ]

@@ -45,7 +45,7 @@ def fixed_parts(monkeypatch):
         monkeypatch.setattr(command, "load_problems", lambda config, split: PROBLEMS)
         monkeypatch.setattr(command, "select_problems", lambda *_: PROBLEMS[1:])
         monkeypatch.setattr(command, "make_grader", lambda config: nullcontext())
-        monkeypatch.setattr(command, "name_unparsable_golds", lambda *_: None)
+        monkeypatch.setattr(command, "check_golds", lambda *_: None)
         monkeypatch.setattr(command, "use_mesh", lambda mesh: nullcontext())
         monkeypatch.setattr(command, "evaluate", found_evaluation)
 
