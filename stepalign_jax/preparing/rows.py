@@ -9,6 +9,7 @@ So the rows that were read are the sum of what was kept and of every count in th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -67,6 +68,7 @@ class Source(NamedTuple):
       filters: names of the filters in it, in the order in which they are applied.
       details: JSON for the manifest: what was read, and the options that decide the rows.
       licence: of the data, in words.
+      identity: changes when what would be read does; unlike `details` it is in no manifest.
     """
 
     name: str
@@ -75,3 +77,20 @@ class Source(NamedTuple):
     filters: Sequence[str]
     details: Mapping[str, Any]
     licence: str
+    identity: str = ""
+
+
+class Stages(NamedTuple):
+    """Filters that look at one row per problem, before the split.
+
+    Attributes:
+      filters: their names, in order.
+      apply: (rows, directory) -> the rows, each as it was or Dropped, in the same order. The
+        directory lasts until the command is done, so that one that was stopped can go on. No
+        more rows are asked for once every split is full.
+      details: JSON for the manifest: all that decides what they drop.
+    """
+
+    filters: Sequence[str]
+    apply: Callable[[Iterator[Row], Path], Iterator[Row | Dropped]]
+    details: Mapping[str, Any]

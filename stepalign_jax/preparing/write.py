@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from stepalign_jax.base.files import jsonl_row, write_json
 from stepalign_jax.base.hashing import digest
 from stepalign_jax.preparing.rows import Row, Source
+from stepalign_jax.problems.locked import MANIFEST
 from stepalign_jax.problems.sources import SPLITS
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 
 
@@ -55,6 +55,9 @@ def write_splits(
     directory: Path, rows: Iterable[Row], rule: SplitRule, limits: Mapping[str, int | None]
 ) -> dict[str, int]:
     """Writes the files of the splits, and returns the number of problems in each.
+
+    The rows come in an order that has nothing to do with the splits (`Gathered.rows`), so a
+    limit takes an even sample.
 
     Args:
       directory: exists.
