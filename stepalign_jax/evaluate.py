@@ -21,6 +21,7 @@ from stepalign_jax.config.cli import parse_arguments, read_config, run_command
 from stepalign_jax.evaluation.evaluate import evaluate
 from stepalign_jax.exporting.trained import Trained, choose_step, load_trained
 from stepalign_jax.parallel.mesh import use_mesh
+from stepalign_jax.problems.locked import count_opening
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.tables import evaluation_table
 from stepalign_jax.runs.directory import RunDirectory, differing_keys
@@ -33,7 +34,7 @@ from stepalign_jax.runs.setup import (
     open_solver,
     select_problems,
 )
-from stepalign_jax.sampling.kept import kept_beside
+from stepalign_jax.sampling.kept import is_begun, kept_beside
 
 SECTIONS = (
     *("seed", "runs_dir", "model", "trainable", "problems", "prompts", "critic"),
@@ -82,6 +83,13 @@ def main(argv: list[str]) -> None:
             variables |= load_trained(Trained(run, config, model, step))
             source = f"{run.path}, step {step}"
         problems = select_problems(config, model, roles, grader, candidates, arguments.split)
+        opened = count_opening(
+            config.problems,
+            arguments.split,
+            command="evaluate",
+            of=source,
+            goes_on=is_begun(_result_file(arguments)),
+        )
         with kept_beside(_result_file(arguments)) as kept:
             found = evaluate(
                 model.engine,
@@ -101,6 +109,8 @@ def main(argv: list[str]) -> None:
                 write_json(Path(arguments.to), content)
     print(f"{source}: {len(problems)} {arguments.split} problems")
     print(evaluation_table(intervals, config.evaluation.num_samples))
+    if opened:
+        print(opened)
     if arguments.to:
         print(f"written: {arguments.to}")
     else:
