@@ -5,6 +5,9 @@
     python -m stepalign_jax.prepare --source openmath --to data/openmath
     python -m stepalign_jax.prepare --source columns --from openai/gsm8k --subset main \\
         --problem-column question --answer-column answer --answer-after '####' --to data/gsm8k
+    python -m stepalign_jax.prepare --source gym --num-train 2000 --to data/gsm
+
+With --config the solver and the critic that it names filter the problems too.
 
 docs/data.md says what each source and filter does. A stopped command, given again, goes on
 where it was and ends with the same manifest.
@@ -17,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.config.cli import parse_arguments, run_command
+from stepalign_jax.config.cli import parse_arguments, read_config, run_command
 from stepalign_jax.preparing.columns import Columns, columns_source, open_records
+from stepalign_jax.preparing.gym import WORD_PROBLEMS, Task, gym_source, parse_options
+from stepalign_jax.preparing.model_stages import StageOptions, model_stages
 from stepalign_jax.preparing.openmath import HUB_NAME, HUB_SPLIT, openmath_source
 from stepalign_jax.preparing.prepared import find_prepared, prepare, work_directory
 from stepalign_jax.preparing.rows import Source, Stages
@@ -30,9 +35,9 @@ from stepalign_jax.report.tables import prepared_table
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--source": {
         "required": True,
-        "choices": ("openmath", "columns"),
-        "help": "nvidia/OpenMathReasoning or files with its columns; or a data set whose "
-        "columns you name",
+        "choices": ("openmath", "columns", "gym"),
+        "help": "nvidia/OpenMathReasoning or files with its columns; a data set whose columns "
+        "you name; or a task of reasoning_gym",
     },
     "--to": {"required": True, "metavar": "DIR", "help": "the directory to make"},
     "--from": {
@@ -69,6 +74,18 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "columns: the answer is what follows the last TEXT in its column",
     },
     "--licence": {"metavar": "TEXT", "help": "columns: of the data, for the manifest"},
+    "--task": {"metavar": "NAME", "help": f"gym: of the package (default: {WORD_PROBLEMS})"},
+    "--seed": {"type": int, "metavar": "N", "help": "gym: of what is generated (default: 0)"},
+    "--set": {
+        "action": "append",
+        "metavar": "KEY=VALUE",
+        "help": "gym: a setting of the task; may be given again",
+    },
+    "--held-out-templates": {
+        "type": int,
+        "metavar": "N",
+        "help": f"gym: test on N templates of {WORD_PROBLEMS} that no other split has",
+    },
     "--validation-share": {
         "type": float,
         "default": 0.1,
@@ -85,11 +102,37 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         f"--num-{split}": {"type": int, "metavar": "N", "help": f"at most N {split} problems"}
         for split in SPLITS
     },
+    "--attempts": {
+        "type": int,
+        "default": 4,
+        "metavar": "N",
+        "help": "with --config: of the solver, for the next two filters (default: 4)",
+    },
+    "--format-rate": {
+        "type": float,
+        "default": 0.75,
+        "metavar": "SHARE",
+        "help": "with --config: of them with a reasoning step and an answer (default: 0.75)",
+    },
+    "--skip-critic": {
+        "action": "store_true",
+        "help": "with --config: also keep problems that the critic does not solve",
+    },
     "--overwrite": {"action": "store_true", "help": "replace what --to holds"},
 }
-_COLUMN_OPTIONS = (
-    *("problem_column", "answer_column", "reference_column", "answer_after", "licence"),
+_OPTIONS_OF = {
+    "columns": (
+        *("problem_column", "answer_column", "reference_column", "answer_after", "licence"),
+    ),
+    "gym": ("task", "seed", "set", "held_out_templates"),
+}
+_RECORD_OPTIONS = ("from", "subset", "hub_split", "revision")
+# `seed` is not among them: what is filtered depends on no run's.
+_SECTIONS = (
+    *("runs_dir", "model", "trainable", "problems", "prompts", "sampling", "critic"),
+    *("critiques", "evaluation", "parallel"),
 )
+_NO_OPTIONS = ("to", "overwrite", "sections", "print_config", "overrides")
 
 
 def check_options(arguments: argparse.Namespace) -> None:
@@ -98,7 +141,7 @@ def check_options(arguments: argparse.Namespace) -> None:
     Raises:
       UserError: names them.
     """
-    for name in ("pass_rate_above", "validation_share", "test_share"):
+    for name in ("pass_rate_above", "validation_share", "test_share", "format_rate"):
         if not 0 <= getattr(arguments, name) <= 1:
             raise UserError(f"{_option(name)} is {getattr(arguments, name)}: give 0 to 1")
     if arguments.validation_share + arguments.test_share > 1:
@@ -106,9 +149,17 @@ def check_options(arguments: argparse.Namespace) -> None:
     for name in (f"num_{split}" for split in SPLITS):
         if (getattr(arguments, name) or 0) < 0:
             raise UserError(f"{_option(name)} is {getattr(arguments, name)}: give 0 or more")
-    given = [name for name in _COLUMN_OPTIONS if getattr(arguments, name) is not None]
-    if arguments.source == "openmath" and given:
-        raise UserError(f"{_option(given[0])} is read with --source columns only")
+    for source, names in _OPTIONS_OF.items():
+        given = [name for name in names if getattr(arguments, name) is not None]
+        if arguments.source != source and given:
+            raise UserError(f"{_option(given[0])} is read with --source {source} only")
+    given = [name for name in _RECORD_OPTIONS if getattr(arguments, name) is not None]
+    if arguments.source == "gym" and given:
+        raise UserError(f"{_option(given[0])} is not read with --source gym")
+    if arguments.overrides and arguments.config is None:
+        raise UserError(f"{arguments.overrides[0]} changes a config: name it with --config")
+    if arguments.attempts < 1:
+        raise UserError(f"--attempts is {arguments.attempts}: give 1 or more")
     for name in ("from", "problem_column", "answer_column"):
         if arguments.source == "columns" and getattr(arguments, name) is None:
             raise UserError(f"--source columns needs {_option(name)}")
@@ -128,6 +179,14 @@ def make_source(arguments: argparse.Namespace, work: Path) -> Source:
     Raises:
       UserError: it cannot be opened, or lacks a column.
     """
+    if arguments.source == "gym":
+        task = Task(
+            arguments.task or WORD_PROBLEMS,
+            arguments.seed or 0,
+            parse_options(arguments.set or ()),
+            arguments.held_out_templates or 0,
+        )
+        return gym_source(task, _limits(arguments), _rule(arguments))
     is_openmath = arguments.source == "openmath"
     records = open_records(
         getattr(arguments, "from") or HUB_NAME,
@@ -154,10 +213,23 @@ def make_source(arguments: argparse.Namespace, work: Path) -> Source:
 def make_stages(arguments: argparse.Namespace) -> Stages | None:
     """Filters that ask the solver of `--config`; without that option there are none.
 
-    Stages(filters, apply, details) of preparing/model_stages.py belong here, where
-    apply(rows, directory) = apply_model_stages(config, rows, directory).
+    Raises:
+      UserError: the config cannot be used.
     """
-    return None
+    if arguments.config is None:
+        return None
+    how = StageOptions(
+        arguments.attempts, arguments.format_rate, asks_critic=not arguments.skip_critic
+    )
+    return model_stages(read_config(arguments), how)
+
+
+def _rule(arguments: argparse.Namespace) -> SplitRule:
+    return SplitRule(arguments.validation_share, arguments.test_share)
+
+
+def _limits(arguments: argparse.Namespace) -> dict[str, int | None]:
+    return {split: getattr(arguments, f"num_{split}") for split in SPLITS}
 
 
 def main(argv: list[str]) -> None:
@@ -168,10 +240,15 @@ def main(argv: list[str]) -> None:
         example="python -m stepalign_jax.prepare --source openmath --to data/openmath "
         "--num-train 282",
         options=_OPTIONS,
+        sections=_SECTIONS,
+        config="optional",
     )
     check_options(arguments)
     target = Path(arguments.to)
-    options = {k: v for k, v in vars(arguments).items() if k not in ("to", "overwrite")}
+    stages = make_stages(arguments)
+    options = {k: v for k, v in vars(arguments).items() if k not in _NO_OPTIONS}
+    if stages is not None:
+        options |= {"overrides": list(arguments.overrides), "stages": dict(stages.details)}
     manifest = None if arguments.overwrite else find_prepared(target, options)
     if manifest is not None:
         print(f"{target} is prepared: nothing was read (--overwrite reads it again)\n")
@@ -179,10 +256,10 @@ def main(argv: list[str]) -> None:
         manifest = prepare(
             make_source(arguments, work_directory(target)),
             target,
-            rule=SplitRule(arguments.validation_share, arguments.test_share),
-            limits={split: getattr(arguments, f"num_{split}") for split in SPLITS},
+            rule=_rule(arguments),
+            limits=_limits(arguments),
             options=options,
-            stages=make_stages(arguments),
+            stages=stages,
             overwrite=arguments.overwrite,
         )
     print(prepared_table(manifest))

@@ -32,7 +32,8 @@ _TABLES = """
 CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE bad (file TEXT, row INTEGER, field TEXT, reason TEXT);
 CREATE TABLE problems (key BLOB PRIMARY KEY, problem TEXT, answer TEXT, reference TEXT,
-                       scorer TEXT, place TEXT, other_answer TEXT, other_place TEXT);
+                       scorer TEXT, place TEXT, split TEXT,
+                       other_answer TEXT, other_place TEXT);
 """
 
 
@@ -77,10 +78,10 @@ class Gathered:
 
     def rows(self) -> Iterator[Row]:
         """One row per problem whose rows agree, in the order of the problems' hashes."""
-        columns = "problem, answer, reference, scorer, place"
+        columns = "problem, answer, reference, scorer, place, split"
         query = f"SELECT {columns} FROM problems WHERE other_answer ISNULL ORDER BY key"
-        for problem, answer, reference, scorer, place in self._database.execute(query):
-            yield Row(problem, answer, reference, json.loads(scorer), place)
+        for problem, answer, reference, scorer, *rest in self._database.execute(query):
+            yield Row(problem, answer, reference, json.loads(scorer), *rest)
 
     def bad_rows(self) -> Iterator[dict[str, Any]]:
         """The bad rows as JSON, in the order in which they were read."""
@@ -114,8 +115,8 @@ class Gathered:
         query = "SELECT answer, other_answer FROM problems WHERE key = ?"
         if (known := run(query, (key,)).fetchone()) is None:
             scorer = json.dumps(row.scorer, sort_keys=True)
-            values = (key, row.problem, row.answer, row.reference, scorer, row.where)
-            run("INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?, NULL, NULL)", values)
+            values = (key, row.problem, row.answer, row.reference, scorer, row.where, row.split)
+            run("INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL)", values)
             return
         self._add("duplicate_problems")
         if row.reference is not None:

@@ -76,7 +76,7 @@ def prepare(
       target: the directory.
       rule: the shares of the splits.
       limits: the most problems of each split; None: all.
-      options: of the command, for the manifest.
+      options: of the command, for the manifest; the details of `stages` are among them.
       stages: filters that ask a model, or None.
       overwrite: whether `target` may be replaced. What counts how often a test set was opened
         is kept.
@@ -94,10 +94,7 @@ def prepare(
             gathered.read(source)
             with atomic_directory(target, overwrite=overwrite) as directory:
                 counts, splits = _write(directory, source, gathered, rule, limits, stages, work)
-                details = {} if stages is None else {"stages": dict(stages.details)}
-                manifest = write_manifest(
-                    directory, source, rule, counts, splits, {**options, **details}
-                )
+                manifest = write_manifest(directory, source, rule, counts, splits, options)
                 if (openings := work / OPENINGS).exists():
                     shutil.copy(openings, directory / OPENINGS)
     except Stopped as stopped:

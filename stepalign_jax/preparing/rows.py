@@ -22,6 +22,7 @@ class Row(NamedTuple):
       reference: a worked solution, or None.
       scorer: JSON that says how answers are judged where that is no mathematics, or None.
       where: file and row that it comes from, for the reader of the prepared files.
+      split: the one that the source puts it in; "": the split rule decides.
     """
 
     problem: str
@@ -29,6 +30,7 @@ class Row(NamedTuple):
     reference: str | None
     scorer: Mapping[str, Any] | None = None
     where: str = ""
+    split: str = ""
 
 
 class BadRow(NamedTuple):

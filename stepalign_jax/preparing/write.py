@@ -70,7 +70,7 @@ def write_splits(
     try:
         if not all(limits[split] == 0 for split in SPLITS):
             for row in rows:
-                split = split_of(row.problem, rule)
+                split = row.split or split_of(row.problem, rule)
                 if limits[split] is None or counts[split] < limits[split]:
                     files[split].write(jsonl_row(_record(row)).encode())
                     counts[split] += 1

@@ -3,7 +3,9 @@
 """Problems of one's own, from a JSON Lines file."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.text import surrogate_at
@@ -76,7 +78,12 @@ def _scorer(value: object, place: str) -> str | None:
             f"{place}: 'scorer' must be an object with the string 'task' and the object "
             "'entry'; leave it out where the answer is mathematics"
         )
-    return json.dumps(value, sort_keys=True)
+    return scorer_text(parts)
+
+
+def scorer_text(scorer: Mapping[str, Any]) -> str:
+    """Returns `Problem.scorer`: one text for one scorer."""
+    return json.dumps(scorer, sort_keys=True)
 
 
 def _text(record: dict[str, object], key: str, place: str) -> str:

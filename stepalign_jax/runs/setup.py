@@ -287,6 +287,15 @@ def select_problems(
       UserError: none is left.
     """
 
+    initial = initial_solver(model, roles, grader)
+    return difficulty.select_problems(
+        config, problems, split, directory=model.directory, evaluate=initial
+    )
+
+
+def initial_solver(model: LanguageModel, roles: Roles, grader: Grader) -> difficulty.Evaluate:
+    """Returns the evaluation of the untrained solver that the difficulty filter asks for."""
+
     def initial(
         asked: Sequence[Problem], how: EvaluationConfig, label: str, kept: Kept | None
     ) -> Evaluation:
@@ -295,9 +304,7 @@ def select_problems(
             seed=difficulty.SEED, label=label, kept=kept,
         )  # fmt: skip
 
-    return difficulty.select_problems(
-        config, problems, split, directory=model.directory, evaluate=initial
-    )
+    return initial
 
 
 def example_prompts(roles: Roles, critic: Critic | None, problem: Problem) -> dict[str, str]:

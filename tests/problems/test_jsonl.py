@@ -64,7 +64,10 @@ def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path, encoding):
         (b'{"problem": "1+1", "answer": null}', "'answer' must be a string, not null"),
         (b'{"problem": "1+1", "answer": " "}', "'answer' must not be blank"),
         (b'{"problem": "1", "answer": "2", "reference": [1]}', "'reference' must be a string"),
-        (b'{"problem": "1", "answer": "2", "scorer": {"task": "x"}}', "'scorer' must be an obj"),
+        (
+            b'{"problem": "1", "answer": "2", "scorer": {"task": "x"}}',
+            "'scorer' must be an obj",
+        ),
         (b'{"problem": "1", "answer": "2", "scorer": "x"}', "'scorer' must be an object"),
         (b'{"problem": "\xff"}', "not UTF-8"),
         (b'{"problem": "x \\ud835 + 1", "answer": "2"}', "'problem' holds half a character"),
