@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.hashing import content_hash
 from stepalign_jax.config.cli import parse_arguments, read_config, run_command
 from stepalign_jax.preparing.columns import Columns, columns_source, open_records
 from stepalign_jax.preparing.gym import WORD_PROBLEMS, Task, gym_source, parse_options
@@ -248,7 +249,8 @@ def main(argv: list[str]) -> None:
     stages = make_stages(arguments)
     options = {k: v for k, v in vars(arguments).items() if k not in _NO_OPTIONS}
     if stages is not None:
-        options |= {"overrides": list(arguments.overrides), "stages": dict(stages.details)}
+        overrides = list(arguments.overrides)
+        options |= {"overrides": overrides, "stages": content_hash(stages.details)}
     manifest = None if arguments.overwrite else find_prepared(target, options)
     if manifest is not None:
         print(f"{target} is prepared: nothing was read (--overwrite reads it again)\n")

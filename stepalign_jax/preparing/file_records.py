@@ -102,20 +102,37 @@ def _read_parquet(
     path: Path, part: str, columns: Sequence[str]
 ) -> Iterator[tuple[int, Record] | BadRow]:
     parquet = import_data_package("pyarrow.parquet")
-    done = 0
     try:
-        with parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
-            known = file.schema_arrow.names
-            for column in columns:
-                if column not in known:
-                    reason = f"the file has no such column{nearest_hint(column, known)}"
-                    yield BadRow(part, 0, column, reason)
-                    return
-            wanted = list(columns or known)
-            for batch in file.iter_batches(_RECORDS_PER_BATCH, columns=wanted):
-                for record in batch.to_pylist():
-                    done += 1
-                    yield done, record
+        file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
     except (OSError, ValueError) as error:  # pyarrow's own are these two
-        words = str(error).partition("\n")[0]
-        yield BadRow(part, done + 1 if done else 0, "", f"cannot be read from here on: {words}")
+        yield BadRow(part, 0, "", f"cannot be opened: {_first_line(error)}")
+        return
+    with file:
+        known = file.schema_arrow.names
+        for column in columns:
+            if column not in known:
+                reason = f"the file has no such column{nearest_hint(column, known)}"
+                yield BadRow(part, 0, column, reason)
+                return
+        before = 0
+        for group in range(file.num_row_groups):
+            done = 0
+            try:
+                for record in _group_records(file, group, columns or known):
+                    done += 1
+                    yield before + done, record
+            except (OSError, ValueError) as error:
+                last = before + file.metadata.row_group(group).num_rows
+                reason = f"rows up to {last} cannot be read: {_first_line(error)}"
+                yield BadRow(part, before + done + 1, "", reason)
+            before += file.metadata.row_group(group).num_rows
+
+
+def _group_records(file: Any, group: int, columns: Sequence[str]) -> Iterator[Record]:
+    wanted = {"row_groups": [group], "columns": list(columns)}
+    for batch in file.iter_batches(_RECORDS_PER_BATCH, **wanted):
+        yield from batch.to_pylist()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -13,7 +13,6 @@ known to us.
 """
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -91,7 +90,6 @@ def model_stages(config: Config, options: StageOptions) -> Stages:
         **{name: dataclasses.asdict(section) for name, section in sections.items()},
     }
     filters = FILTERS if options.asks_critic else FILTERS[:-1]
-    details = json.loads(json.dumps(details))  # as it will be read again
     return Stages(filters, partial(_apply, config, options, model, roles), details)
 
 
@@ -111,12 +109,12 @@ def _apply(
                 config, model, grader, (model.weights,), label="prepare: critiques", kept=kept
             )
         asker = Asker(model, roles, SEED, kept)
-        filters = _Filters(config, options, asker, grader, critic)
+        filters = Filters(config, options, asker, grader, critic)
         while chunk := list(islice(rows, CHUNK)):
             yield from filters.apply(chunk)
 
 
-class _Filters:
+class Filters:
     """The filters over chunks of rows; weights are read once."""
 
     def __init__(

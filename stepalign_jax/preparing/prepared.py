@@ -16,6 +16,7 @@ from typing import Any
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import atomic_directory, atomic_file, jsonl_row, read_json_object
+from stepalign_jax.base.hashing import digest
 from stepalign_jax.base.stopping import EXIT_CAN_GO_ON, Stopped
 from stepalign_jax.preparing.gather import Gathered, open_gathered
 from stepalign_jax.preparing.rows import Dropped, Row, Source, Stages
@@ -48,7 +49,8 @@ def find_prepared(target: Path, options: Mapping[str, Any]) -> dict[str, Any] | 
             "--overwrite to replace all of it"
         )
     manifest = read_json_object(path)
-    if manifest.get("format") == FORMAT and manifest.get("options") == options:
+    is_same = digest(manifest.get("options")) == digest(options)  # a tuple is a list in JSON
+    if manifest.get("format") == FORMAT and is_same:
         shutil.rmtree(work_directory(target), ignore_errors=True)
         return manifest
     before = manifest.get("options", {})
@@ -76,7 +78,7 @@ def prepare(
       target: the directory.
       rule: the shares of the splits.
       limits: the most problems of each split; None: all.
-      options: of the command, for the manifest; the details of `stages` are among them.
+      options: of the command, for the manifest.
       stages: filters that ask a model, or None.
       overwrite: whether `target` may be replaced. What counts how often a test set was opened
         is kept.
@@ -94,7 +96,10 @@ def prepare(
             gathered.read(source)
             with atomic_directory(target, overwrite=overwrite) as directory:
                 counts, splits = _write(directory, source, gathered, rule, limits, stages, work)
-                manifest = write_manifest(directory, source, rule, counts, splits, options)
+                details = None if stages is None else stages.details
+                manifest = write_manifest(
+                    directory, source, rule, counts, splits, options, details
+                )
                 if (openings := work / OPENINGS).exists():
                     shutil.copy(openings, directory / OPENINGS)
     except Stopped as stopped:

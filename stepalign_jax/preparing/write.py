@@ -95,6 +95,7 @@ def write_manifest(
     counts: Sequence[tuple[str, int]],
     splits: Mapping[str, int],
     options: Mapping[str, Any],
+    stages: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Writes the manifest beside the files it describes, and returns it.
 
@@ -104,7 +105,8 @@ def write_manifest(
       rule: how it was split.
       counts: (what, number) in the order of the filters; the first is what was read.
       splits: the number of problems in each.
-      options: all others that decide the content.
+      options: of the command.
+      stages: what decides the filters that ask a model; None: there were none.
     """
     files = {path.name: _file(path) for path in sorted(directory.glob("*.jsonl"))}
     manifest = {
@@ -113,6 +115,7 @@ def write_manifest(
         "source": {"name": source.name, **source.details},
         "licence": source.licence,
         "options": dict(options),
+        "stages": stages and dict(stages),
         "split": rule._asdict(),
         "counts": [{"what": what, "number": number} for what, number in counts],
         "problems": dict(splits),

@@ -3,26 +3,17 @@
 """A task's own scorer judges: dispatch, full marks, deadlines, and text that is evaluated."""
 
 import json
-from pathlib import Path
 
 import pytest
+from support.gym import stub_gym  # noqa: F401
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.grading.grader import NO_ANSWER, Grader
 from stepalign_jax.problems.problem import Scored
 
-STUB = Path(__file__).parents[1] / "support" / "stub_gym"
-
 
 @pytest.fixture
-def stub_gym(monkeypatch):
-    """The stub package, for this process and for workers."""
-    monkeypatch.syspath_prepend(str(STUB))
-    monkeypatch.setenv("PYTHONPATH", str(STUB))
-
-
-@pytest.fixture
-def grader(stub_gym):
+def grader(stub_gym):  # noqa: F811
     with Grader(deadline_secs=20.0, num_workers=1) as shared:
         yield shared
 
@@ -53,7 +44,7 @@ def test_a_scorer_has_its_tasks_options(grader):
     assert grader.grade(["abcdef", "abcdef"], [short, default]) == [False, True]
 
 
-def test_an_answer_that_never_ends_costs_one_deadline_and_is_counted(stub_gym):
+def test_an_answer_that_never_ends_costs_one_deadline_and_is_counted(stub_gym):  # noqa: F811
     slow = scored("slow", "tac")
     with Grader(deadline_secs=1.0, num_workers=1) as grader:
         assert grader.grade(["endless", "tac"], [slow, slow]) == [False, True]

@@ -6,17 +6,27 @@ Tests that need the real one are marked slow.
 """
 
 import time
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 __version__ = "0.0-stub"
 
 
+@dataclass
+class Options:
+    """What may be set."""
+
+    seed: int = 0
+    size: int = 10
+    limit: int = 1000
+
+
 class Base:
     """As in the package: the same text is right, a text that holds the answer partly."""
 
     def __init__(self, *, seed: int = 0, size: int = 10, limit: int = 1000):
-        assert size > 0, "size must be positive"
+        assert limit > 0, "limit must be positive"
         self.seed, self.size, self.limit = seed, size, limit
 
     def __len__(self) -> int:
@@ -126,7 +136,9 @@ TASKS = {
     "tuples": Tuples,
     "words": Words,
 }
-factory = SimpleNamespace(DATASETS={name: (task, None) for name, task in TASKS.items()})
+factory = SimpleNamespace(DATASETS={name: (task, Options) for name, task in TASKS.items()})
+
+dataset = SimpleNamespace(ProceduralDataset=Base)
 
 
 def create_dataset(name: str, **options: Any) -> Base:
