@@ -105,8 +105,8 @@ def test_a_chunk_of_which_nothing_is_left_asks_nobody_further(tmp_path):
 
 
 def small_source() -> Source:
-    """Ten sums of which the packaged model solves some."""
-    problems = arithmetic_problems("training", 10, 3, 3)
+    """Six sums of which the packaged model solves some."""
+    problems = arithmetic_problems("training", 6, 3, 3)
     rows = [Row(p.text, p.answer, p.reference, where=str(i)) for i, p in enumerate(problems)]
     return Source("sums", ("sums",), lambda _, skip: iter(rows[skip:]), (), {}, "none")
 
@@ -125,7 +125,7 @@ def run(target: Path, config: Any) -> dict[str, Any]:
 
 
 def test_a_stopped_preparation_goes_on_and_ends_with_the_same_manifest(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages_module, "CHUNK", 6)  # two chunks
+    monkeypatch.setattr(stages_module, "CHUNK", 4)  # two chunks
     settings = {"base_avg_below": 0.9, "base_avg_samples": 2}
     add, added = Kept.add, list[str]()
 
@@ -142,16 +142,16 @@ def test_a_stopped_preparation_goes_on_and_ends_with_the_same_manifest(tmp_path,
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     counts = {c["what"]: c["number"] for c in run(whole, config)["counts"]}
     # Each filter that needs weights has something to do here.
-    assert counts["base_avg"] > 0 and counts["rows_read"] == 10
+    assert counts["base_avg"] > 0 and counts["rows_read"] == 6
     config = dataclasses.replace(config, runs_dir=str(tmp_path / "others"))
-    for number in (7, 20, 31, 45):  # samples, attempts and critiques of either chunk
+    for number in (14, 25):  # attempts of the first chunk, and in the second one
         stop_at(number)
         with pytest.raises(Stopped, match="the same command goes on") as stopped:
             run(broken, config)
         assert stopped.value.exit_code == EXIT_CAN_GO_ON and not broken.exists()
     stop_at(0)
     run(broken, config)
-    assert len(added) == len(set(added)) > 45  # nothing was drawn twice
+    assert len(added) == len(set(added)) > 25  # nothing was drawn twice
     names = sorted(path.name for path in whole.iterdir())
     assert names == sorted(path.name for path in broken.iterdir())
     assert all((whole / n).read_bytes() == (broken / n).read_bytes() for n in names)

@@ -1,5 +1,8 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from stepalign_jax.base.errors import UserError
 from stepalign_jax.grading.grader import Grader
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.setup import check_golds
@@ -22,3 +25,15 @@ def test_plain_golds_start_no_worker_and_say_nothing(capsys):
         check_golds(grader, problems("7", "1/2", "No", r"1\,000"))
         assert grader.process_ids == []
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_scorer_that_cannot_be_had_is_refused_before_all_else(monkeypatch):
+    monkeypatch.setattr("stepalign_jax.grading.tasks.PACKAGE", "no_such_package")
+    scorer = '{"task": "sorting", "entry": {"answer": "a, b"}}'
+    scored = Problem("Sort.", "a, b", None, "a test", scorer=scorer)
+    with Grader(deadline_secs=30.0, num_workers=1) as grader:
+        with pytest.raises(
+            UserError, match=r"task sorting .*pip install 'stepalign_jax\[gym\]'"
+        ):
+            check_golds(grader, [*problems("7", "x+"), scored])
+        assert grader.process_ids == []
