@@ -141,8 +141,8 @@ class Gathered:
         return self._database.execute(query).fetchone()[0]
 
     def _words(self) -> str:
-        known = self._number("SELECT count(*) FROM problems")
-        return f"{known} problems, {self._count('bad')} bad rows"
+        problems = 2 * self._count("rows_read") - sum(self._counts.values())
+        return f"{problems} problems, {self._count('bad')} bad rows"
 
 
 def same_answer(left: str, right: str) -> bool:

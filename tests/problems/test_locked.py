@@ -2,22 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """A prepared test set is locked, and each evaluation on it is counted once."""
 
-from types import SimpleNamespace
+from contextlib import nullcontext
 
 import pytest
 from support.openmath import openmath_row, prepare_files, write_lines
 from support.runs import small_config, write_config
 
-from stepalign_jax import evaluate
+from stepalign_jax import evaluate, train
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_jsonl
 from stepalign_jax.base.stopping import Stopped
-from stepalign_jax.config.schema import ArithmeticProblems, JsonlProblems
+from stepalign_jax.config.schema import JsonlProblems
 from stepalign_jax.preparing import prepared
 from stepalign_jax.problems.locked import count_opening
 from stepalign_jax.problems.sources import load_problems
-from stepalign_jax.sampling.kept import Kept
-from stepalign_jax.train import train
+from stepalign_jax.runs.directory import RunDirectory
+from stepalign_jax.sampling.kept import Completion
 
 SUMS = [f"{a}+3*{b}-2" for a in range(10, 40) for b in (2, 4)]
 
@@ -62,8 +62,6 @@ def test_what_nobody_prepared_is_not_locked(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"problem": "a", "answer": "1"}')
     assert load_problems(problems(tmp_path), "test")
     assert count(tmp_path) == "" and openings(tmp_path) == []
-    config = SimpleNamespace(spec=ArithmeticProblems)
-    assert count_opening(config, "test", command="c", of="r", goes_on=False) == ""  # type: ignore
 
 
 def test_a_changed_test_set_is_refused(directory):
@@ -79,7 +77,6 @@ def test_a_changed_test_set_is_refused(directory):
 
 def test_preparing_again_keeps_the_count_of_the_same_test_set(directory, monkeypatch):
     count(directory)
-    find = prepared.find_prepared
     monkeypatch.setattr(prepared, "find_prepared", lambda *_: None)
     prepare = prepared.prepare
     monkeypatch.setattr(
@@ -92,37 +89,34 @@ def test_preparing_again_keeps_the_count_of_the_same_test_set(directory, monkeyp
     prepare_files(directory.with_name("a.jsonl"), directory)
     assert len(openings(directory)) == 2
     assert "opened 1 times" in count(directory)  # another test set
-    assert find is not prepared.find_prepared
 
 
-def test_evaluate_and_train_count_each_evaluation_once(
-    directory, tmp_path, monkeypatch, capsys
-):
-    config = small_config(tmp_path / "runs", problems=problems(directory))
+def interrupted(*_, kept=None, **__):
+    """In place of an evaluation: a signal comes after the first completion."""
+    if kept is not None:
+        kept.add("key", Completion([1], [0.0]))
+    raise Stopped("stopped", 130)
+
+
+def test_evaluate_and_train_count_an_evaluation_once(directory, tmp_path, monkeypatch):
+    config = small_config(tmp_path / "runs", "no_context", problems=problems(directory))
     argv = ["--config", write_config(tmp_path / "c.py", config)]
-    evaluate.main(argv)
-    assert "this locked test set has been opened 1 times" in capsys.readouterr().out
-    evaluate.main([*argv, "--split", "validation"])
-    assert "locked" not in capsys.readouterr().out
-    assert len(openings(directory)) == 1
+    for command in (evaluate, train):
+        monkeypatch.setattr(command, "evaluate", interrupted)
+        monkeypatch.setattr(command, "make_grader", lambda _: nullcontext())
+        monkeypatch.setattr(command, "name_unparsable_golds", lambda *_: None)
 
-    def stops(kept, key, completion):
-        add(kept, key, completion)
-        raise Stopped("stopped", 130)
+    def stop(call, *arguments):
+        """Returns what the process has counted."""
+        before = len(openings(directory))
+        with pytest.raises(Stopped):
+            call(*arguments)
+        return [(row["command"], row["of"]) for row in openings(directory)[before:]]
 
-    add = Kept.add
-    with monkeypatch.context() as patch:
-        patch.setattr(Kept, "add", stops)
-        with pytest.raises(Stopped):
-            evaluate.main([*argv, "--to", str(tmp_path / "found.json")])
-        with pytest.raises(Stopped):
-            train(config)
-    assert len(openings(directory)) == 3
-    evaluate.main([*argv, "--to", str(tmp_path / "found.json")])  # goes on
-    assert "opened 3 times" in capsys.readouterr().out
-    train(config)  # goes on
-    found = [(row["command"], row["of"].rpartition(" ")[2]) for row in openings(directory)]
-    assert found == [
-        *[("evaluate", "packaged:tiny")] * 2,
-        *[("train", "before"), ("train", "after")],
-    ]
+    ours = ("evaluate", "packaged:tiny")
+    assert stop(evaluate.main, [*argv, "--split", "validation"]) == []
+    to = [*argv, "--to", str(tmp_path / "found.json")]
+    assert [stop(evaluate.main, to) for _ in range(2)] == [[ours], []]  # the second goes on
+    assert stop(evaluate.main, argv) == [ours]
+    before = ("train", f"{RunDirectory.of(config).path} before")
+    assert [stop(train.train, config) for _ in range(2)] == [[before], []]
