@@ -19,12 +19,12 @@ Variants: `thinking_teacher` pairs the roles exactly as reported; see `teacher_t
 `checkpoint_critic` has the paper's critic, QwQ-32B, which thinks; see `CHECKPOINT_CRITIC`.
 `endpoint_critic` asks it of a server instead.
 
-The problems are not part of this repository. `data/openmath` is a directory you make, with
-train.jsonl, validation.jsonl and test.jsonl, one {"problem", "answer", "reference"} object
-per line. The paper's come from nvidia/OpenMathReasoning: `problem`, `expected_answer` and
-`generated_solution` of problems that a 72B model solves (pass_rate_72b_tir, a string that
-may be "n/a", above 0.85), that the solver gets right less than 5 times in 16, and on which
-it keeps the trace format. Several rows share a problem: keep one of each.
+The problems are not part of this repository. This command makes `data/openmath` of
+nvidia/OpenMathReasoning, with the problems that a 72B model solves (docs/data.md):
+
+    python -m stepalign_jax.prepare --source openmath --to data/openmath
+
+What the paper filters by asking the solver is `problems.base_avg_below` here.
 """
 
 from stepalign_jax.config.critics import EndpointCritic

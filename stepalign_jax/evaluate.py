@@ -21,19 +21,20 @@ from stepalign_jax.config.cli import parse_arguments, read_config, run_command
 from stepalign_jax.evaluation.evaluate import evaluate
 from stepalign_jax.exporting.trained import Trained, choose_step, load_trained
 from stepalign_jax.parallel.mesh import use_mesh
+from stepalign_jax.problems.locked import count_opening
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.tables import evaluation_table
 from stepalign_jax.runs.directory import RunDirectory, differing_keys
 from stepalign_jax.runs.inputs import warn_of_other_problems
 from stepalign_jax.runs.setup import (
+    check_golds,
     check_lengths,
     make_grader,
     name_missing_problems,
-    name_unparsable_golds,
     open_solver,
     select_problems,
 )
-from stepalign_jax.sampling.kept import kept_beside
+from stepalign_jax.sampling.kept import is_begun, kept_beside
 
 SECTIONS = (
     *("seed", "runs_dir", "model", "trainable", "problems", "prompts", "critic"),
@@ -71,9 +72,9 @@ def main(argv: list[str]) -> None:
     by_split = {arguments.split: candidates}
     name_missing_problems(config, by_split)
     check_lengths(config, model, roles, by_split, teacher=False)
-    model.load()
     with use_mesh(model.mesh), make_grader(config) as grader:
-        name_unparsable_golds(grader, candidates)
+        check_golds(grader, candidates)
+        model.load()
         variables = model.variables()
         source = " with ".join(
             filter(None, [config.model.path, getattr(config.trainable, "adapter", "")])
@@ -82,6 +83,13 @@ def main(argv: list[str]) -> None:
             variables |= load_trained(Trained(run, config, model, step))
             source = f"{run.path}, step {step}"
         problems = select_problems(config, model, roles, grader, candidates, arguments.split)
+        opened = count_opening(
+            config.problems,
+            arguments.split,
+            command="evaluate",
+            of=source,
+            goes_on=is_begun(_result_file(arguments)),
+        )
         with kept_beside(_result_file(arguments)) as kept:
             found = evaluate(
                 model.engine,
@@ -101,6 +109,8 @@ def main(argv: list[str]) -> None:
                 write_json(Path(arguments.to), content)
     print(f"{source}: {len(problems)} {arguments.split} problems")
     print(evaluation_table(intervals, config.evaluation.num_samples))
+    if opened:
+        print(opened)
     if arguments.to:
         print(f"written: {arguments.to}")
     else:

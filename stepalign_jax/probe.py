@@ -19,6 +19,7 @@ from stepalign_jax.evaluation.evaluate import evaluate, share_interval
 from stepalign_jax.evaluation.probe import Asker, probe_critic, probe_teacher
 from stepalign_jax.feedback.contexts import get_condition
 from stepalign_jax.parallel.mesh import use_mesh
+from stepalign_jax.problems.locked import count_opening
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.tables import (
     critic_table,
@@ -27,15 +28,15 @@ from stepalign_jax.report.tables import (
     teacher_row,
 )
 from stepalign_jax.runs.setup import (
+    check_golds,
     check_lengths,
     make_grader,
     name_missing_problems,
-    name_unparsable_golds,
     open_run_critic,
     open_solver,
     select_problems,
 )
-from stepalign_jax.sampling.kept import kept_beside
+from stepalign_jax.sampling.kept import is_begun, kept_beside
 
 COMPARED = ("stepalign", "refsol", "no_context", "other_problem")  # and the config's own
 
@@ -56,11 +57,12 @@ def probe(config: Config, split: str, to: Path | None) -> dict[str, Any]:
     """
     conditions = list(map(get_condition, dict.fromkeys((*COMPARED, config.condition))))
     candidates, how = load_problems(config.problems, split), config.evaluation
+    goes_on = is_begun(to)
     with make_grader(config) as grader, kept_beside(to) as kept:
         model, roles = open_solver(config)
         name_missing_problems(config, {split: candidates})
         check_lengths(config, model, roles, {split: candidates}, teacher=True)
-        name_unparsable_golds(grader, candidates)
+        check_golds(grader, candidates)
         critic = open_run_critic(
             config, model, grader, (model.weights,), label="probe: critiques", kept=kept
         )
@@ -68,7 +70,10 @@ def probe(config: Config, split: str, to: Path | None) -> dict[str, Any]:
         model.load()
         with use_mesh(model.mesh):
             problems = select_problems(config, model, roles, grader, candidates, split)
-            print(f"{len(problems)} of {len(candidates)} {split} problems\n")
+            opened = count_opening(
+                config.problems, split, command="probe", of=config.model.path, goes_on=goes_on
+            )
+            print(f"{len(problems)} of {len(candidates)} {split} problems\n{opened}")
             solver = evaluate(
                 model.engine,
                 model.variables(),

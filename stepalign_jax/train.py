@@ -30,6 +30,7 @@ from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.planning.fits import memory_json, memory_shares, memory_table
+from stepalign_jax.problems.locked import count_opening
 from stepalign_jax.problems.order import check_batch, make_problem_iterator
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.plots import plot_run
@@ -48,20 +49,20 @@ from stepalign_jax.runs.phases import critique, grade, pack, sample, score, upda
 from stepalign_jax.runs.record import EmptySteps, StepResults, record_step
 from stepalign_jax.runs.setup import (
     check_condition,
+    check_golds,
     check_lengths,
     example_prompts,
     initial_state,
     make_grader,
     make_run_programs,
     name_missing_problems,
-    name_unparsable_golds,
     open_run_critic,
     open_solver,
     select_problems,
 )
 from stepalign_jax.runs.stopwatch import Stopwatch
 from stepalign_jax.runs.summary import summarise
-from stepalign_jax.sampling.kept import kept_beside
+from stepalign_jax.sampling.kept import is_begun, kept_beside
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def train(config: Config) -> dict[str, Any]:
         check_batch(problems["train"], loop.problems_per_step)
         check_lengths(config, model, roles, problems, trained=("train",), teacher=has_teacher)
         grader = stack.enter_context(make_grader(config))
-        name_unparsable_golds(grader, chain.from_iterable(problems.values()))
+        check_golds(grader, chain.from_iterable(problems.values()))
         programs = make_run_programs(config, model)
         state, critic = Resident(), None
         if condition.needs_critiques:
@@ -140,6 +141,11 @@ def train(config: Config) -> dict[str, Any]:
                 return Evaluation.read_whole(path, len(problems[split]))
             if split == "validation":
                 how = replace(how, num_samples=how.num_validation_samples)
+            where, goes_on = f"{run.path} {label}", is_begun(path)
+            if words := count_opening(
+                config.problems, split, command="train", of=where, goes_on=goes_on
+            ):
+                _say(words)
             with kept_beside(path) as kept:
                 found = evaluate(
                     model.engine, weights, roles, grader, problems[split], how,

@@ -27,6 +27,7 @@ LAYERS = [
     "runs",
     "exporting",
     "planning",
+    "preparing",
     "report",
 ]
 COMMANDS = len(LAYERS)

@@ -105,7 +105,7 @@ class ModelCritic:
         if self.config.accepts == "trace" and self.config.sees != "question":
             critiques = require_answers(
                 critiques,
-                [attempt.problem.answer for attempt in attempts],
+                [attempt.problem.expected for attempt in attempts],
                 answer_pattern=self.roles.prompts.answer_pattern,
                 grade=self.grade,
             )

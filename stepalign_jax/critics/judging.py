@@ -67,7 +67,7 @@ def _judge(
     ]
     found = require_answers(
         [critiques[i] for i in checked],
-        [attempts[i].problem.answer for i in checked],
+        [attempts[i].problem.expected for i in checked],
         answer_pattern=prompts.answer_pattern,
         grade=grade,
     )

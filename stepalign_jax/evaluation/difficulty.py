@@ -36,6 +36,29 @@ def select_problems(
     directory: Path,
     evaluate: Evaluate,
 ) -> list[Problem]:
+    """Returns the problems that `hard_problems` keeps.
+
+    Raises:
+      UserError: if none is left.
+    """
+    chosen = hard_problems(config, problems, split, directory=directory, evaluate=evaluate)
+    if not chosen:
+        raise UserError(
+            f"no {split} problem has initial Avg@{config.problems.base_avg_samples} below "
+            f"problems.base_avg_below={config.problems.base_avg_below:.3g}; raise it, or take "
+            "harder problems."
+        )
+    return chosen
+
+
+def hard_problems(
+    config: Config,
+    problems: list[Problem],
+    split: str,
+    *,
+    directory: Path,
+    evaluate: Evaluate,
+) -> list[Problem]:
     """Returns the problems with initial Avg@n below `problems.base_avg_below`; all if 0.
 
     Args:
@@ -44,9 +67,6 @@ def select_problems(
       split: their name, for messages.
       directory: the checkpoint that the solver starts from.
       evaluate: the initial solver's, with the seed SEED.
-
-    Raises:
-      UserError: if none is left.
     """
     bound, num_samples = config.problems.base_avg_below, config.problems.base_avg_samples
     if bound == 0.0:
@@ -62,13 +82,7 @@ def select_problems(
             pairs = zip(problems, found.per_problem["avg_at_k"], strict=True)
             hard = {problem.text for problem, average in pairs if average < bound}
             write_json(path, sorted(hard))
-    chosen = [problem for problem in problems if problem.text in hard]
-    if not chosen:
-        raise UserError(
-            f"no {split} problem has initial Avg@{num_samples} below "
-            f"problems.base_avg_below={bound:.3g}; raise it, or take harder problems."
-        )
-    return chosen
+    return [problem for problem in problems if problem.text in hard]
 
 
 def _what_decides(config: Config, directory: Path, problems: Sequence[Problem]) -> list:
@@ -82,5 +96,5 @@ def _what_decides(config: Config, directory: Path, problems: Sequence[Problem]) 
         config.problems.base_avg_samples,
         dataclasses.asdict(config.prompts),
         dataclasses.asdict(config.evaluation),
-        [(problem.text, problem.answer) for problem in problems],
+        [(problem.text, problem.expected) for problem in problems],
     ]

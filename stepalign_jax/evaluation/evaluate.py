@@ -202,7 +202,7 @@ def _judge(
 ) -> dict[str, np.ndarray]:
     """Metrics [P] by name, of k sampled completions per problem [P k] and greedy ones [P]."""
     num_problems, k = len(problems), len(sampled.lengths) // len(problems)
-    golds = [problem.answer for problem in problems]
+    golds = [problem.expected for problem in problems]
     pattern = roles.prompts.answer_pattern
     answers = [extract_answer(text, pattern) for text in roles.texts(sampled)]
     greedy_answers = [extract_answer(text, pattern) for text in roles.texts(greedy)]
@@ -212,7 +212,10 @@ def _judge(
 
     correct = by_problem(grader.grade(answers, [gold for gold in golds for _ in range(k)]))
     classes = [
-        grader.equivalence_classes(answers[i * k : (i + 1) * k]) for i in range(num_problems)
+        grader.equivalence_classes(
+            answers[i * k : (i + 1) * k], by_text=problem.scorer is not None
+        )
+        for i, problem in enumerate(problems)
     ]
     return {
         "avg_at_k": avg_at_k(correct),

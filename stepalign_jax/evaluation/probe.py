@@ -162,5 +162,5 @@ def probe_teacher(
         addresses = asker.addresses(problems, Purpose.EVALUATION)
         texts = asker.ask(prompts, addresses, how, f"probe: teacher, {condition.name}")
         answers = [extract_answer(text, pattern) for text in texts]
-        right = grader.grade(answers, [problem.answer for problem in problems])
+        right = grader.grade(answers, [problem.expected for problem in problems])
         yield condition.name, np.array(right, np.float64)

@@ -13,9 +13,10 @@ from dataclasses import replace
 from stepalign_jax.feedback.contexts import Context
 from stepalign_jax.feedback.reasoning_steps import parse_reasoning_steps
 from stepalign_jax.grading.answers import extract_answer, strip_thinking
+from stepalign_jax.problems.problem import Expected
 
 # (answers, expected answers) -> which are right; `grading.grader.Grader.grade`.
-Grade = Callable[[list[str | None], list[str]], list[bool]]
+Grade = Callable[[list[str | None], list[Expected]], list[bool]]
 
 
 def validate_critique(
@@ -56,7 +57,7 @@ def validate_critique(
 
 def require_answers(
     critiques: Sequence[Context],
-    expected_answers: Sequence[str],
+    expected_answers: Sequence[Expected],
     *,
     answer_pattern: str,
     grade: Grade,

@@ -21,8 +21,13 @@ def strip_thinking(text: str) -> str | None:
 
     A closing tag alone ends a block that the prompt had opened, so all before it goes.
     """
-    text = re.sub(r"(?s)<think>.*?</think>", "", text)
-    text = text.rpartition("</think>")[2]
+    told, start = [], 0
+    while (opened := text.find("<think>", start)) >= 0:  # a regular expression takes its time
+        if (closed := text.find("</think>", opened)) < 0:
+            break
+        told.append(text[start:opened])
+        start = closed + len("</think>")
+    text = ("".join(told) + text[start:]).rpartition("</think>")[2]
     return None if "<think>" in text else text
 
 

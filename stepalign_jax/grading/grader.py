@@ -5,20 +5,22 @@
 Text decides first: equal spellings are equal, and plain numbers compare as fractions.
 Whatever else asks for mathematics goes to SymPy, in worker processes that are killed at a
 deadline (`pool.py`, `worker.py`). This process never imports it. docs/grading.md says
-what is equal.
+what is equal. A task's own scorer judges what is `Scored`, in other processes (`tasks.py`).
 """
 
 import collections
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from stepalign_jax.grading.normalise import normalize
 from stepalign_jax.grading.pool import TIMEOUT, WorkerPool
 from stepalign_jax.grading.spelling import rational
+from stepalign_jax.grading.tasks import ScoredAnswer, TaskScorers
 from stepalign_jax.grading.units import word
+from stepalign_jax.problems.problem import Expected, Scored
 
 JOBS_PER_WORKER = 500  # then a worker is replaced: SymPy's caches only grow
 NO_ANSWER = -1  # the class of a completion without an answer
@@ -79,12 +81,16 @@ class Grader:
           num_workers: processes that judge side by side.
           jobs_per_worker: answers after which a worker is replaced.
         """
-        self._pool = WorkerPool(
-            _WORKER_COMMAND,
-            num_workers=num_workers,
-            deadline_secs=deadline_secs,
-            jobs_per_worker=jobs_per_worker,
+        self._values, self._scorers = (
+            WorkerPool(
+                (*_WORKER_COMMAND, judge),
+                num_workers=num_workers,
+                deadline_secs=deadline_secs,
+                jobs_per_worker=jobs_per_worker,
+            )
+            for judge in ("values", "scorers")
         )
+        self._tasks = TaskScorers(self._scorers)
         self._turn = threading.Lock()
         self._verdicts: dict[_Pair, bool] = {}
         self._readings: dict[str, str] = {}  # by text: readable, unreadable, timeout, crash
@@ -101,12 +107,14 @@ class Grader:
 
     def close(self) -> None:
         """Ends the worker processes. Verdicts and counts stay."""
-        self._pool.close()
+        self._values.close()
+        self._scorers.close()
 
     def counts(self) -> Counts:
         """The counts so far."""
         golds = sum(self._readings.get(gold) == "unreadable" for gold in self._golds)
-        return Counts(golds, self._num_timeouts, self._pool.num_crashes)
+        crashes = self._values.num_crashes + self._scorers.num_crashes
+        return Counts(golds, self._num_timeouts + self._tasks.num_timeouts, crashes)
 
     def take_failures(self) -> dict[str, int]:
         """`grading_timeouts` and `grading_crashes` since this was last asked."""
@@ -119,20 +127,33 @@ class Grader:
     @property
     def process_ids(self) -> list[int]:
         """The living worker processes."""
-        return self._pool.process_ids
+        return self._values.process_ids + self._scorers.process_ids
 
-    def grade(self, answers: Sequence[str | None], golds: Sequence[str]) -> list[bool]:
+    def grade(self, answers: Sequence[str | None], golds: Sequence[Expected]) -> list[bool]:
         """Whether `answers[i]` is right by the expected answer `golds[i]`.
 
         None and an empty answer are wrong, whatever the gold answer is.
+
+        Raises:
+          UserError: a gold answer has a scorer, whose package is not installed.
         """
-        self._golds.update(map(normalize, golds))
-        return self._judge(
-            [
-                _Pair(normalize(gold), normalize(answer or ""))
-                for answer, gold in zip(answers, golds, strict=True)
-            ]
-        )
+        self._golds.update(normalize(gold) for gold in golds if isinstance(gold, str))
+        asked = list(zip(golds, [answer or "" for answer in answers], strict=True))
+        scored = [ScoredAnswer(gold, a) for gold, a in asked if isinstance(gold, Scored)]
+        pairs = [_Pair(normalize(g), normalize(a)) for g, a in asked if isinstance(g, str)]
+        with self._turn:
+            by_task = iter(self._tasks.judge(scored))
+        by_value = iter(self._judge(pairs))
+        return [next(by_value if isinstance(gold, str) else by_task) for gold in golds]
+
+    def check_scorers(self, golds: Iterable[Expected]) -> None:
+        """Tries the first expected answer of each task on the task's own scorer.
+
+        Raises:
+          UserError: the scorer cannot be had, or does not find the answer right.
+        """
+        with self._turn:
+            self._tasks.check(gold for gold in golds if isinstance(gold, Scored))
 
     def unparsable(self, golds: Sequence[str]) -> list[str]:
         """Those of the expected answers that cannot be read as a whole, without repeats.
@@ -146,12 +167,18 @@ class Grader:
             self._read([text for text in texts.values() if _is_formula(text)])
             return [gold for gold, text in texts.items() if not self._is_readable(text)]
 
-    def equivalence_classes(self, answers: Sequence[str | None]) -> list[int]:
+    def equivalence_classes(
+        self, answers: Sequence[str | None], *, by_text: bool = False
+    ) -> list[int]:
         """A class id for each answer of one problem: 0, 1, ... in order of first appearance.
 
         An answer joins the first class whose first member it is equivalent to (to be
-        equivalent is not always transitive). None and empty answers get `NO_ANSWER`.
+        equivalent is not always transitive). None and empty answers get `NO_ANSWER`. With
+        `by_text`, for answers that are no mathematics, only the same text is equivalent.
         """
+        if by_text:
+            ids = {text: i for i, text in enumerate(dict.fromkeys(filter(None, answers)))}
+            return [ids.get(answer or "", NO_ANSWER) for answer in answers]
         texts = [normalize(answer or "") for answer in answers]
         classes = dict.fromkeys(texts, NO_ANSWER)
         unclassified = [text for text in classes if text]
@@ -177,14 +204,14 @@ class Grader:
             hopeful = [pair for pair in open_pairs if all(map(self._is_readable, pair))]
             self._verdicts.update(dict.fromkeys(open_pairs, False))
             requests = [("grade", *pair) for pair in hopeful]
-            for pair, verdict in zip(hopeful, self._pool.run(requests), strict=True):
+            for pair, verdict in zip(hopeful, self._values.run(requests), strict=True):
                 self._record(pair, verdict)
             return [self._verdicts[pair] for pair in pairs]
 
     def _read(self, texts: Sequence[str]) -> None:
         """Learns of texts, each alone, whether they can be read within the deadline."""
         new = [text for text in dict.fromkeys(texts) if text not in self._readings]
-        found = self._pool.run([("read", text, "") for text in new])
+        found = self._values.run([("read", text, "") for text in new])
         self._readings.update(zip(new, found, strict=True))
         self._num_timeouts += found.count(TIMEOUT)
 

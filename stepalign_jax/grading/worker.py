@@ -1,23 +1,27 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The child process that compares answers by SymPy. Started by file path, without JAX.
+"""The child process that judges answers. Started by file path, without JAX.
 
 Simplifying an expression that a model wrote may take for ever, take all memory, or end
 the interpreter. So it happens here, in a process without JAX that its parent may kill.
-The protocol is one JSON value per line:
+Its one argument names the module that judges: `values` (SymPy) or `scorers` (a task's own
+scorer). The protocol is one JSON value per line:
 
     worker  {"error": null}            once, when it is ready (or why it cannot be)
     parent  ["grade", gold, answer, seconds] | ["read", text, "", seconds]
     worker  "equal" | "different"            | "readable" | "unreadable"
+    parent  ["score", scorer, answer, seconds]
+    worker  "right" | "wrong"
 
-Texts are normalized (`normalise.py`). Of this
-package only files beside this one are imported, which need nothing but SymPy.
+Texts that `values` judges are normalized (`normalise.py`). Of this package only files beside
+this one are imported, which need nothing but SymPy, or `reasoning_gym`.
 
 The process ends when its input closes, and by an alarm of its own some seconds after a
 deadline, so it cannot outlive its parent for long. POSIX only.
 """
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -33,7 +37,11 @@ ORPHAN_GRACE_SECS = 5.0  # past the deadline the parent has killed us, if there 
 
 def judge(kind: str, first: str, second: str) -> str:
     """The verdict on one request; see the module's docstring."""
-    from stepalign_jax.grading import values  # here and below: the parent imports this file
+    if kind == "score":
+        from stepalign_jax.grading import scorers  # here, as the parent imports this file
+
+        return "right" if scorers.judge(first, second) else "wrong"
+    from stepalign_jax.grading import values
 
     if kind == "read":
         return "readable" if values.read(first) else "unreadable"
@@ -41,14 +49,14 @@ def judge(kind: str, first: str, second: str) -> str:
 
 
 def answer_request(request: list[Any]) -> str:
-    """Judges one request; an error inside SymPy is the verdict of a text that says nothing."""
+    """Judges one request; an error in a library is the verdict on a text that says nothing."""
     kind, first, second, deadline_secs = request
     # The default action of SIGALRM ends the process: an orphan stops working too.
     signal.setitimer(signal.ITIMER_REAL, deadline_secs + ORPHAN_GRACE_SECS)
     try:
         return judge(kind, first, second)
     except Exception:
-        return "unreadable" if kind == "read" else "different"
+        return {"grade": "different", "read": "unreadable", "score": "wrong"}[kind]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -77,7 +85,7 @@ def main() -> None:
         # Imported before the clock of an answer runs. Our directory comes last on the path:
         # no file of ours can hide another package's.
         sys.path.append(str(Path(__file__).resolve().parents[2]))
-        from stepalign_jax.grading import values  # noqa: F401
+        importlib.import_module(f"stepalign_jax.grading.{sys.argv[1]}")
     except ImportError as exception:
         error = str(exception)
     print(json.dumps({"error": error}), file=replies, flush=True)

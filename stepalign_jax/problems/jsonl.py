@@ -3,7 +3,9 @@
 """Problems of one's own, from a JSON Lines file."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.text import surrogate_at
@@ -16,8 +18,9 @@ def read_problems(path: str | Path) -> list[Problem]:
     """The problems of a file, in its order.
 
     Each line is one object with the strings `problem` and `answer`, and `reference` (a
-    worked solution) where there is one; null means none. Other keys are ignored, and so
-    are blank lines.
+    worked solution) where there is one; null means none. `scorer` is an object with the
+    string `task` and the object `entry` where a task's own scorer judges the answer
+    (`grading/scorers.py`). Other keys are ignored, and so are blank lines.
 
     Raises:
       UserError: the file is missing, unreadable or empty, or a line is not such an object.
@@ -62,7 +65,25 @@ def _parse_line(line: str, place: str) -> Problem:
         answer=_text(record, "answer", place),
         reference=None if reference is None else _text(record, "reference", place),
         source=SOURCE,
+        scorer=_scorer(record.get("scorer"), place),
     )
+
+
+def _scorer(value: object, place: str) -> str | None:
+    if value is None:
+        return None
+    parts = value if isinstance(value, dict) else {}
+    if not (isinstance(parts.get("task"), str) and isinstance(parts.get("entry"), dict)):
+        raise UserError(
+            f"{place}: 'scorer' must be an object with the string 'task' and the object "
+            "'entry'; leave it out where the answer is mathematics"
+        )
+    return scorer_text(parts)
+
+
+def scorer_text(scorer: Mapping[str, Any]) -> str:
+    """Returns `Problem.scorer`: one text for one scorer."""
+    return json.dumps(scorer, sort_keys=True)
 
 
 def _text(record: dict[str, object], key: str, place: str) -> str:

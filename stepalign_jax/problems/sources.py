@@ -9,6 +9,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.schema import ArithmeticProblems, JsonlProblems, ProblemsConfig
 from stepalign_jax.problems.arithmetic import arithmetic_problems
 from stepalign_jax.problems.jsonl import read_problems
+from stepalign_jax.problems.locked import check_locked
 from stepalign_jax.problems.problem import Problem
 
 SPLITS = ("train", "validation", "test")
@@ -33,7 +34,10 @@ def _(config: ArithmeticProblems, split: str, num_problems: int) -> list[Problem
 
 @draw_problems.register
 def _(config: JsonlProblems, split: str, num_problems: int) -> list[Problem]:
-    return read_problems(Path(config.path) / f"{split}.jsonl")[:num_problems]
+    file = Path(config.path) / f"{split}.jsonl"
+    if split == "test":
+        check_locked(file)
+    return read_problems(file)[:num_problems]
 
 
 def load_problems(config: ProblemsConfig, split: str) -> list[Problem]:

@@ -64,6 +64,15 @@ def evaluation_table(intervals: dict[str, Any], k: int, title: str = "") -> str:
     return _aligned([_heading(title), *rows])
 
 
+def prepared_table(manifest: dict[str, Any]) -> str:
+    """Returns what each filter took of a data set, and the problems of each split."""
+    taken = [(entry["what"], entry["number"]) for entry in manifest["counts"]]
+    rows = [["", "rows"], *([what.replace("_", " "), f"{n:,}"] for what, n in taken)]
+    rows += [[f"{split} problems", f"{n:,}"] for split, n in manifest["problems"].items()]
+    width = max(len(number) for _, number in rows)
+    return _aligned([[what, number.rjust(width)] for what, number in rows])
+
+
 def critic_table(found: dict[str, Any], exact: Any, exact_on_wrong: Any) -> str:
     """Returns a plain-text table of what a probe found of a critic.
 

@@ -60,7 +60,9 @@ def fingerprint_problems(
 ) -> dict[str, str]:
     """Returns a hash of the problems of each split, in their order, as "<split> <what>"."""
     return {
-        f"{split} {what}": content_hash([[p.text, p.answer, p.reference] for p in some])
+        f"{split} {what}": content_hash(
+            [[p.text, p.answer, p.reference, *filter(None, [p.scorer])] for p in some]
+        )
         for split, some in problems.items()
     }
 

@@ -122,7 +122,7 @@ def sample(
 def grade(grader: Grader, attempts: Sequence[Attempt], answer_pattern: str) -> np.ndarray:
     """Returns [B] bool: which final answers are right."""
     answers = [extract_answer(attempt.text, answer_pattern) for attempt in attempts]
-    return np.array(grader.grade(answers, [a.problem.answer for a in attempts]), bool)
+    return np.array(grader.grade(answers, [a.problem.expected for a in attempts]), bool)
 
 
 def critique(

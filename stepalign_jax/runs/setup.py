@@ -260,10 +260,16 @@ def make_grader(config: Config) -> Grader:
     return Grader(deadline_secs=config.evaluation.grading_secs, num_workers=GRADING_WORKERS)
 
 
-def name_unparsable_golds(grader: Grader, problems: Iterable[Problem]) -> None:
-    """Names on stderr the expected answers that only the same text is right by."""
-    golds = dict.fromkeys(problem.answer for problem in problems)
-    if found := grader.unparsable(list(golds)):
+def check_golds(grader: Grader, problems: Iterable[Problem]) -> None:
+    """Tries scorers; names on stderr expected answers that only the same text is right by.
+
+    Raises:
+      UserError: a task's own scorer cannot judge.
+    """
+    expected = dict.fromkeys(problem.expected for problem in problems)
+    grader.check_scorers(expected)
+    golds = [gold for gold in expected if isinstance(gold, str)]
+    if found := grader.unparsable(golds):
         print(f"note: {describe_unparsable(found, len(golds))}", file=sys.stderr)
 
 
@@ -281,6 +287,15 @@ def select_problems(
       UserError: none is left.
     """
 
+    initial = initial_solver(model, roles, grader)
+    return difficulty.select_problems(
+        config, problems, split, directory=model.directory, evaluate=initial
+    )
+
+
+def initial_solver(model: LanguageModel, roles: Roles, grader: Grader) -> difficulty.Evaluate:
+    """Returns the evaluation of the untrained solver that the difficulty filter asks for."""
+
     def initial(
         asked: Sequence[Problem], how: EvaluationConfig, label: str, kept: Kept | None
     ) -> Evaluation:
@@ -289,9 +304,7 @@ def select_problems(
             seed=difficulty.SEED, label=label, kept=kept,
         )  # fmt: skip
 
-    return difficulty.select_problems(
-        config, problems, split, directory=model.directory, evaluate=initial
-    )
+    return initial
 
 
 def example_prompts(roles: Roles, critic: Critic | None, problem: Problem) -> dict[str, str]:

@@ -78,6 +78,15 @@ def _read_row(line: str) -> tuple[str, Completion] | None:
     return key, Completion(tokens, logprobs)
 
 
+def is_begun(result: Path | None) -> bool:
+    """Whether a stopped process has kept completions that lead to `result`."""
+    return result is not None and _partial(result).exists()
+
+
+def _partial(result: Path) -> Path:
+    return result.with_name(f"{result.name}.partial")
+
+
 @contextmanager
 def kept_beside(result: Path | None) -> Iterator[Kept | None]:
     """Keeps the completions that lead to `result` until the block ends without an exception.
@@ -93,7 +102,7 @@ def kept_beside(result: Path | None) -> Iterator[Kept | None]:
     if result is None or jax.process_count() > 1:
         yield None
         return
-    path = result.with_name(f"{result.name}.partial")
+    path = _partial(result)
     try:
         kept = Kept(path)
     except OSError as error:

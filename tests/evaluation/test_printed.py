@@ -45,18 +45,22 @@ def fixed_parts(monkeypatch):
         monkeypatch.setattr(command, "load_problems", lambda config, split: PROBLEMS)
         monkeypatch.setattr(command, "select_problems", lambda *_: PROBLEMS[1:])
         monkeypatch.setattr(command, "make_grader", lambda config: nullcontext())
-        monkeypatch.setattr(command, "name_unparsable_golds", lambda *_: None)
+        monkeypatch.setattr(command, "check_golds", lambda *_: None)
         monkeypatch.setattr(command, "use_mesh", lambda mesh: nullcontext())
         monkeypatch.setattr(command, "evaluate", found_evaluation)
+        monkeypatch.setattr(
+            command, "count_opening", lambda _, split, **__: {"test": "opened"}.get(split, "")
+        )
 
 
 def test_what_evaluate_prints_and_writes(tmp_path, fixed_parts, capsys):
     changes = {"num_samples": 6, "num_validation_samples": 2}
     config = write_config(tmp_path / "c.py", small_config(tmp_path, evaluation=changes))
     evaluate.main(["--config", config])
-    first, *table, line = [row for row in capsys.readouterr().out.splitlines() if row]
+    first, *table, opened, line = [row for row in capsys.readouterr().out.splitlines() if row]
     assert first == "packaged:tiny: 3 test problems"
     assert table[2].split() == ["Avg@6", "12.5", "[12.5,", "12.5]"]
+    assert opened == "opened"
     assert table[7].split()[:3] == ["no", "answer", "75.0"]
     means = {name: 0.125 * i for i, name in enumerate(SHARES, start=1)}
     assert json.loads(line) == {**means, "mean_tokens": 5.0}

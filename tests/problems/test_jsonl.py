@@ -6,7 +6,7 @@ import pytest
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.problems.jsonl import read_problems
-from stepalign_jax.problems.problem import Problem
+from stepalign_jax.problems.problem import Problem, Scored
 
 GOOD = '{"problem": "1+1", "answer": "2"}'
 
@@ -25,6 +25,22 @@ def test_read_problems(tmp_path):
         Problem("a\u2028b ½", "x", None, "jsonl"),
         Problem("2+2", "4", None, "jsonl"),
     ]
+
+
+def test_a_scorer_is_read_whole_and_in_one_spelling(tmp_path):
+    path = tmp_path / "test.jsonl"
+    entry = {"question": "Sort.", "answer": "a, b", "metadata": {"x": 1}}
+    lines = [
+        {"problem": "Sort.", "answer": "a, b", "scorer": {"task": "sorting", "entry": entry}},
+        {"problem": "Sort!", "answer": "a, b", "scorer": {"entry": entry, "task": "sorting"}},
+        {"problem": "1+1", "answer": "2", "scorer": None},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    first, second, plain = read_problems(path)
+    assert first.scorer == second.scorer and plain.scorer is None
+    assert json.loads(first.scorer) == {"task": "sorting", "entry": entry}
+    assert first.expected == Scored("a, b", first.scorer)
+    assert plain.expected == "2"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -48,6 +64,11 @@ def test_line_ends_and_byte_order_mark_do_not_matter(tmp_path, encoding):
         (b'{"problem": "1+1", "answer": null}', "'answer' must be a string, not null"),
         (b'{"problem": "1+1", "answer": " "}', "'answer' must not be blank"),
         (b'{"problem": "1", "answer": "2", "reference": [1]}', "'reference' must be a string"),
+        (
+            b'{"problem": "1", "answer": "2", "scorer": {"task": "x"}}',
+            "'scorer' must be an obj",
+        ),
+        (b'{"problem": "1", "answer": "2", "scorer": "x"}', "'scorer' must be an object"),
         (b'{"problem": "\xff"}', "not UTF-8"),
         (b'{"problem": "x \\ud835 + 1", "answer": "2"}', "'problem' holds half a character"),
         (b'{"problem": "1", "answer": "\\udfff"}', "character ('\\udfff') at character 0"),
