@@ -26,10 +26,8 @@ from stepalign_jax.report.tables import evaluation_table
 from stepalign_jax.runs.directory import RunDirectory, differing_keys
 from stepalign_jax.runs.inputs import warn_of_other_problems
 from stepalign_jax.runs.setup import (
-    check_lengths,
+    check_problems,
     make_grader,
-    name_missing_problems,
-    name_unparsable_golds,
     open_solver,
     select_problems,
 )
@@ -68,12 +66,10 @@ def main(argv: list[str]) -> None:
     if run is not None:
         warn_of_other_problems(run, arguments.split, candidates)
     model, roles = open_solver(config)
-    by_split = {arguments.split: candidates}
-    name_missing_problems(config, by_split)
-    check_lengths(config, model, roles, by_split, teacher=False)
-    model.load()
     with use_mesh(model.mesh), make_grader(config) as grader:
-        name_unparsable_golds(grader, candidates)
+        by_split = {arguments.split: candidates}
+        check_problems(config, model, roles, grader, by_split, teacher=False)
+        model.load()
         variables = model.variables()
         source = " with ".join(
             filter(None, [config.model.path, getattr(config.trainable, "adapter", "")])

@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import jax
@@ -48,13 +47,11 @@ from stepalign_jax.runs.phases import critique, grade, pack, sample, score, upda
 from stepalign_jax.runs.record import EmptySteps, StepResults, record_step
 from stepalign_jax.runs.setup import (
     check_condition,
-    check_lengths,
+    check_problems,
     example_prompts,
     initial_state,
     make_grader,
     make_run_programs,
-    name_missing_problems,
-    name_unparsable_golds,
     open_run_critic,
     open_solver,
     select_problems,
@@ -81,12 +78,12 @@ def train(config: Config) -> dict[str, Any]:
         splits = SPLITS if loop.validate_every_steps else ("train", "test")
         problems = {split: load_problems(config.problems, split) for split in splits}
         model, roles = open_solver(config)
-        has_teacher = condition.contexts is not None
-        name_missing_problems(config, problems)
-        check_batch(problems["train"], loop.problems_per_step)
-        check_lengths(config, model, roles, problems, trained=("train",), teacher=has_teacher)
         grader = stack.enter_context(make_grader(config))
-        name_unparsable_golds(grader, chain.from_iterable(problems.values()))
+        check_batch(problems["train"], loop.problems_per_step)
+        check_problems(
+            config, model, roles, grader, problems,
+            trained=("train",), teacher=condition.contexts is not None,
+        )  # fmt: skip
         programs = make_run_programs(config, model)
         state, critic = Resident(), None
         if condition.needs_critiques:

@@ -31,7 +31,7 @@ def found_evaluation(*_: Any, **__: Any) -> Evaluation:
 @pytest.fixture
 def fixed_parts(monkeypatch):
     """Both commands without a model: the filter leaves three of four problems."""
-    roles = SimpleNamespace(check_problems=lambda *_: None)
+    roles = SimpleNamespace()
     model = SimpleNamespace(
         sizes=SimpleNamespace(max_positions=512),
         load=lambda: None,
@@ -45,7 +45,7 @@ def fixed_parts(monkeypatch):
         monkeypatch.setattr(command, "load_problems", lambda config, split: PROBLEMS)
         monkeypatch.setattr(command, "select_problems", lambda *_: PROBLEMS[1:])
         monkeypatch.setattr(command, "make_grader", lambda config: nullcontext())
-        monkeypatch.setattr(command, "name_unparsable_golds", lambda *_: None)
+        monkeypatch.setattr(command, "check_problems", lambda *_, **__: None)
         monkeypatch.setattr(command, "use_mesh", lambda mesh: nullcontext())
         monkeypatch.setattr(command, "evaluate", found_evaluation)
 
