@@ -133,10 +133,10 @@ def train(config: Config) -> dict[str, Any]:
         def evaluate_once(split: str, label: str, weights: dict[str, Any]) -> Evaluation:
             """Evaluates weights, unless an interrupted run has done so."""
             path, how = run.evaluation_file(label), config.evaluation
-            if path.exists():
-                return Evaluation.read_whole(path, len(problems[split]))
             if split == "validation":
                 how = replace(how, num_samples=how.num_validation_samples)
+            if path.exists():
+                return Evaluation.read_whole(path, len(problems[split]), how.num_samples)
             with kept_beside(path) as kept:
                 found = evaluate(
                     model.engine, weights, roles, grader, problems[split], how,
