@@ -36,6 +36,7 @@ from stepalign_jax.report.tables import summary_table
 from stepalign_jax.runs.checkpoint import Checkpoints, finished_steps, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, is_finished, open_run
 from stepalign_jax.runs.inputs import (
+    KEPT_BY_FILTER,
     Inputs,
     fingerprint_inputs,
     fingerprint_problems,
@@ -101,7 +102,7 @@ def train(config: Config) -> dict[str, Any]:
         for split, candidates in problems.items():
             problems[split] = select_problems(config, model, roles, grader, candidates, split)
         if config.problems.base_avg_below:
-            inputs.check(fingerprint_problems(problems, "kept by the difficulty filter"))
+            inputs.check(fingerprint_problems(problems, KEPT_BY_FILTER))
         lengthen_run(run, config, step=done_before)
         state.replace(initial_state(config, model))
 

@@ -10,6 +10,7 @@ nothing but the solver is evaluated on it.
 """
 
 import importlib
+import logging
 import math
 import os
 import re
@@ -184,6 +185,8 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _hub_rows(name: str, benchmark: Benchmark) -> Iterator[tuple[str, Mapping[str, Any]]]:
     datasets, hub, split = _import("datasets"), benchmark.hub, benchmark.split
+    # Without a network it tells of five retries, and then fails with what is said below.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         with waiting(f"fetching {hub}"):
             rows = datasets.load_dataset(hub, benchmark.subset, split=split)
