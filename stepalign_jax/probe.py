@@ -28,10 +28,8 @@ from stepalign_jax.report.tables import (
     teacher_row,
 )
 from stepalign_jax.runs.setup import (
-    check_golds,
-    check_lengths,
+    check_problems,
     make_grader,
-    name_missing_problems,
     open_run_critic,
     open_solver,
     select_problems,
@@ -60,9 +58,7 @@ def probe(config: Config, split: str, to: Path | None) -> dict[str, Any]:
     goes_on = is_begun(to)
     with make_grader(config) as grader, kept_beside(to) as kept:
         model, roles = open_solver(config)
-        name_missing_problems(config, {split: candidates})
-        check_lengths(config, model, roles, {split: candidates}, teacher=True)
-        check_golds(grader, candidates)
+        check_problems(config, model, roles, grader, {split: candidates}, teacher=True)
         critic = open_run_critic(
             config, model, grader, (model.weights,), label="probe: critiques", kept=kept
         )

@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import jax
@@ -38,6 +37,7 @@ from stepalign_jax.report.tables import summary_table
 from stepalign_jax.runs.checkpoint import Checkpoints, finished_steps, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, is_finished, open_run
 from stepalign_jax.runs.inputs import (
+    KEPT_BY_FILTER,
     Inputs,
     fingerprint_inputs,
     fingerprint_problems,
@@ -49,13 +49,11 @@ from stepalign_jax.runs.phases import critique, grade, pack, sample, score, upda
 from stepalign_jax.runs.record import EmptySteps, StepResults, record_step
 from stepalign_jax.runs.setup import (
     check_condition,
-    check_golds,
-    check_lengths,
+    check_problems,
     example_prompts,
     initial_state,
     make_grader,
     make_run_programs,
-    name_missing_problems,
     open_run_critic,
     open_solver,
     select_problems,
@@ -82,12 +80,12 @@ def train(config: Config) -> dict[str, Any]:
         splits = SPLITS if loop.validate_every_steps else ("train", "test")
         problems = {split: load_problems(config.problems, split) for split in splits}
         model, roles = open_solver(config)
-        has_teacher = condition.contexts is not None
-        name_missing_problems(config, problems)
-        check_batch(problems["train"], loop.problems_per_step)
-        check_lengths(config, model, roles, problems, trained=("train",), teacher=has_teacher)
         grader = stack.enter_context(make_grader(config))
-        check_golds(grader, chain.from_iterable(problems.values()))
+        check_batch(problems["train"], loop.problems_per_step)
+        check_problems(
+            config, model, roles, grader, problems,
+            trained=("train",), teacher=condition.contexts is not None,
+        )  # fmt: skip
         programs = make_run_programs(config, model)
         state, critic = Resident(), None
         if condition.needs_critiques:
@@ -105,7 +103,7 @@ def train(config: Config) -> dict[str, Any]:
         for split, candidates in problems.items():
             problems[split] = select_problems(config, model, roles, grader, candidates, split)
         if config.problems.base_avg_below:
-            inputs.check(fingerprint_problems(problems, "kept by the difficulty filter"))
+            inputs.check(fingerprint_problems(problems, KEPT_BY_FILTER))
         lengthen_run(run, config, step=done_before)
         state.replace(initial_state(config, model))
 
@@ -137,10 +135,10 @@ def train(config: Config) -> dict[str, Any]:
         def evaluate_once(split: str, label: str, weights: dict[str, Any]) -> Evaluation:
             """Evaluates weights, unless an interrupted run has done so."""
             path, how = run.evaluation_file(label), config.evaluation
-            if path.exists():
-                return Evaluation.read_whole(path, len(problems[split]))
             if split == "validation":
                 how = replace(how, num_samples=how.num_validation_samples)
+            if path.exists():
+                return Evaluation.read_whole(path, len(problems[split]), how.num_samples)
             where, goes_on = f"{run.path} {label}", is_begun(path)
             if words := count_opening(
                 config.problems, split, command="train", of=where, goes_on=goes_on

@@ -30,6 +30,8 @@ EXIT_NOBODY_READS = 141  # 128 + SIGPIPE, as shells report it
 
 ALL_SECTIONS = tuple(annotations(Config))  # for a command that reads the whole config
 
+MODEL_CONFIG = "stepalign"  # has the prompts of a model that is named without a config
+
 _PATH_METAVARS = ("PATH", "DIR", "FILE")  # of options whose leading ~ expands
 
 _KEYS_HELP = """\
@@ -169,16 +171,23 @@ def parse_arguments(
 def read_config(arguments: argparse.Namespace) -> Config:
     """Returns the config of `--config`, or else of the run that `--run` names, overridden.
 
+    A command with an option `--model` puts that model into the config, or else into the one
+    that ships as MODEL_CONFIG.
+
     Args:
       arguments: what `parse_arguments` returned.
 
     Raises:
-      UserError: neither is given, or the config cannot be read or is impossible.
+      UserError: none is given, or the config cannot be read or is impossible.
     """
-    if arguments.config is not None:
-        return load_config(arguments.config, arguments.overrides)
+    spec, overrides = arguments.config, arguments.overrides
+    if (model := getattr(arguments, "model", None)) is not None:
+        spec, overrides = spec or MODEL_CONFIG, (f"--model.path={model}", *overrides)
+    if spec is not None:
+        return load_config(spec, overrides)
     if (run := getattr(arguments, "run", None)) is None:
-        raise UserError("name a config with --config, or a run with --run")
+        model = ", or a model with --model" if hasattr(arguments, "model") else ""
+        raise UserError(f"name a config with --config, or a run with --run{model}")
     sections = {entry.partition(".")[0] for entry in arguments.sections}
     return config_from_json(Path(run) / CONFIG_FILE, arguments.overrides, tuple(sections))
 

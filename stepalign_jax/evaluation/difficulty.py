@@ -18,7 +18,7 @@ from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.base.hashing import stable_hash32
 from stepalign_jax.config.schema import Config, EvaluationConfig
 from stepalign_jax.evaluation.evaluate import Evaluation
-from stepalign_jax.huggingface.fingerprint import fingerprint_adapter, fingerprint_checkpoint
+from stepalign_jax.evaluation.identity import evaluation_inputs
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.kept import Kept, kept_beside
 
@@ -71,30 +71,16 @@ def hard_problems(
     bound, num_samples = config.problems.base_avg_below, config.problems.base_avg_samples
     if bound == 0.0:
         return problems
-    fingerprint = stable_hash32(json.dumps(_what_decides(config, directory, problems)))
+    settings = dataclasses.replace(config.evaluation, num_samples=num_samples)
+    inputs = evaluation_inputs(config, settings, directory, problems, seed=SEED)
+    fingerprint = stable_hash32(json.dumps([bound, inputs]))
     path = Path(config.runs_dir) / ".selected" / f"{fingerprint:08x}.json"
     if path.exists():
         hard = set(read_json(path))
     else:
-        settings = dataclasses.replace(config.evaluation, num_samples=num_samples)
         with kept_beside(path) as kept:
             found = evaluate(problems, settings, f"select {split}", kept)
             pairs = zip(problems, found.per_problem["avg_at_k"], strict=True)
             hard = {problem.text for problem, average in pairs if average < bound}
             write_json(path, sorted(hard))
     return [problem for problem in problems if problem.text in hard]
-
-
-def _what_decides(config: Config, directory: Path, problems: Sequence[Problem]) -> list:
-    """All that decides the selection, as JSON."""
-    adapter = getattr(config.trainable, "adapter", "")
-    return [
-        fingerprint_checkpoint(directory),
-        fingerprint_adapter(Path(adapter)) if adapter else None,
-        config.model.compute_dtype,
-        config.problems.base_avg_below,
-        config.problems.base_avg_samples,
-        dataclasses.asdict(config.prompts),
-        dataclasses.asdict(config.evaluation),
-        [(problem.text, problem.expected) for problem in problems],
-    ]

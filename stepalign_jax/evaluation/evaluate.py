@@ -45,6 +45,7 @@ METRICS = (
     "truncated",
     "unparsed",
 )
+NUM_SAMPLES = "num_samples"  # beside METRICS: how many samples the values of a problem are of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Evaluation:
 
     Attributes:
       per_problem: avg_at_k, pass_at_k, maj_at_k, greedy, mean_tokens, truncated and
-        unparsed (shares of the samples).
+        unparsed (shares of the samples), and num_samples.
     """
 
     per_problem: dict[str, np.ndarray]
@@ -72,28 +73,37 @@ class Evaluation:
         """Reads the file of an evaluation.
 
         Raises:
-          UserError: it holds something else.
+          UserError: it holds something else, or problems of unlike numbers of samples.
         """
         lists = read_json_object(path)
         if not lists or not all(map(_are_numbers, lists.values())):
             raise UserError(f"{path} is no evaluation: delete it")
+        if NUM_SAMPLES in lists:
+            _require_samples_in(path, lists[NUM_SAMPLES], max(lists[NUM_SAMPLES]))
         return cls.from_lists(lists)
 
     @classmethod
-    def read_whole(cls, path: Path, num_problems: int) -> "Evaluation":
+    def read_whole(cls, path: Path, num_problems: int, k: int) -> "Evaluation":
         """Reads the file of an evaluation of so many problems, with all its metrics.
 
         Raises:
-          UserError: it holds something else.
+          UserError: it holds something else, or a problem has not k samples.
         """
         found = cls.read(path)
         lengths = {len(values) for values in found.per_problem.values()}
-        if set(found.per_problem) != set(METRICS) or lengths != {num_problems}:
+        names = {*METRICS, NUM_SAMPLES}
+        if set(found.per_problem) != names or lengths != {num_problems}:
             raise UserError(
                 f"{path} is no evaluation of {num_problems} problems: delete it to measure "
                 "again"
             )
+        _require_samples_in(path, found.per_problem[NUM_SAMPLES], k)
         return found
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """The values that a mean over problems says something of."""
+        return {name: v for name, v in self.per_problem.items() if name != NUM_SAMPLES}
 
     def mean(self, metric: str) -> float:
         """Mean over problems of one of METRICS."""
@@ -103,8 +113,32 @@ class Evaluation:
         """Bootstrap intervals over problems, by name."""
         return {
             name: _interval(bootstrap_interval, config, seed, values)
-            for name, values in self.per_problem.items()
+            for name, values in self.metrics.items()
         }
+
+
+def require_samples(counts: np.ndarray | Sequence[float], k: float) -> None:
+    """Refuses problems with fewer samples than others: k in a table is the k of each problem.
+
+    Args:
+      counts: [P] samples of each problem.
+      k: what each must have.
+
+    Raises:
+      ValueError: naming the first problem that has another number.
+    """
+    if (wrong := np.flatnonzero(np.asarray(counts) != k)).size:
+        first = int(wrong[0])
+        raise ValueError(
+            f"problem {first + 1} of {len(counts)} has {counts[first]:g} samples, not k={k:g}"
+        )
+
+
+def _require_samples_in(path: Path, counts: np.ndarray | Sequence[float], k: float) -> None:
+    try:
+        require_samples(counts, k)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}: delete it to measure again") from error
 
 
 def _are_numbers(values: Any) -> bool:
@@ -118,10 +152,17 @@ def _is_number(value: Any) -> bool:
 def gains(
     before: Evaluation, after: Evaluation, config: EvaluationConfig, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Paired intervals of after - before on the same problems, by name."""
+    """Paired intervals of after - before on the same problems, by name.
+
+    Raises:
+      ValueError: a problem has not as many samples after as before.
+    """
+    counts = [each.per_problem.get(NUM_SAMPLES) for each in (before, after)]
+    if not np.array_equal(*counts):
+        raise ValueError(f"samples per problem differ: {counts[0]} before, {counts[1]} after")
     return {
         name: _interval(paired_interval, config, seed, values, after.per_problem[name])
-        for name, values in before.per_problem.items()
+        for name, values in before.metrics.items()
     }
 
 
@@ -168,6 +209,9 @@ def evaluate(
       seed: the run's.
       label: names the progress bar.
       kept: completions of an earlier, stopped process, and where to keep these; or None.
+
+    Raises:
+      ValueError: a problem has not k samples: a mean over fewer would not be Avg@k.
     """
     k = config.num_samples
     params = SamplingParams.of(config)
@@ -190,7 +234,18 @@ def evaluate(
     with counting(len(problems) * k, label) as count:
         sampled = sample(k, params, progress=count)
     greedy = sample(1, params._replace(temperature=0.0))
-    return Evaluation(_judge(roles, grader, problems, sampled, greedy))
+    counts = _count_samples(sampled, len(problems), k)
+    require_samples(counts, k)
+    require_samples(_count_samples(greedy, len(problems), 1), 1)
+    values = _judge(roles, grader, problems, sampled, greedy, k)
+    return Evaluation({**values, NUM_SAMPLES: counts})
+
+
+def _count_samples(rollouts: Rollouts, num_problems: int, k: int) -> np.ndarray:
+    """[P] float64: completions of each problem; a completion has at least one token."""
+    problem_of = np.arange(len(rollouts.lengths)) // k  # samples of a problem stand together
+    weights = (rollouts.lengths > 0).astype(np.float64)
+    return np.bincount(problem_of, weights, minlength=num_problems)
 
 
 def _judge(
@@ -199,9 +254,10 @@ def _judge(
     problems: Sequence[Problem],
     sampled: Rollouts,
     greedy: Rollouts,
+    k: int,
 ) -> dict[str, np.ndarray]:
     """Metrics [P] by name, of k sampled completions per problem [P k] and greedy ones [P]."""
-    num_problems, k = len(problems), len(sampled.lengths) // len(problems)
+    num_problems = len(problems)
     golds = [problem.expected for problem in problems]
     pattern = roles.prompts.answer_pattern
     answers = [extract_answer(text, pattern) for text in roles.texts(sampled)]

@@ -3,7 +3,7 @@
 """Problems of one's own, from a JSON Lines file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,22 @@ def read_problems(path: str | Path) -> list[Problem]:
     Raises:
       UserError: the file is missing, unreadable or empty, or a line is not such an object.
     """
-    problems = [
-        _parse_line(line, f"{path} line {number}")
-        for number, line in enumerate(_read(Path(path)).split("\n"), start=1)
-        if line.strip()
-    ]
+    problems = [_problem(record, place) for place, record in read_records(path)]
     if not problems:
         raise UserError(f"{path} is empty; it needs one problem per line, as a JSON object")
     return problems
+
+
+def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the objects of a file, each behind its place ("FILE line 3"); skips blank lines.
+
+    Raises:
+      UserError: the file is missing or unreadable, or a line is not an object.
+    """
+    for number, line in enumerate(_read(Path(path)).split("\n"), start=1):
+        if line.strip():
+            place = f"{path} line {number}"
+            yield place, _parse_line(line, place)
 
 
 def _read(path: Path) -> str:
@@ -50,7 +58,7 @@ def _read(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 at byte {error.start}; convert it") from error
 
 
-def _parse_line(line: str, place: str) -> Problem:
+def _parse_line(line: str, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits too
@@ -58,12 +66,16 @@ def _parse_line(line: str, place: str) -> Problem:
         reason = "nested too deeply" if deep else str(error).partition(";")[0]
         raise UserError(f"{place} is not JSON ({reason}); write one object per line") from error
     if not isinstance(record, dict):
-        raise UserError(f"{place} is not a JSON object with the keys problem and answer")
+        raise UserError(f"{place} is not a JSON object, but {json.dumps(record)[:40]}")
+    return record
+
+
+def _problem(record: dict[str, Any], place: str) -> Problem:
     reference = record.get("reference")
     return Problem(
-        text=_text(record, "problem", place),
-        answer=_text(record, "answer", place),
-        reference=None if reference is None else _text(record, "reference", place),
+        text=text_field(record, "problem", place),
+        answer=text_field(record, "answer", place),
+        reference=None if reference is None else text_field(record, "reference", place),
         source=SOURCE,
         scorer=_scorer(record.get("scorer"), place),
     )
@@ -86,12 +98,18 @@ def scorer_text(scorer: Mapping[str, Any]) -> str:
     return json.dumps(scorer, sort_keys=True)
 
 
-def _text(record: dict[str, object], key: str, place: str) -> str:
+def text_field(record: Mapping[str, Any], key: str, place: str) -> str:
+    """Returns the text under a key.
+
+    Raises:
+      UserError: it is missing, blank, no text, or cannot be written as UTF-8.
+    """
     if key not in record:
         raise UserError(f"{place} has no key {key!r}; add it as a string")
     value = record[key]
     if not isinstance(value, str):
-        raise UserError(f"{place}: {key!r} must be a string, not {json.dumps(value)[:40]}")
+        found = json.dumps(value, default=str)[:40]  # a Parquet file has more types than JSON
+        raise UserError(f"{place}: {key!r} must be a string, not {found}")
     if not value.strip():
         raise UserError(f"{place}: {key!r} must not be blank")
     if (found := surrogate_at(value)) is not None:

@@ -20,6 +20,14 @@ import numpy as np
 
 SCORES = {"avg_at_k": "Avg@{k}", "pass_at_k": "Pass@{k}", "maj_at_k": "Maj@{k}"}
 
+_EVALUATED = {
+    **SCORES,
+    "greedy": "greedy",
+    "truncated": "truncated",
+    "unparsed": "no answer",
+}
+_PAIRED_NOTE = "Shares in percent, gains in points, [intervals] over problems.\n"
+
 VARIANTS = {"equal_tokens": "Equal tokens", "equal_wall_clock": "Equal wall clock"}
 
 _NOTHING = "–"
@@ -30,20 +38,38 @@ _LABEL, _CELL = 17, 17  # widths of the columns of tables that stand under each 
 
 def summary_table(summary: dict[str, Any]) -> str:
     """Returns a plain-text table of a run before and after, with intervals."""
-    rows = [["", "before", "after", "gain"]]
-    for key, label in {**SCORES, "greedy": "greedy"}.items():
-        if key not in summary["before"]:
-            continue
-        cells = [_share(summary[side].get(key)) for side in ("before", "after")]
-        gain = _share(summary["gain"].get(key), signed=True)
-        rows.append([label.format(k=summary.get("k", "k")), *cells, gain])
-    tokens = [_number(summary[side].get("mean_tokens")) for side in ("before", "after")]
-    gain = _number(summary["gain"].get("mean_tokens"), signed=True)
-    rows.append(["tokens per answer", *tokens, gain])
+    sides = [summary[side] for side in ("before", "after", "gain")]
+    rows = _paired_rows({**SCORES, "greedy": "greedy"}, *sides, summary.get("k", "k"))
+    table = _aligned([["", "before", "after", "gain"], *rows]) + _PAIRED_NOTE
     seconds = summary.get("seconds")
     took = "" if seconds is None else f"The run took {seconds:,.0f} s.\n"
-    note = "Shares in percent, gains in points, [intervals] over problems.\n"
-    return _aligned(rows) + note + took + "".join(map(_change, summary.get("changes", [])))
+    return table + took + "".join(map(_change, summary.get("changes", [])))
+
+
+def gain_table(
+    base: dict[str, Any], trained: dict[str, Any], gain: dict[str, Any], k: int, title: str
+) -> str:
+    """Returns a plain-text table of an evaluation beside the base's, with paired gains."""
+    rows = _paired_rows(_EVALUATED, base, trained, gain, k)
+    return _aligned([[title, "base", "trained", "gain"], *rows]) + _PAIRED_NOTE
+
+
+def _paired_rows(
+    names: dict[str, str],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    gain: dict[str, Any],
+    k: Any,
+) -> list[list[str]]:
+    rows = []
+    for key, label in names.items():
+        if key in before:
+            cells = [_share(before[key]), _share(after.get(key))]
+            cells.append(_share(gain.get(key), signed=True))
+            rows.append([label.format(k=k), *cells])
+    tokens = [_number(before.get("mean_tokens")), _number(after.get("mean_tokens"))]
+    tokens.append(_number(gain.get("mean_tokens"), signed=True))
+    return [*rows, ["tokens per answer", *tokens]]
 
 
 def _change(change: dict[str, Any]) -> str:
@@ -58,8 +84,7 @@ def _change(change: dict[str, Any]) -> str:
 
 def evaluation_table(intervals: dict[str, Any], k: int, title: str = "") -> str:
     """Returns a plain-text table of one evaluation's intervals."""
-    names = {**SCORES, "greedy": "greedy", "truncated": "truncated", "unparsed": "no answer"}
-    rows = [[label.format(k=k), _share(intervals[key])] for key, label in names.items()]
+    rows = [[label.format(k=k), _share(intervals[key])] for key, label in _EVALUATED.items()]
     rows.append(["answer length", f"{_number(intervals['mean_tokens'])} tokens"])
     return _aligned([_heading(title), *rows])
 

@@ -10,7 +10,7 @@
     timings.jsonl      what differs between repetitions, kept apart for that reason
     critiques.jsonl    what critics were asked and said, if it is kept (critics/store.py)
     rollouts/          step_00000.jsonl: what was sampled and critiqued in one step
-    evaluations/       <label>.json; while it is under way, <label>.json.partial
+    evaluations/       <label>.json; while it is under way, <label>.json.partial; see start.py
     checkpoints/       see checkpoint.py
     tensorboard/       a view of the metrics; never read back
     summary.json       what the run came to

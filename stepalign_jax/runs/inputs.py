@@ -26,6 +26,7 @@ from stepalign_jax.huggingface.fingerprint import fingerprint_adapter, fingerpri
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.directory import RunDirectory, is_longer
 
+KEPT_BY_FILTER = "kept by the difficulty filter"
 _EVALUATED = ("model ", "start adapter")  # with another one of these no evaluation holds
 
 
@@ -167,6 +168,26 @@ def _with_change(changes: list[dict[str, Any]], change: dict[str, Any]) -> list[
 def recorded_changes(run: RunDirectory) -> list[dict[str, Any]]:
     """Returns the changes of inputs and of length that were allowed, oldest first."""
     return _read(run.inputs_file)["changes"] if run.inputs_file.exists() else []
+
+
+def was_begun_with(
+    run: RunDirectory, config: Config, directory: Path, test: Sequence[Problem]
+) -> bool:
+    """Whether a run began with this model, and is tested on these; False if nobody knows.
+
+    Args:
+      run: its directory.
+      config: has the adapter that the run starts from, if any.
+      directory: of the model.
+      test: the test problems, behind the difficulty filter.
+    """
+    if not run.inputs_file.exists():
+        return False
+    saved = _read(run.inputs_file)["fingerprints"]
+    found = fingerprint_inputs(config, directory, None, {})
+    filtered = f"test {KEPT_BY_FILTER}" in saved
+    found |= fingerprint_problems({"test": test}, KEPT_BY_FILTER if filtered else "problems")
+    return all(saved.get(name) == value for name, value in found.items())
 
 
 def warn_of_another_model(run: RunDirectory, directory: Path) -> None:

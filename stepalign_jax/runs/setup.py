@@ -5,6 +5,7 @@
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,35 @@ def _describe(spec: LoraSpec) -> dict[str, Any]:
     return {"rank": spec.rank, "alpha": spec.alpha, "targets": targets}
 
 
+def check_problems(
+    config: Config,
+    model: LanguageModel,
+    roles: Roles,
+    grader: Grader,
+    problems: Mapping[str, Sequence[Problem]],
+    *,
+    trained: Sequence[str] = (),
+    teacher: bool,
+) -> None:
+    """All that is to be said of problems before weights are read: refusals, and notes.
+
+    Args:
+      config: of the run.
+      model: that is trained.
+      roles: its prompts.
+      grader: judges answers.
+      problems: by split, or by benchmark.
+      trained: see `check_lengths`.
+      teacher: see `check_lengths`.
+
+    Raises:
+      UserError: as `check_lengths` and `check_golds`.
+    """
+    name_missing_problems(config, problems)
+    check_lengths(config, model, roles, problems, trained=trained, teacher=teacher)
+    check_golds(grader, chain.from_iterable(problems.values()))
+
+
 def check_lengths(
     config: Config,
     model: LanguageModel,
@@ -140,7 +170,7 @@ def check_lengths(
 def name_missing_problems(config: Config, problems: Mapping[str, Sequence[Problem]]) -> None:
     """Names on stderr the splits whose source has fewer problems than the config asks for."""
     for split, found in problems.items():
-        asked = getattr(config.problems, f"num_{split}")
+        asked = getattr(config.problems, f"num_{split}", 0)  # a benchmark is asked for whole
         if len(found) < asked:
             print(
                 f"note: there are {len(found)} {split} problems; problems.num_{split} asks for "

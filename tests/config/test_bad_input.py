@@ -128,6 +128,8 @@ def test_runs_directory_that_cannot_be_written(refuse, command, tmp_path):
     [
         ("evaluate", "--run"),
         ("evaluate", "--to"),
+        ("evaluate", "--model"),
+        ("evaluate", "--adapter"),
         ("probe", "--to"),
         ("export", "--run"),
         ("export", "--to"),

@@ -3,13 +3,19 @@
 """One evaluation worked by hand, repeated by a real engine, and two compared in pairs."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from support.runs import ScriptedEngine, small_config, tiny_roles
 
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import write_json
+from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import EvaluationConfig
-from stepalign_jax.evaluation.evaluate import Evaluation, evaluate, gains
+from stepalign_jax.evaluation.evaluate import METRICS, Evaluation, evaluate, gains
 from stepalign_jax.evaluation.statistics import bootstrap_interval
 from stepalign_jax.grading.grader import Grader
 from stepalign_jax.problems.problem import Problem
@@ -60,10 +66,85 @@ def test_an_evaluation_by_hand(grader, settings):
         "mean_tokens": [(4 + 4 + 6) / 3, (3 + 3 + 5) / 3, (3 + 3 + 2) / 3],
         "truncated": [0, 1 / 3, 0],
         "unparsed": [0, 1 / 3, 1 / 3],
+        "num_samples": [3, 3, 3],
     }
     assert found.per_problem.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(found.per_problem[name], values, err_msg=name)
+
+
+class ForgetfulEngine(ScriptedEngine):
+    """An engine that gives back what `lose` leaves of its completions."""
+
+    def __init__(self, lose: Callable[[Rollouts], Rollouts], *scripts: Sequence[str]):
+        super().__init__(*scripts)
+        self._lose = lose
+
+    def sample(self, variables: Any, requests: Any, **options: Any) -> Rollouts:
+        return self._lose(super().sample(variables, requests, **options))
+
+
+def first(number: int, rollouts: Rollouts) -> Rollouts:
+    return jax.tree.map(lambda part: part[:number], rollouts)
+
+
+def with_an_empty_one(rollouts: Rollouts) -> Rollouts:
+    if len(rollouts.lengths) == 3:  # the greedy ones stay
+        return rollouts
+    return rollouts.replace(lengths=np.where(np.arange(9) == 4, 0, rollouts.lengths))
+
+
+@pytest.mark.parametrize(
+    ("lose", "sentence"),
+    [
+        (lambda r: first(8, r), "problem 3 of 3 has 2 samples, not k=3"),
+        (with_an_empty_one, "problem 2 of 3 has 2 samples, not k=3"),
+        # Of 3 greedy ones one is lost, of 9 samples none.
+        (
+            lambda r: first(2, r) if len(r.lengths) == 3 else r,
+            "problem 3 of 3 has 0 samples, not k=1",
+        ),
+        # Divided among three problems, two samples each would be an Avg@2 called Avg@3.
+        (lambda r: first(6, r), "problem 3 of 3 has 0 samples, not k=3"),
+    ],
+)
+def test_a_problem_with_fewer_samples_is_refused(grader, settings, lose, sentence):
+    engine: Any = ForgetfulEngine(lose, SAMPLED, GREEDY)
+    parts = (engine, {"params": {}}, tiny_roles(), grader, PROBLEMS, settings)
+    with pytest.raises(ValueError, match=sentence):
+        evaluate(*parts, seed=3, label="", kept=None)
+
+
+def whole(**changes: Any) -> dict[str, list[float]]:
+    """The lists of an evaluation of two problems with three samples each."""
+    return {name: [0.5, 1.0] for name in METRICS} | {"num_samples": [3, 3]} | changes
+
+
+def test_an_evaluation_is_read_back_with_the_samples_it_has(tmp_path):
+    path = tmp_path / "before.json"
+    write_json(path, whole())
+    assert Evaluation.read_whole(path, 2, 3).as_lists() == whole()
+    with pytest.raises(UserError, match="problem 1 of 2 has 3 samples, not k=4: delete it"):
+        Evaluation.read_whole(path, 2, 4)
+    with pytest.raises(UserError, match="is no evaluation of 3 problems"):
+        Evaluation.read_whole(path, 3, 3)
+    write_json(path, whole(num_samples=[3, 2]))
+    for read in (Evaluation.read, lambda path: Evaluation.read_whole(path, 2, 3)):
+        with pytest.raises(UserError, match=r"before\.json: problem 2 of 2 has 2 samples"):
+            read(path)
+    without = whole()
+    del without["num_samples"]
+    write_json(path, without)
+    with pytest.raises(UserError, match="is no evaluation of 2 problems"):
+        Evaluation.read_whole(path, 2, 3)
+
+
+def test_evaluations_of_unlike_k_do_not_pair(settings):
+    few = Evaluation.from_lists(whole(num_samples=[2, 2]))
+    with pytest.raises(ValueError, match="samples per problem differ"):
+        gains(Evaluation.from_lists(whole()), few, settings, seed=0)
+    found = gains(few, few, settings, seed=0)
+    assert set(found) == set(few.intervals(settings, seed=0)) == set(METRICS)
 
 
 def test_what_is_asked_of_the_engine(grader, settings):

@@ -13,7 +13,7 @@ from support.runs import refusal, small_config, write_config
 from stepalign_jax import evaluate, train
 from stepalign_jax.base.files import read_json
 from stepalign_jax.config.schema import Config
-from stepalign_jax.evaluation import difficulty
+from stepalign_jax.evaluation.identity import evaluation_inputs
 from stepalign_jax.huggingface import language_model
 from stepalign_jax.huggingface.config import read_sizes
 from stepalign_jax.huggingface.hub import resolve_checkpoint
@@ -80,15 +80,14 @@ def test_a_run_from_an_adapter(directory, tmp_path, capsys):
     before = read_json(run.evaluation_file("before"))
     path, to = write_config(tmp_path / "config.py", config), tmp_path / "found.json"
     evaluate.main(["--config", path, "--to", str(to)])
-    found = read_json(to)["per_problem"]
-    assert {name: found[name] for name in before} == before
+    assert read_json(to)["test"]["rows"]["base"]["per_problem"] == before
     assert f"packaged:tiny with {directory}: " in capsys.readouterr().out
 
 
 def test_another_adapter_selects_anew(directory, tmp_path):
     def decides(adapter: Path) -> str:
         config = make_config(tmp_path, adapter)
-        return str(difficulty._what_decides(config, tmp_path, []))
+        return str(evaluation_inputs(config, config.evaluation, tmp_path, [], seed=0))
 
     found = [decides(directory), decides(tmp_path / "none")]
     path = directory / "adapter_model.safetensors"

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluations of a run, and of a run by `evaluate`, go on where a signal stopped them."""
 
+import json
 from typing import Any
 
 import pytest
@@ -74,3 +75,37 @@ def test_evaluate_goes_on_beside_the_file_it_is_to_write(tmp_path, monkeypatch, 
     signal.after(0)
     evaluate.main(argv[:2])
     assert signal.added == 0
+
+
+def test_benchmarks_go_on_behind_the_one_that_is_done(tmp_path, monkeypatch, capsys):
+    """A bare model on two benchmarks in their schemas, with all that comes between."""
+    rows = {
+        "math500": {"problem": "47+3*8-12", "solution": "...", "answer": "59", "level": 1},
+        "gsm8k": {"question": "15+2*8-6", "answer": "so 2*8 gives 16\n#### 25"},
+    }
+    for name, row in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    config = write_config(tmp_path / "c.py", small_config(tmp_path))
+    on = ",".join(f"{name}={tmp_path / name}.jsonl" for name in rows)
+    argv = ["--model", "packaged:tiny", "--config", config, "--on", on, "--to"]
+    signal, to = Signal(monkeypatch), tmp_path / "found.json"
+    signal.after(4)  # two samples and a greedy one of each problem
+    with pytest.raises(Stopped, match="the same command goes on"):
+        evaluate.main([*argv, str(to)])
+    assert "packaged:tiny: 1 math500 problems" in capsys.readouterr().out
+    signal.after(0)
+    evaluate.main([*argv, str(to)])
+    assert 0 < signal.added <= 6 - 4
+    signal.after(0)
+    evaluate.main([*argv, str(tmp_path / "whole.json")])
+    assert signal.added == 6
+    assert to.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    found = read_json(to)
+    assert {name: content["problems"] for name, content in found.items()} == {
+        "math500": ["47+3*8-12"],
+        "gsm8k": ["15+2*8-6"],
+    }
+    for content in found.values():
+        values = content["rows"]["base"]["per_problem"]
+        assert values["num_samples"] == [2.0] and values["unparsed"] == [0.0]
+        assert values["mean_tokens"][0] > 20  # three reasoning steps and an answer

@@ -236,18 +236,22 @@ def test_evaluating_the_run_gives_what_the_run_found(unbroken, tmp_path, capsys)
     """By its own config.json: nobody has to say again how it was made."""
     to = tmp_path / "found.json"
     evaluate.main(["--run", str(unbroken.path), "--to", str(to)])
-    found = read_json(to)
-    after = read_json(unbroken.evaluation_file("after"))
-    assert {name: found["per_problem"][name] for name in SCORES} == after
-    assert found["intervals"] == read_json(unbroken.summary_file)["after"]
-    assert len(found["per_problem"]["problems"]) == 4
+    found, summary = read_json(to)["test"], read_json(unbroken.summary_file)
+    trained, base = found["rows"]["trained"], found["rows"]["base"]
+    assert trained["per_problem"] == read_json(unbroken.evaluation_file("after"))
+    assert base["per_problem"] == read_json(unbroken.evaluation_file("before"))
+    assert trained["intervals"] == summary["after"] and found["gain"] == summary["gain"]
+    assert len(found["problems"]) == 4
     out, err = capsys.readouterr()
     assert "step 4: 4 test problems" in out and "warning" not in err
+    # What the run found of its base is not measured again.
+    assert f"evaluated before, in {unbroken.evaluation_file('before')}" in err
     # Without a run it is the base that is evaluated.
     config = write_config(tmp_path / "config.py", stepalign_config(unbroken.path.parent))
     evaluate.main(["--config", config, "--to", str(to)])
-    before = read_json(unbroken.evaluation_file("before"))
-    assert {name: read_json(to)["per_problem"][name] for name in SCORES} == before
+    again = read_json(to)["test"]["rows"]
+    assert again == {"base": {**base, "weights": again["base"]["weights"]}}
+    assert again["base"]["weights"] == base["weights"] != trained["weights"]
 
 
 def test_what_differs_from_the_run_is_named(unbroken, tmp_path, capsys):
