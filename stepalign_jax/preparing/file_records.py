@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.preparing.records import Record, Records, import_data_package, nearest_hint
+from stepalign_jax.preparing.records import (
+    BUFFER,
+    RECORDS_PER_BATCH,
+    Record,
+    Records,
+    import_data_package,
+    nearest_hint,
+)
 from stepalign_jax.preparing.rows import BadRow
 
 _ENDINGS = (".jsonl", ".parquet")
 _NAMED_AS_ON_THE_HUB = re.compile(r"(.+)-\d{5}-of-\d{5}\.\w+")
 _LONGEST_LINE = 2**26  # bytes
-_RECORDS_PER_BATCH = 64
-_BUFFER = 2**20  # bytes of a column that are read at a time
 
 
 def open_files(path: Path, split: str) -> Records:
@@ -103,7 +108,7 @@ def _read_parquet(
 ) -> Iterator[tuple[int, Record] | BadRow]:
     parquet = import_data_package("pyarrow.parquet")
     try:
-        file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+        file = parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
     except (OSError, ValueError) as error:  # pyarrow's own are these two
         yield BadRow(part, 0, "", f"cannot be opened: {_first_line(error)}")
         return
@@ -130,7 +135,7 @@ def _read_parquet(
 
 def _group_records(file: Any, group: int, columns: Sequence[str]) -> Iterator[Record]:
     wanted = {"row_groups": [group], "columns": list(columns)}
-    for batch in file.iter_batches(_RECORDS_PER_BATCH, **wanted):
+    for batch in file.iter_batches(RECORDS_PER_BATCH, **wanted):
         yield from batch.to_pylist()
 
 

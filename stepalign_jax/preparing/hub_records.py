@@ -10,7 +10,13 @@ from typing import Any
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json_object, write_json
 from stepalign_jax.base.progress import waiting
-from stepalign_jax.preparing.records import Record, Records, import_data_package
+from stepalign_jax.preparing.records import (
+    BUFFER,
+    RECORDS_PER_BATCH,
+    Record,
+    Records,
+    import_data_package,
+)
 from stepalign_jax.preparing.rows import BadRow
 
 
@@ -29,9 +35,9 @@ def open_hub(name: str, *, subset: str | None, split: str, revision: str | None)
     datasets = import_data_package("datasets")
     try:
         with waiting(f"opening {name}"):
-            found = datasets.load_dataset(
-                name, subset, split=split, revision=revision, streaming=True
-            )
+            builder = datasets.load_dataset_builder(name, subset, revision=revision)
+            _bound_memory(builder.config)
+            found = builder.as_streaming_dataset(split=split)
     except Exception as error:  # of the Hub's client and of many formats; all mean the same
         raise UserError(
             f"cannot open {name} (split {split}) on the Hub ({_words(error)}): {_instead(name)}"
@@ -45,6 +51,17 @@ def open_hub(name: str, *, subset: str | None, split: str, revision: str | None)
 
     details = {"path": name, "subset": subset, "split": split, "revision": revision}
     return Records(parts, read, details, "")
+
+
+def _bound_memory(config: Any) -> None:
+    """Makes Parquet be read in small pieces: by default whole row groups wait in memory."""
+    if hasattr(config, "fragment_scan_options"):
+        config.batch_size = RECORDS_PER_BATCH
+        config.fragment_scan_options = import_data_package(
+            "pyarrow.dataset"
+        ).ParquetFragmentScanOptions(
+            use_buffered_stream=True, buffer_size=BUFFER, pre_buffer=False
+        )
 
 
 def pinned_revision(name: str, work: Path) -> str:

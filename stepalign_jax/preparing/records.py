@@ -15,6 +15,8 @@ from stepalign_jax.preparing.rows import BadRow, Dropped, Row
 
 Record = Mapping[str, Any]
 
+RECORDS_PER_BATCH = 64
+BUFFER = 2**20  # bytes of a column that are read at a time
 _PEEKED = 100  # records whose keys tell the columns of JSON Lines
 
 
