@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from support.gym import stub_gym  # noqa: F401
 from support.runs import ScriptedEngine, small_config, tiny_roles
 
 from stepalign_jax.config.schema import EvaluationConfig
@@ -64,6 +65,27 @@ def test_an_evaluation_by_hand(grader, settings):
     assert found.per_problem.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(found.per_problem[name], values, err_msg=name)
+
+
+def test_a_task_s_own_scorer_judges_and_votes_are_counted_by_text(settings, stub_gym):  # noqa: F811
+    scorer = '{"task": "words", "entry": {"answer": "71", "metadata": {}}}'
+    scored = Problem("71+0*1", "71", None, "a test", scorer=scorer)
+    engine = ScriptedEngine(["Answer: 71", "Answer: 071", "Answer: 71"], ["Answer: 071"])
+    with Grader(deadline_secs=20.0, num_workers=1) as grader:
+        found = evaluate(
+            engine,  # pyright: ignore[reportArgumentType]
+            {"params": {}},
+            tiny_roles(),
+            grader,
+            [scored],
+            settings,
+            seed=3,
+            label="by hand",
+            kept=None,
+        ).per_problem
+    # As numbers all four would be right.
+    assert found["avg_at_k"].tolist() == [2 / 3] and found["greedy"].tolist() == [0]
+    assert found["maj_at_k"].tolist() == [1]
 
 
 def test_what_is_asked_of_the_engine(grader, settings):
