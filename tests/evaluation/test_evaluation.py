@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from support.gym import stub_gym  # noqa: F401
 from support.runs import ScriptedEngine, small_config, tiny_roles
 
 from stepalign_jax.base.errors import UserError
@@ -145,6 +146,27 @@ def test_evaluations_of_unlike_k_do_not_pair(settings):
         gains(Evaluation.from_lists(whole()), few, settings, seed=0)
     found = gains(few, few, settings, seed=0)
     assert set(found) == set(few.intervals(settings, seed=0)) == set(METRICS)
+
+
+def test_a_task_s_own_scorer_judges_and_votes_are_counted_by_text(settings, stub_gym):  # noqa: F811
+    scorer = '{"task": "words", "entry": {"answer": "71", "metadata": {}}}'
+    scored = Problem("71+0*1", "71", None, "a test", scorer=scorer)
+    engine = ScriptedEngine(["Answer: 71", "Answer: 071", "Answer: 71"], ["Answer: 071"])
+    with Grader(deadline_secs=20.0, num_workers=1) as grader:
+        found = evaluate(
+            engine,  # pyright: ignore[reportArgumentType]
+            {"params": {}},
+            tiny_roles(),
+            grader,
+            [scored],
+            settings,
+            seed=3,
+            label="by hand",
+            kept=None,
+        ).per_problem
+    # As numbers all four would be right.
+    assert found["avg_at_k"].tolist() == [2 / 3] and found["greedy"].tolist() == [0]
+    assert found["maj_at_k"].tolist() == [1]
 
 
 def test_what_is_asked_of_the_engine(grader, settings):

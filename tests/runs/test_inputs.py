@@ -78,6 +78,7 @@ DRIFTS: dict[str, tuple[Callable[[Drifting], Any], str]] = {
     "train edited": (edit("train", answer="7"), "train problems"),
     "train reordered": (lambda x: x.problems["train"].reverse(), "train problems"),
     "a reference edited": (edit("train", reference="no"), "train problems"),
+    "a scorer": (edit("train", scorer='{"task": "x", "entry": {}}'), "train problems"),
     "validation replaced": (edit("validation", text="new"), "validation problems"),
     "test reversed": (lambda x: x.problems["test"].reverse(), "test problems"),
     "a test row removed": (lambda x: x.problems["test"].pop(), "test problems"),
