@@ -208,7 +208,7 @@ def _content(
 ) -> dict[str, Any]:
     """The JSON of one set of problems: what was evaluated and how, and each row's values."""
     how, seed = config.evaluation, config.seed
-    content = {
+    content: dict[str, Any] = {
         "inputs": evaluation_inputs(config, how, rows[0].model.directory, problems, seed=seed),
         "problems": [problem.text for problem in problems],
         "rows": {
@@ -221,7 +221,10 @@ def _content(
             for row, each in zip(rows, found, strict=True)
         },
     }
-    return content | ({"gain": gains(*found, how, seed)} if len(found) == 2 else {})
+    if len(found) == 2:
+        before, after = found
+        content["gain"] = gains(before, after, how, seed)
+    return content
 
 
 def _show(
@@ -232,9 +235,10 @@ def _show(
     sources = " and ".join(row.source for row in rows)
     print(f"{sources}: {len(content['problems'])} {on} problems")
     if len(rows) == 2:
-        print(gain_table(*intervals, content["gain"], k, title=on))
+        base, trained = intervals
+        print(gain_table(base, trained, content["gain"], k, title=on))
     else:
-        print(evaluation_table(*intervals, k))
+        print(evaluation_table(intervals[0], k))
     if as_json:
         means = {name: round(each["mean"], 4) for name, each in intervals[-1].items()}
         print(json.dumps(means))

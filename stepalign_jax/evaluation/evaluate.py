@@ -157,9 +157,9 @@ def gains(
     Raises:
       ValueError: a problem has not as many samples after as before.
     """
-    counts = [each.per_problem.get(NUM_SAMPLES) for each in (before, after)]
-    if not np.array_equal(*counts):
-        raise ValueError(f"samples per problem differ: {counts[0]} before, {counts[1]} after")
+    asked, answered = (each.as_lists().get(NUM_SAMPLES) for each in (before, after))
+    if asked != answered:
+        raise ValueError(f"samples per problem differ: {asked} before, {answered} after")
     return {
         name: _interval(paired_interval, config, seed, values, after.per_problem[name])
         for name, values in before.metrics.items()

@@ -38,8 +38,9 @@ _LABEL, _CELL = 17, 17  # widths of the columns of tables that stand under each 
 
 def summary_table(summary: dict[str, Any]) -> str:
     """Returns a plain-text table of a run before and after, with intervals."""
-    sides = [summary[side] for side in ("before", "after", "gain")]
-    rows = _paired_rows({**SCORES, "greedy": "greedy"}, *sides, summary.get("k", "k"))
+    before, after, gain = (summary[side] for side in ("before", "after", "gain"))
+    names = {**SCORES, "greedy": "greedy"}
+    rows = _paired_rows(names, before, after, gain, summary.get("k", "k"))
     table = _aligned([["", "before", "after", "gain"], *rows]) + _PAIRED_NOTE
     seconds = summary.get("seconds")
     took = "" if seconds is None else f"The run took {seconds:,.0f} s.\n"

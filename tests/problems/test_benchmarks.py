@@ -45,7 +45,8 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "gsm8k": (
         {
             "question": "Ann has 3 boxes of 400 pens. How many?",
-            "answer": "3 boxes hold 3*400=<<3*400=1200>>1,200 pens.\n#### 1,200",
+            # The last mark counts: a solution may hold one, too.
+            "answer": "3 boxes, #### that is:\n3*400=<<3*400=1200>>1,200 pens.\n#### 1,200 ",
         },
         "1,200",
     ),

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lengths and numbers of problems are checked before a run, for every problem there is."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from stepalign_jax.config.merge import apply_overrides
 from stepalign_jax.huggingface import language_model
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.problems.sources import load_problems
-from stepalign_jax.runs.setup import check_lengths
+from stepalign_jax.runs.setup import check_lengths, check_problems
 
 SHORT = Problem("47+3*8-12", "59", None, "jsonl")
 LONG = Problem("12+3-4+5*6-7+8-9+1+2-3", "38", None, "jsonl")
@@ -67,6 +68,24 @@ def test_a_filter_samples_training_problems_as_evaluation_does():
     filtered = more | {"problems": {"base_avg_below": 0.5}}
     with pytest.raises(UserError, match=r"evaluation\.max_new_tokens=90"):
         check(max(solver + 89, teacher + 60), SHORT, **filtered)
+
+
+def test_a_benchmark_is_checked_like_a_split(capsys):
+    config = small_config(Path("unused"))
+    roles, (solver, _) = tiny_roles(), lengths(LONG)
+    grader: Any = SimpleNamespace(unparsable=lambda golds: [g for g in golds if g == "x+"])
+    problems = {"aime2024": [LONG, dataclasses.replace(SHORT, answer="x+")]}
+
+    def check_on(positions: int) -> None:
+        model: Any = SimpleNamespace(sizes=SimpleNamespace(max_positions=positions))
+        check_problems(config, model, roles, grader, problems, teacher=False)
+
+    check_on(solver + 40)
+    line = capsys.readouterr().err
+    # None is missing: the config does not say how many problems a benchmark has.
+    assert line.count("\n") == 1 and "1 of 2 expected answers" in line
+    with pytest.raises(UserError, match="problem 1 of aime2024, "):
+        check_on(solver + 39)
 
 
 @pytest.mark.parametrize("variant", ["", "hard", "refsol", "grpo"])
