@@ -9,7 +9,7 @@ rounds the weights' gradient to the compute dtype before it reaches float32 weig
 
 `rows_product` is for decoding on a CPU, where a product of few rows runs on one core. A large
 kernel [in, out] is stored transposed, as blocks of rows of [out, in]; each block is a product
-of its own, and the cores share the blocks.
+of its own, and the cores share the blocks. The rates of other forms stand in docs/log.md.
 """
 
 import functools

@@ -202,6 +202,17 @@ def test_argmax_is_that_of_numpy(row):
     assert draw._argmax(jnp.array([row], jnp.float32))[0] == np.argmax(row)
 
 
+@pytest.mark.parametrize("settings", FILTERED)
+def test_a_third_number_of_candidates_is_enough_where_the_second_is_not(settings, monkeypatch):
+    logits = np.random.default_rng(3).normal(0, 0.3, (8, 1_000)).astype(np.float32)
+    tokens = []
+    for numbers in (4, 8, 960), (1, 1):
+        monkeypatch.setattr(draw, "NUM_CANDIDATES", numbers)
+        sample = jax.jit(lambda *args, **params: sample_token(*args, **params))
+        tokens.append(draw_rows(logits, keys_for(8), settings, sample=sample)[0])
+    np.testing.assert_array_equal(*tokens)
+
+
 @pytest.mark.parametrize("spread", [0.3, 4.0])
 @pytest.mark.parametrize("settings", FILTERED)
 def test_partial_selection_equals_the_full_sort(spread, settings, monkeypatch):
