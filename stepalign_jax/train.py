@@ -81,10 +81,10 @@ def train(config: Config) -> dict[str, Any]:
         splits = SPLITS if loop.validate_every_steps else ("train", "test")
         problems = {split: load_problems(config.problems, split) for split in splits}
         model, roles = open_solver(config)
-        has_teacher = condition.contexts is not None
+        has_contexts = condition.contexts is not None
         name_missing_problems(config, problems)
         check_batch(problems["train"], loop.problems_per_step)
-        check_lengths(config, model, roles, problems, trained=("train",), teacher=has_teacher)
+        check_lengths(config, model, roles, problems, trained=("train",), teacher=has_contexts)
         grader = stack.enter_context(make_grader(config))
         name_unparsable_golds(grader, chain.from_iterable(problems.values()))
         programs = make_run_programs(config, model)
@@ -192,7 +192,8 @@ def train(config: Config) -> dict[str, Any]:
                         condition, samples, correct, critiques, roles,
                         num_samples=loop.samples_per_problem,
                         weight_names=config.objective.token_weights,
-                        num_parts=loop.micro_batches, mesh=model.mesh,
+                        num_parts=loop.micro_batches, stop_id=model.stop_ids[0],
+                        mesh=model.mesh,
                     )  # fmt: skip
                 with watch.phase("score"):
                     hidden = jax.block_until_ready(
