@@ -18,6 +18,8 @@ from stepalign_jax.config.learning import (
     Cosine,
     ForwardKl,
     InitialTeacher,
+    NegativeLogLikelihood,
+    ObjectiveConfig,
     OptimizerConfig,
     PolicyGradient,
 )
@@ -48,6 +50,11 @@ POLICY_GRADIENT = PolicyGradient(
     token_weights=(),
     loss_temperature=1.1,  # that of the rollouts
     clip=0.2,  # never active: one update per rollout
+)
+LIKELIHOOD = NegativeLogLikelihood(
+    token_tile=1024,
+    token_weights=(),
+    loss_temperature=1.0,
 )
 
 
@@ -123,7 +130,7 @@ def _easy(condition: str) -> Config:
             store="paid",
             shared_store="",
         ),
-        objective=POLICY_GRADIENT if condition == "grpo" else FORWARD_KL,
+        objective=_objective(condition),
         teacher=InitialTeacher(),
         optimizer=OptimizerConfig(
             learning_rate=3e-4,
@@ -160,6 +167,12 @@ def _easy(condition: str) -> Config:
         ),
         parallel=ParallelConfig(data=1, fsdp=1, tensor=1),
     )
+
+
+def _objective(condition: str) -> ObjectiveConfig:
+    if condition == "grpo":
+        return POLICY_GRADIENT
+    return FORWARD_KL if CONDITIONS[condition].asks_teacher else LIKELIHOOD
 
 
 def _hard(config: Config) -> Config:

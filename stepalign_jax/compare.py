@@ -4,9 +4,12 @@
 
     python -m stepalign_jax.compare --config tiny --conditions grpo,refsol,stepalign --seeds 3
     python -m stepalign_jax.compare --configs stepalign,refsol,grpo --seeds 3 --workers 1
+    python -m stepalign_jax.compare ... --cells grpo:0,stepalign:2     (these alone, here)
+    python -m stepalign_jax.compare ... --collect-only                 (what there is)
+    python -m stepalign_jax.compare ... --again grpo:0                 (the same digits?)
 
 Conditions are variants of one config, as in the first line, or configs of their own.
-`runs/compare.py` says how the runs are made.
+docs/compare.md says how cells are made, moved and put together.
 """
 
 import argparse
@@ -19,13 +22,9 @@ from stepalign_jax.config.load import split_spec
 from stepalign_jax.feedback.contexts import get_condition
 from stepalign_jax.report.plots import plot_comparison
 from stepalign_jax.report.tables import comparison_markdown, comparison_table
-from stepalign_jax.runs.compare import (
-    Contender,
-    available_cores,
-    compare,
-    of_conditions,
-    of_configs,
-)
+from stepalign_jax.runs.cells import parse_cell_names
+from stepalign_jax.runs.compare import Comparison
+from stepalign_jax.runs.jobs import Contender, available_cores, of_conditions, of_configs
 
 
 def _contenders(arguments: argparse.Namespace) -> tuple[str, list[Contender]]:
@@ -58,10 +57,13 @@ def main(argv: list[str]) -> None:
     """Compares, and prints the table."""
     arguments = parse_arguments(
         argv,
-        description="Compares conditions over seeds, at equal tokens and at equal time.",
+        description="Compares conditions over seeds, at equal tokens and at equal time. The "
+        "same command again makes what is missing; docs/compare.md says how cells travel.",
         example="python -m stepalign_jax.compare --config tiny "
         "--conditions grpo,refsol,stepalign --seeds 3\n"
-        "  python -m stepalign_jax.compare --configs stepalign,refsol,grpo --seeds 3",
+        "  python -m stepalign_jax.compare --configs stepalign,refsol,grpo --seeds 3\n"
+        "  python -m stepalign_jax.compare --config tiny --conditions grpo,stepalign "
+        "--seeds 3 --cells grpo:0,stepalign:2",
         options={
             "--conditions": {"metavar": "A,B,...", "help": "variants of --config to compare"},
             "--configs": {"metavar": "A,B,...", "help": "or whole configs, as for --config"},
@@ -76,26 +78,58 @@ def main(argv: list[str]) -> None:
                 "metavar": "N",
                 "help": "runs at a time (default: one per core; give 1 on an accelerator)",
             },
+            "--cells": {
+                "metavar": "LABEL:SEED,...",
+                "help": "run these alone, of those that are missing; "
+                "LABEL:SEED:equal_wall_clock is one of equal time",
+            },
+            "--collect-only": {
+                "action": "store_true",
+                "help": "run nothing: the table of what there is, and what is missing",
+            },
+            "--again": {
+                "metavar": "LABEL:SEED",
+                "help": "set this cell and its run aside, make it again, and say whether the "
+                "digits are the same",
+            },
         },
         sections=ALL_SECTIONS,
         config="optional",
     )
     if arguments.seeds < 1 or arguments.workers < 1:
         raise UserError("--seeds and --workers must be 1 or more.")
+    if sum(map(bool, (arguments.cells, arguments.collect_only, arguments.again))) > 1:
+        raise UserError("--cells, --collect-only and --again exclude each other: give one.")
     _check_overrides(arguments.overrides)
     title, contenders = _contenders(arguments)
-    comparison, directory = compare(
+    comparison = Comparison(
         contenders,
         arguments.overrides,
         arguments.seeds,
-        arguments.workers,
         title=title,
         equal_time=not arguments.equal_tokens_only,
     )
-    (directory / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
-    plot_comparison(comparison, directory / "comparison.png")
-    print(comparison_table(comparison))
-    print(f"files: {directory}")
+    digits = _make(comparison, arguments)
+    results, directory = comparison.results(), comparison.directory
+    (directory / "comparison.md").write_text(comparison_markdown(results), encoding="utf-8")
+    plot_comparison(results, directory / "comparison.png")
+    print(comparison_table(results))
+    print(f"{digits}files: {directory}")
+
+
+def _make(comparison: Comparison, arguments: argparse.Namespace) -> str:
+    """Makes cells as the arguments say; returns a line on the digits of one made again."""
+    labels, seeds, workers = comparison.labels, arguments.seeds, arguments.workers
+    if not arguments.again:
+        only = arguments.cells and parse_cell_names(arguments.cells, labels, seeds)
+        comparison.make(0 if arguments.collect_only else workers, only or None)
+        return ""
+    names = parse_cell_names(arguments.again, labels, seeds)
+    if len(names) > 1:
+        raise UserError("--again makes one cell: name one.")
+    changed = comparison.again(names[0], workers)
+    found = "; ".join(changed) or "none: every digit is the same"
+    return f"{names[0]} made again, other digits: {found}\n"
 
 
 if __name__ == "__main__":

@@ -196,7 +196,8 @@ def train(config: Config) -> dict[str, Any]:
                         condition, samples, correct, critiques, roles,
                         num_samples=loop.samples_per_problem,
                         weight_names=config.objective.token_weights,
-                        num_parts=loop.micro_batches, mesh=model.mesh,
+                        num_parts=loop.micro_batches, stop_id=model.stop_ids[0],
+                        mesh=model.mesh,
                     )  # fmt: skip
                 with watch.phase("score"):
                     hidden = jax.block_until_ready(

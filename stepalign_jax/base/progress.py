@@ -145,6 +145,12 @@ def progress(
     return _Bar(iterable, total, description)
 
 
+def say(line: str) -> None:
+    """Prints a result on stdout as it comes, above the bars of a terminal."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
 def advance(bar: Any) -> Callable[[int], None]:
     """Returns a callback that moves `bar` to the number of items done so far."""
 

@@ -77,6 +77,13 @@ class PolicyGradient(ObjectiveConfig):
 
 
 @section
+class NegativeLogLikelihood(ObjectiveConfig):
+    """Of texts in the rollouts' place (feedback/baselines.py); no teacher is asked."""
+
+    kind: Literal["nll"] = "nll"
+
+
+@section
 class TeacherConfig(Choice):
     """The self-teacher's weights."""
 

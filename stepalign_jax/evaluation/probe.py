@@ -148,7 +148,7 @@ def probe_teacher(
     """
     pattern, budget = asker.roles.prompts.answer_pattern, asker.roles.prompts.max_context_tokens
     for condition in conditions:
-        if condition.contexts is None:
+        if condition.contexts is None or not condition.asks_teacher:
             continue
         contexts = condition.contexts(attempts, critiques, asker.roles.trace)
         contexts = fit_budget(contexts, asker.roles.count_tokens, budget)

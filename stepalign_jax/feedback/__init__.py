@@ -2,4 +2,4 @@
 # SPDX-License-Identifier: Apache-2.0
 
 # Importing the room registers all conditions.
-from stepalign_jax.feedback import controls  # noqa: F401
+from stepalign_jax.feedback import baselines, controls  # noqa: F401

@@ -97,6 +97,7 @@ class Context:
 
 
 ContextFunction = Callable[[Sequence[Attempt], Sequence[Context], TraceFormat], list[Context]]
+TargetFunction = Callable[[Sequence[Attempt], Sequence[Context], Sequence[bool]], list[Context]]
 
 
 class Condition(NamedTuple):
@@ -107,11 +108,19 @@ class Condition(NamedTuple):
       contexts: (attempts, critiques, how traces are read) -> one context per attempt; None
         where no teacher is asked, and the reward alone trains.
       needs_critiques: whether the critic is asked; else the function gets no critiques.
+      targets: (attempts, contexts, whether each answer is right) -> the texts whose likelihood
+        trains, in place of the rollouts, without a teacher; None: the rollouts train.
     """
 
     name: str
     contexts: ContextFunction | None
     needs_critiques: bool
+    targets: TargetFunction | None
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher scores the rollouts under the contexts."""
+        return self.contexts is not None and self.targets is None
 
 
 CONDITIONS: dict[str, Condition] = {}
@@ -123,7 +132,7 @@ def condition(
     """Registers the decorated function as the contexts of the condition `name`."""
 
     def register(contexts: ContextFunction) -> ContextFunction:
-        CONDITIONS[name] = Condition(name, contexts, needs_critiques)
+        CONDITIONS[name] = Condition(name, contexts, needs_critiques, targets=None)
         return contexts
 
     return register
@@ -160,7 +169,7 @@ def reference(
     return [Context(r or "", "no_reference" if r is None else None) for r in references]
 
 
-CONDITIONS["grpo"] = Condition("grpo", contexts=None, needs_critiques=False)
+CONDITIONS["grpo"] = Condition("grpo", contexts=None, needs_critiques=False, targets=None)
 
 
 @condition("no_context", needs_critiques=False)

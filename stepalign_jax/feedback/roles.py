@@ -81,16 +81,20 @@ class Roles:
     def _render(self, text: str, thinking: bool) -> list[int]:
         return render_prompt(self.tokenizer, text, thinking=thinking)
 
+    def plain(self, text: str) -> list[int]:
+        """Ids of a text outside of any prompt, such as a completion without what ends it."""
+        return encode_plain(self.tokenizer, text)
+
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a section of a prompt."""
-        return len(encode_plain(self.tokenizer, text))
+        return len(self.plain(text))
 
     def num_copied(self, completion: Sequence[int], text: str) -> int:
         """How many tokens at the head of a completion stand at the head of `text` too.
 
         A tokenizer that joins characters may break the last token that is alike otherwise.
         """
-        pairs = zip(completion, encode_plain(self.tokenizer, text), strict=False)
+        pairs = zip(completion, self.plain(text), strict=False)
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def check_problems(self, problems: Iterable[Problem], split: str, room: Room) -> None:

@@ -81,7 +81,8 @@ def plot_comparison(comparison: dict[str, Any], path: pathlib.Path) -> pathlib.P
 
     A curve is the mean over seeds, its band goes from the lowest seed to the highest; the
     critic's exactness is averaged over windows of 5 steps first. A final gain is the mean
-    over seeds (diamond); each seed has a dot with its interval over problems.
+    over seeds (diamond) with its interval over seeds and problems; each seed has a dot with
+    its interval over problems. Conditions without a cell are left out.
 
     Returns:
       `path`.
@@ -90,7 +91,8 @@ def plot_comparison(comparison: dict[str, Any], path: pathlib.Path) -> pathlib.P
       UserError: the image cannot be written.
     """
     variants = comparison["variants"]
-    names = list(dict.fromkeys(name for v in variants.values() for name in v))
+    names = comparison["labels"]
+    variants = {variant: found for variant, found in variants.items() if found}
     height = max(3.4, 1.4 + 0.42 * len(names))
     figure = Figure(figsize=(14.5, height * len(variants)), layout="constrained")
     axes = figure.subplots(len(variants), 3, squeeze=False, width_ratios=(1.25, 1, 1))
@@ -103,13 +105,13 @@ def plot_comparison(comparison: dict[str, Any], path: pathlib.Path) -> pathlib.P
         title = VARIANTS.get(variant, variant)
         _prepare(left, f"{title}: validation Avg@k (%)", "optimizer step")
         _prepare(middle, f"{title}: critic exact on wrong rollouts (%)", "optimizer step")
-        for name, seeds in conditions.items():
-            index = names.index(name)
+        for index, name in enumerate(names):
+            seeds = conditions.get(name, [])
             _draw_band(left, [dict(map(tuple, s["curve"])) for s in seeds], name, index)
             _draw_band(middle, [_windows(s["critic_exactness"]) for s in seeds], name, index)
         left.legend(frameon=False, fontsize=8, ncols=2 if len(names) > 4 else 1)
         _prepare(right, f"{title}: gain in Avg@{comparison['k']} (points)", "")
-        _draw_gains(right, conditions, names)
+        _draw_gains(right, conditions, comparison["gains"][variant], names)
     return _save(figure, path)
 
 
@@ -214,7 +216,7 @@ def _windows(points: Sequence[Sequence[Any]], width: int = 5) -> dict[int, float
 def _draw_band(axes: Axes, curves: Sequence[dict[int, float]], name: str, index: int) -> None:
     """Draws the mean of curves {step: share}, and the band from the lowest to the highest."""
     # Steps that all seeds have: under equal wall clock some get further than others.
-    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     if not steps:
         return
     values = 100 * np.array([[curve[step] for step in steps] for curve in curves])
@@ -226,18 +228,23 @@ def _draw_band(axes: Axes, curves: Sequence[dict[int, float]], name: str, index:
     axes.plot(steps, values.mean(axis=0), style, color=colour, linewidth=1.7, label=name)
 
 
-def _draw_gains(axes: Axes, conditions: dict[str, Any], names: Sequence[str]) -> None:
+def _draw_gains(
+    axes: Axes, conditions: dict[str, Any], over_all: dict[str, Any], names: Sequence[str]
+) -> None:
     axes.axvline(0, color="#606060", linewidth=1)
     axes.grid(axis="y", visible=False)
-    for row, (name, seeds) in enumerate(conditions.items()):
-        colour = _COLOURS[names.index(name) % len(_COLOURS)]
+    shown = [name for name in names if name in conditions]
+    for row, name in enumerate(shown):
+        seeds, colour = conditions[name], _COLOURS[names.index(name) % len(_COLOURS)]
         gains = 100 * np.array([_triple(s["summary"]["gain"]["avg_at_k"]) for s in seeds])
         means, errors = _means_and_errors(gains)
+        whole = 100 * np.array([_triple(over_all[name]["avg_at_k"])])
+        mean, ends = _means_and_errors(whole)
         # The mean stands above its seeds, so that it hides none of them.
-        axes.plot(means.mean(), row - 0.3, "D", color=colour, markersize=6)
+        axes.errorbar(mean, [row - 0.3], xerr=ends, fmt="D", color=colour, ms=6, lw=1.8)
         axes.annotate(
-            f"{means.mean():+.1f}",
-            (means.mean(), row - 0.3),
+            f"{mean[0]:+.1f}",
+            (whole.max(), row - 0.3),
             (7, 0),
             textcoords="offset points",
             va="center",
@@ -247,7 +254,7 @@ def _draw_gains(axes: Axes, conditions: dict[str, Any], names: Sequence[str]) ->
         axes.errorbar(
             means, heights, xerr=errors, fmt="o", color=colour, ms=3.5, lw=1, alpha=0.7
         )
-    axes.set_yticks(range(len(conditions)), list(conditions))
+    axes.set_yticks(range(len(shown)), shown)
     axes.set_ylim(len(conditions) - 0.5, -0.5)  # the first condition on top
 
 

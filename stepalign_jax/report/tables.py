@@ -7,13 +7,18 @@ scores = {"avg_at_k": interval, "pass_at_k": interval, "maj_at_k": interval, "me
 number or interval} and interval = {"mean": float, "low": float, "high": float}. Shares are in
 0..1 and shown in percent; a gain is the difference of two shares, in percentage points.
 
-A comparison: {"k": int, "variants": {variant: {condition: [one dict per seed]}}} with the keys
-seed, summary, curve ([[step, avg_at_k], ...]), critic_exactness ([[step, value or None], ...]),
-solver_tokens and train_seconds per seed.
+A comparison, as `runs/compare.py` makes it: {"k": int, "num_seeds": int, "labels": [condition],
+"missing": {variant: [cell]}, "notes": [sentence]}, and by variant
+
+    variants      {condition: [one dict per seed]}, of those that have cells
+    gains         {condition: {score: interval}}, over runs and problems
+    differences   {condition: {score: interval} or None}, gain of the first less this one's
+
+with the keys seed, summary, curve ([[step, avg_at_k], ...]), critic_exactness ([[step, value or
+None], ...]), solver_tokens, critic_share and train_seconds per seed.
 """
 
 import textwrap
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -146,58 +151,124 @@ def _aligned(rows: list[list[str]]) -> str:
 
 
 def comparison_table(comparison: dict[str, Any]) -> str:
-    """Returns one plain-text table per variant, with less than `comparison_markdown` has."""
+    """Returns plain-text tables per variant, with less than `comparison_markdown` has."""
     parts = []
-    for variant, conditions in comparison["variants"].items():
+    for variant in comparison["variants"]:
         title = _shortened(str(VARIANTS.get(variant, variant)))
-        rows = [[title, "before", "after", "gain", "seeds", "critic", "tokens", "s"]]
-        rows += [_comparison_row(name, seeds) for name, seeds in conditions.items()]
+        rows = [[title, "before", "after", "gain", "n", "critic", "tokens", "s"]]
+        for name in comparison["labels"]:
+            found = _row(comparison, variant, name)
+            shown = ("before", "after", "gain", "seeds", "critic", "tokens", "seconds")
+            rows.append([_shortened(name), *(found[key] for key in shown)])
         parts.append(_aligned(rows))
+        if differences := _difference_rows(comparison, variant):
+            differences[0][0] = _shortened(differences[0][0], end=" minus")
+            parts.append(_aligned([[_shortened(row[0]), *row[1:]] for row in differences]))
     parts.append(
-        f"Avg@{comparison['k']} in percent, its gain in points; means over seeds.\n"
-        "seeds: their lowest and highest gain. critic: percent exact on wrong rollouts.\n"
+        f"Avg@{comparison['k']} in percent, gains in points [intervals] over seeds and "
+        "problems.\nn: seeds. critic: percent exact on wrong rollouts.\n"
         "tokens, s: of the solver, and seconds of training, in one run.\n"
+        + "".join(textwrap.fill(note, WIDTH) + "\n" for note in _notes(comparison))
     )
     return "\n".join(parts)
 
 
-def _comparison_row(name: str, seeds: Sequence[dict[str, Any]]) -> list[str]:
-    _, _, *means, _, exactness, tokens, seconds = _markdown_row(name, seeds)
-    gains = [100 * seed["summary"]["gain"]["avg_at_k"]["mean"] for seed in seeds]
-    spread = f"{min(gains):+.1f} {max(gains):+.1f}"
-    return [_shortened(name), *means, spread, exactness, tokens, seconds]
+def _row(comparison: dict[str, Any], variant: str, name: str) -> dict[str, str]:
+    """A condition's means over its seeds, by column; of one without a cell, dashes."""
+    seeds = comparison["variants"][variant].get(name, [])
+    number, asked = len(seeds), comparison["num_seeds"]
+    columns = ("before", "after", "gain", "each", "critic", "share", "tokens", "seconds")
+    found = dict.fromkeys(columns, _NOTHING)
+    found["seeds"] = str(number) if number == asked else f"{number}/{asked}"
+    if not seeds:
+        return found
+
+    def mean_of(side: str) -> float:
+        return float(np.mean([seed["summary"][side]["avg_at_k"]["mean"] for seed in seeds]))
+
+    exactness = [v for s in seeds for _, v in s["critic_exactness"] if v is not None]
+    gains = [_share(s["summary"]["gain"]["avg_at_k"], signed=True) for s in seeds]
+    gain = comparison["gains"][variant][name]["avg_at_k"]
+    return found | {
+        "before": _share(mean_of("before")),
+        "after": _share(mean_of("after")),
+        "gain": _share(gain, signed=True),
+        "each": "; ".join(gains),
+        "critic": _share(float(np.mean(exactness)) if exactness else None),
+        "share": _share(float(np.mean([s["critic_share"] for s in seeds]))),
+        "tokens": _count(np.mean([s["solver_tokens"] for s in seeds])),
+        "seconds": _count(np.mean([s["train_seconds"] for s in seeds])),
+    }
 
 
-def _shortened(name: str) -> str:
-    """A name of any length, cut in its middle to `_LONGEST` characters."""
-    half = (_LONGEST - 1) // 2
-    return name if len(name) <= _LONGEST else f"{name[:half]}…{name[-half:]}"
+def _count(value: Any) -> str:
+    return f"{value:,.0f}" if value < 1e6 else f"{value / 1e6:,.1f}M"
+
+
+def _difference_rows(comparison: dict[str, Any], variant: str) -> list[list[str]]:
+    """How much more the first condition gained than each other one; [] without any pair."""
+    differences = comparison["differences"][variant]
+    found = {n: differences[n] for n in comparison["labels"] if differences.get(n)}
+    if not found:
+        return []
+    labels = [label.format(k=comparison["k"]) for label in SCORES.values()]
+    return [
+        [comparison["labels"][0], *labels],
+        *([n, *(_share(d[key], signed=True) for key in SCORES)] for n, d in found.items()),
+    ]
+
+
+def _notes(comparison: dict[str, Any]) -> list[str]:
+    missing = [
+        f"Missing at {str(VARIANTS.get(variant, variant)).lower()}: "
+        f"{', '.join(name.rpartition(':')[0] for name in names)}."
+        for variant, names in comparison["missing"].items()
+        if names
+    ]
+    return [*missing, *comparison["notes"]]
+
+
+def _shortened(name: str, end: str = "") -> str:
+    """A name of any length, cut in its middle to `_LONGEST` characters, `end` included."""
+    longest = _LONGEST - len(end)
+    half = (longest - 1) // 2
+    return (name if len(name) <= longest else f"{name[:half]}…{name[-half:]}") + end
 
 
 def comparison_markdown(comparison: dict[str, Any]) -> str:
-    """Returns one Markdown table per variant: a row per condition, means over its seeds."""
-    k = comparison["k"]
-    parts = []
-    for variant, conditions in comparison["variants"].items():
-        header = [
-            "condition",
-            "seeds",
-            f"Avg@{k} before",
-            f"Avg@{k} after",
-            "gain",
-            "gain of each seed [interval]",
-            "critic exactness",
-            "solver tokens",
-            "training seconds",
-        ]
-        rows = [_markdown_row(name, seeds) for name, seeds in conditions.items()]
-        table = [header, ["---"] * len(header), *rows]
-        lines = ["| " + " | ".join(row) + " |" for row in table]
-        parts.append("\n".join([f"### {VARIANTS.get(variant, variant)}", "", *lines]))
+    """Returns Markdown tables per variant: a row per condition, then the differences."""
+    k, parts = comparison["k"], []
+    columns = {
+        "seeds": "seeds",
+        "before": f"Avg@{k} before",
+        "after": f"Avg@{k} after",
+        "gain": "gain [interval]",
+        "each": "gain of each seed [interval over problems]",
+        "critic": "critic exactness",
+        "share": "critic's share of time",
+        "tokens": "solver tokens",
+        "seconds": "training seconds",
+    }
+    for variant in comparison["variants"]:
+        parts.append(f"### {VARIANTS.get(variant, variant)}")
+        rows = [["condition", *columns.values()]]
+        for name in comparison["labels"]:
+            found = _row(comparison, variant, name)
+            rows.append([name, *(found[key] for key in columns)])
+        parts.append(_markdown(rows))
+        if differences := _difference_rows(comparison, variant):
+            differences[0][0] = f"gain of {comparison['labels'][0]}, less that of"
+            parts.append(_markdown(differences))
     parts.append(
-        "Shares in percent, gains in points; means over seeds, intervals over problems."
+        "Shares in percent, gains in points; means over seeds. Intervals are over seeds and "
+        "problems, where not said otherwise, and pair both."
     )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *_notes(comparison)]) + "\n"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    table = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in table)
 
 
 def _share(value: Any, *, signed: bool = False) -> str:
@@ -214,22 +285,3 @@ def _number(value: Any, *, scale: float = 1.0, signed: bool = False) -> str:
     mean, low, high = (scale * value[key] for key in ("mean", "low", "high"))
     digits = 0 if max(abs(mean), abs(low), abs(high)) >= 1000 else 1
     return f"{mean:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-
-
-def _markdown_row(name: str, seeds: Sequence[dict[str, Any]]) -> list[str]:
-    def mean_of(side: str) -> float:
-        return float(np.mean([seed["summary"][side]["avg_at_k"]["mean"] for seed in seeds]))
-
-    exactness = [v for s in seeds for _, v in s["critic_exactness"] if v is not None]
-    gains = [_share(s["summary"]["gain"]["avg_at_k"], signed=True) for s in seeds]
-    return [
-        name,
-        str(len(seeds)),
-        _share(mean_of("before")),
-        _share(mean_of("after")),
-        _share(mean_of("gain"), signed=True),
-        "; ".join(gains),
-        _share(float(np.mean(exactness)) if exactness else None),
-        f"{np.mean([s['solver_tokens'] for s in seeds]):,.0f}",
-        f"{np.mean([s['train_seconds'] for s in seeds]):,.0f}",
-    ]

@@ -1,321 +1,261 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Runs configs, most often the conditions of one, against each other over seeds.
+"""Compares configs over seeds, cell by cell (docs/compare.md).
 
-Every run is a `train` command of its own, in a process pinned to its share of the cores;
-finished runs are kept, so the same command again goes on. Two variants are compared:
+A finished run (`jobs.py`) leaves a cell (`cells.py`), and cells are all that the tables are
+made from (`comparison.py`): the same command again makes what is missing, here or on another
+machine. Two variants are compared:
 
     equal_tokens      every condition makes train.num_steps steps of as many rollouts
     equal_wall_clock  each condition gets as many steps as fit in the time that the slowest
                       one took above (median time of a step, evaluation not counted)
-
-What is compared are configs, each under a label: the variants of one config that have the names
-of conditions (`of_conditions`), or several configs (`of_configs`).
 """
 
-import dataclasses
-import os
-import queue
 import statistics
-import subprocess
 import sys
-import threading
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import read_json, read_jsonl, write_json
-from stepalign_jax.base.progress import advance, progress
-from stepalign_jax.config.load import load_config, split_spec
-from stepalign_jax.config.schema import Config
-from stepalign_jax.runs.directory import RunDirectory, is_finished, open_run
+from stepalign_jax.base.files import read_json_object, write_json
+from stepalign_jax.base.progress import say
+from stepalign_jax.runs.cells import (
+    EQUAL_TOKENS,
+    EQUAL_WALL_CLOCK,
+    VARIANTS,
+    Cell,
+    CellFiles,
+    CellName,
+    differing_digits,
+    make_cell,
+)
+from stepalign_jax.runs.comparison import notes_on, variant_of
+from stepalign_jax.runs.directory import RunDirectory, is_finished
+from stepalign_jax.runs.jobs import Contender, Job, make_job, run_jobs
+from stepalign_jax.runs.lock import lock_run
 
-POLL_SECS = 1.0  # how often the steps of the runs that are under way are counted
 
+def jobs_of_equal_time(
+    jobs: Sequence[Job], cells: Sequence[Cell], overrides: Sequence[str], files: CellFiles
+) -> list[Job]:
+    """Returns the jobs again, each with the steps that fit in the slowest one's time.
 
-class Contender(NamedTuple):
-    """One of the configs that are compared.
+    A cell that is there has the number of steps that it was made with, and so have those that
+    are still to be made of its condition.
 
-    Attributes:
-      label: its name in tables: a condition, or the config's own.
-      spec: as for `--config`.
+    Args:
+      jobs: of equal tokens, all of them.
+      cells: theirs.
+      overrides: of all configs.
+      files: where cells of equal time may lie.
     """
-
-    label: str
-    spec: str
-
-
-def of_conditions(spec: str, conditions: Sequence[str]) -> list[Contender]:
-    """Returns one config's variants, called like the conditions; a variant of it is a regime.
-
-    `tiny` gives `tiny:grpo`, `tiny:hard` gives `tiny:hard-grpo`.
-
-    Raises:
-      UserError: the config does not know a condition.
-    """
-    path, regime = split_spec(spec)
-    found = []
-    for condition in conditions:
-        variant = f"{path}:{regime}-{condition}" if regime else f"{path}:{condition}"
-        try:
-            load_config(variant)
-        except UserError as error:
-            raise UserError(
-                f"{str(error).rstrip('.')}; conditions that are configs of their own are "
-                "compared by --configs=A,B,... instead of --config and --conditions."
-            ) from error
-        found.append(Contender(condition, variant))
-    return found
-
-
-def of_configs(specs: Sequence[str]) -> list[Contender]:
-    """Returns configs, each labelled with its name.
-
-    Raises:
-      UserError: a config cannot be loaded, or two have one name.
-    """
-    found = [Contender(load_config(spec).name, spec) for spec in specs]
-    labels = [contender.label for contender in found]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UserError(
-                f"--configs has two configs with name={label!r}: give each a name of its own, "
-                "which its runs and its row in the table have."
-            )
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One run of `train`: its arguments, and the config they resolve to."""
-
-    contender: Contender
-    seed: int
-    arguments: tuple[str, ...]
-    config: Config
-
-    @property
-    def label(self) -> str:
-        """What it is compared as."""
-        return self.contender.label
-
-    @property
-    def run(self) -> RunDirectory:
-        """Where the run lies."""
-        return RunDirectory.of(self.config)
-
-    def steps_done(self) -> int:
-        """How many optimizer steps are on disk."""
-        try:
-            return self.run.metrics_file.read_bytes().count(b"\n")
-        except OSError:
-            return 0
-
-
-def make_job(
-    contender: Contender, overrides: Sequence[str], seed: int, extra: Sequence[str]
-) -> Job:
-    """Returns the run of one config and seed.
-
-    Raises:
-      UserError: if an override is wrong.
-    """
-    spec = contender.spec
-    name = load_config(spec, overrides).name
-    suffix = "".join("-" + e.split("=")[1] + "steps" for e in extra)
-    extra = (*extra, f"--seed={seed}", f"--name={name}{suffix}-seed{seed}")
-    arguments = ("--config", spec, *overrides, *extra)
-    return Job(contender, seed, arguments, load_config(spec, [*overrides, *extra]))
-
-
-def run_jobs(jobs: Sequence[Job], num_workers: int, description: str) -> None:
-    """Runs the jobs that are not finished yet, `num_workers` at a time.
-
-    Raises:
-      UserError: if a run fails; the others that had started are waited for. Or, before any
-        of them starts, if a directory holds a run of another config or cannot be written.
-      Stopped: by a signal; the runs that had started are asked to stop, and save a checkpoint.
-    """
-    for job in jobs:
-        open_run(job.config)
-    cores = available_cores()
-    children = _Children()
-    shares: queue.Queue[list[int]] = queue.Queue()
-    for worker in range(num_workers):
-        shares.put(cores[worker::num_workers] or cores)
-
-    def run(job: Job) -> None:
-        share = shares.get()
-        try:
-            _run_one(job, share, children)
-        finally:
-            shares.put(share)
-
-    waiting = [job for job in jobs if not is_finished(job.config)]
-    num_steps = sum(job.config.train.num_steps for job in waiting)
-    with (
-        progress(total=num_steps, description=f"{description}, steps") as bar,
-        ThreadPoolExecutor(num_workers) as pool,
-    ):
-        futures = [pool.submit(run, job) for job in waiting]
-        try:
-            for future in futures:
-                while not future.done():
-                    _show_steps(bar, waiting, futures)
-                    wait([future], timeout=POLL_SECS)
-                future.result()
-            _show_steps(bar, waiting, futures)
-        except UserError:
-            pool.shutdown(cancel_futures=True)
-            raise
-        except KeyboardInterrupt:
-            children.stop()
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _show_steps(bar: Any, jobs: Sequence[Job], futures: Sequence[Future[None]]) -> None:
-    advance(bar)(sum(job.steps_done() for job in jobs))
-    finished = sum(future.done() for future in futures)
-    bar.set_postfix_str(f"{finished} of {len(jobs)} runs finished")
-
-
-class _Children:
-    """The processes that are under way, so that all of them can be stopped at once."""
-
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock, self._stopping = threading.Lock(), False
-
-    def run(self, command: Sequence[str], log: Path, cores: list[int]) -> int:
-        """Runs a command to its end; returns its status, or -1 if all are to stop."""
-        with log.open("w") as file, self._lock:
-            if self._stopping:
-                return -1
-            # In a group of its own: a Ctrl-C reaches it once, from `stop`, and not twice.
-            process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            self._running.add(process)
-        _pin(process.pid, cores)  # long before it starts the threads that inherit this
-        with process:
-            status = process.wait()
-        self._running.discard(process)
-        return status
-
-    def stop(self) -> None:
-        """Asks the running ones to stop, and lets no other start."""
-        with self._lock:
-            self._stopping = True
-            for process in self._running:
-                process.terminate()
-
-
-def _run_one(job: Job, cores: list[int], children: _Children) -> None:
-    log = job.run.path / "log.txt"
-    command = [sys.executable, "-m", "stepalign_jax.train", *job.arguments]
-    if status := children.run(command, log, cores):
-        raise UserError(
-            f"{' '.join(['train', *job.arguments])} ended with status {status}; its output is "
-            f"in {log}, and this command goes on from there when it is given again."
-        )
-
-
-def available_cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def _pin(process_id: int, cores: list[int]) -> None:
-    if hasattr(os, "sched_setaffinity"):  # Linux; elsewhere the runs share all cores
-        os.sched_setaffinity(process_id, cores)
-
-
-def seconds_per_step(job: Job) -> float:
-    """Returns the median time of an optimizer step, evaluation not counted."""
-    rows = read_jsonl(job.run.timings_file)
-    return statistics.median(row["total"] - row.get("validate", 0.0) for row in rows)
-
-
-def jobs_of_equal_time(jobs: Sequence[Job], overrides: Sequence[str]) -> list[Job]:
-    """Returns the jobs again, each with the steps that fit in the slowest one's time."""
     speed: dict[str, float] = {}
     for label in dict.fromkeys(job.label for job in jobs):
-        own = [seconds_per_step(job) for job in jobs if job.label == label]
+        own = [
+            cell["costs"]["seconds_per_step"]
+            for job, cell in zip(jobs, cells, strict=True)
+            if job.label == label
+        ]
         speed[label] = statistics.median(own)
     slowest = max(speed.values())
+    made: dict[str, dict[int, int]] = {}
+    for job in jobs:
+        if (path := files.path(job.cell(EQUAL_WALL_CLOCK))).exists():
+            made.setdefault(job.label, {})[job.seed] = _num_steps(path)
     equal = []
     for job in jobs:
-        num_steps = round(job.config.train.num_steps * slowest / speed[job.label])
+        there = made.get(job.label, {})
+        computed = round(job.config.train.num_steps * slowest / speed[job.label])
+        num_steps = there.get(job.seed, next(iter(there.values()), computed))
         extra = (f"--train.num_steps={num_steps}",)
         same = num_steps == job.config.train.num_steps
         equal.append(job if same else make_job(job.contender, overrides, job.seed, extra))
     return equal
 
 
-def collect(jobs: Sequence[Job]) -> dict[str, list[dict[str, Any]]]:
-    """Returns, by label, what each seed's run came to."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for job in jobs:
-        rows = read_jsonl(job.run.metrics_file)
-        summary = read_json(job.run.summary_file)
-        found.setdefault(job.label, []).append(
-            {
-                "seed": job.seed,
-                "name": job.config.name,
-                "num_steps": job.config.train.num_steps,
-                "summary": summary,
-                "curve": job.run.validation_curve(),
-                "critic_exactness": [
-                    [row["step"] + 1, row["critic_exact_on_wrong"]] for row in rows
-                ],
-                "solver_tokens": summary["solver_tokens"],
-                "train_seconds": summary["step_seconds"],
-            }
+def _num_steps(path: Path) -> int:
+    try:
+        return int(read_json_object(path)["config"]["train"]["num_steps"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no cell: delete it to make it again.") from error
+
+
+class Comparison:
+    """Contenders and seeds: which cells there are, and which are still to be made."""
+
+    def __init__(
+        self,
+        contenders: Sequence[Contender],
+        overrides: Sequence[str],
+        seeds: int,
+        *,
+        title: str,
+        equal_time: bool,
+    ):
+        """Nothing is run.
+
+        Args:
+          contenders: what is compared; differences are taken from the first.
+          overrides: of all configs.
+          seeds: runs of each, with the seeds 0 to seeds - 1.
+          title: what the comparison is called, beside the labels.
+          equal_time: adds the second variant.
+
+        Raises:
+          UserError: an override is wrong, or configs have other numbers of samples.
+        """
+        self._contenders, self._overrides = contenders, overrides
+        self._equal_time, self._num_seeds = equal_time, seeds
+        self.labels = [contender.label for contender in contenders]
+        self.jobs = [
+            make_job(contender, overrides, seed, ())
+            for seed in range(seeds)
+            for contender in contenders
+        ]
+        self._how = self.jobs[0].config.evaluation
+        for job in self.jobs:
+            if job.config.evaluation.num_samples != self._how.num_samples:
+                raise UserError(
+                    "evaluation.num_samples differs between the configs, so their Pass@k would "
+                    "not compare: set it for all with --evaluation.num_samples=..."
+                )
+        name = "-".join(filter(None, ["comparison", title, *self.labels]))
+        self.directory = Path(self.jobs[0].config.runs_dir) / name
+        self._files = CellFiles(self.directory)
+        self._missing: dict[str, list[CellName]] = {}
+
+    def make(self, num_workers: int, only: Sequence[CellName] | None = None) -> None:
+        """Collects the cells that there are, and runs those that are missing.
+
+        Equal time needs the times of all cells of equal tokens, and waits for them.
+
+        Args:
+          num_workers: runs at a time; 0 runs nothing.
+          only: runs these alone; None: all.
+
+        Raises:
+          UserError: a run failed, or a cell does not belong to this comparison.
+          Stopped: by a signal; the same call goes on.
+        """
+        jobs = {job.cell(EQUAL_TOKENS): job for job in self.jobs}
+        self._fill(jobs, num_workers, only)
+        if not self._equal_time:
+            return
+        if waiting := self._missing[EQUAL_TOKENS]:
+            self._missing[EQUAL_WALL_CLOCK] = [j.cell(EQUAL_WALL_CLOCK) for j in self.jobs]
+            print(f"equal wall clock waits for {', '.join(map(str, waiting))}", file=sys.stderr)
+            return
+        cells = [self._files[name] for name in jobs]
+        timed = jobs_of_equal_time(self.jobs, cells, self._overrides, self._files)
+        self._fill({job.cell(EQUAL_WALL_CLOCK): job for job in timed}, num_workers, only)
+
+    def _fill(
+        self, jobs: Mapping[CellName, Job], num_workers: int, only: Sequence[CellName] | None
+    ) -> None:
+        for name, job in jobs.items():
+            if self._files.read(name, job.config) is None and is_finished(job.config):
+                self._keep(name, job)
+        wanted = {
+            name: job
+            for name, job in jobs.items()
+            if name not in self._files and (only is None or name in only)
+        }
+        variant = next(iter(jobs)).variant
+        if wanted and num_workers:
+            by_job = {job.config.name: (name, job) for name, job in wanted.items()}
+            run_jobs(
+                list(wanted.values()),
+                num_workers,
+                variant.replace("_", " "),
+                lambda job: self._keep(*by_job[job.config.name]),
+            )
+        self._missing[variant] = [name for name in jobs if name not in self._files]
+
+    def _keep(self, name: CellName, job: Job) -> None:
+        cell = make_cell(name, job.config, job.arguments, job.run)
+        self._files.write(name, cell, job.config)
+        before, after = (100 * np.mean(cell[side]["avg_at_k"]) for side in ("before", "after"))
+        seconds = cell["costs"]["train_seconds"]
+        say(
+            f"{name}: Avg@{self._how.num_samples} {before:.1f} -> {after:.1f}, "
+            f"{job.config.train.num_steps} steps in {seconds:,.0f} s"
         )
-    return found
 
+    def again(self, name: CellName, num_workers: int) -> list[str]:
+        """Makes one cell again; what it was before is set aside.
 
-def compare(
-    contenders: Sequence[Contender],
-    overrides: Sequence[str],
-    seeds: int,
-    num_workers: int,
-    *,
-    title: str,
-    equal_time: bool,
-) -> tuple[dict[str, Any], Path]:
-    """Runs the comparison and returns it with the directory of its files.
+        A stopped call goes on when it is given again: what is set aside then is not touched.
 
-    Args:
-      contenders: what is compared.
-      overrides: of all configs.
-      seeds: runs of each, with the seeds 0 to seeds - 1.
-      num_workers: runs at a time.
-      title: what the comparison is called, beside the labels.
-      equal_time: adds the second variant.
-    """
-    jobs = [
-        make_job(contender, overrides, seed, ())
-        for seed in range(seeds)
-        for contender in contenders
-    ]
-    run_jobs(jobs, num_workers, "equal tokens")
-    variants = {"equal_tokens": collect(jobs)}
-    if equal_time:
-        timed = jobs_of_equal_time(jobs, overrides)
-        run_jobs(timed, num_workers, "equal wall clock")
-        variants["equal_wall_clock"] = collect(timed)
-    comparison = {
-        "k": jobs[0].config.evaluation.num_samples,
-        "configs": {contender.label: contender.spec for contender in contenders},
-        "overrides": list(overrides),
-        "variants": variants,
-    }
-    name = "-".join(filter(None, ["comparison", title, *variants["equal_tokens"]]))
-    directory = Path(jobs[0].config.runs_dir) / name
-    write_json(directory / "comparison.json", comparison)
-    return comparison, directory
+        Returns:
+          Where its digits are others now, in words; [] if nowhere.
+
+        Raises:
+          UserError: there is no such cell, or as `make`.
+        """
+        self.make(0)
+        shelf = self.directory / "set_aside"
+        if name in self._files:
+            self._set_aside(name, shelf)
+        kept = sorted(shelf.glob(f"[0-9]*/{name.file}"), key=lambda path: int(path.parent.name))
+        if not kept:
+            raise UserError(
+                f"{self.directory} has no cell {name} to make again: leave --again out to make "
+                "it once."
+            )
+        self.make(num_workers, [name])
+        return differing_digits(read_json_object(kept[-1]), self._files[name])
+
+    def _set_aside(self, name: CellName, shelf: Path) -> None:
+        """Moves a cell, its run, and the run's other cell to a new folder of the shelf."""
+        run = self._files[name]["config"]["name"]
+        numbers = [int(path.name) for path in shelf.glob("[0-9]*")]
+        place = shelf / str(max(numbers, default=0) + 1)
+        place.mkdir(parents=True)
+        directory = RunDirectory(Path(self.jobs[0].config.runs_dir) / run)
+        if directory.path.exists():
+            with lock_run(directory):
+                directory.path.rename(place / run)
+        for variant in VARIANTS:
+            other = name._replace(variant=variant)
+            if other in self._files and self._files[other]["config"]["name"] == run:
+                self._files.path(other).rename(place / other.file)
+                self._files.forget(other)
+
+    def results(self) -> dict[str, Any]:
+        """Writes comparison.json, and returns what it holds.
+
+        Raises:
+          UserError: there is no cell.
+        """
+        parts, notes = {}, []
+        for variant, missing in self._missing.items():
+            names = [job.cell(variant) for job in self.jobs if job.cell(variant) not in missing]
+            cells: dict[str, dict[int, Cell]] = {}
+            for name in names:
+                cells.setdefault(name.label, {})[name.seed] = self._files[name]
+            parts[variant] = variant_of(self.labels, cells, self._how)
+            timed = variant == EQUAL_WALL_CLOCK
+            seeds = max(map(len, cells.values()), default=0)
+            notes += notes_on([self._files[n] for n in names], num_seeds=seeds, timed=timed)
+        if not any(part["conditions"] for part in parts.values()):
+            raise UserError(
+                f"{self.directory} has no cell yet: leave --collect-only out to make them."
+            )
+        comparison = {
+            "k": self._how.num_samples,
+            "confidence": self._how.confidence,
+            "num_seeds": self._num_seeds,
+            "labels": self.labels,
+            "configs": {contender.label: contender.spec for contender in self._contenders},
+            "overrides": list(self._overrides),
+            "variants": {variant: part["conditions"] for variant, part in parts.items()},
+            "gains": {variant: part["gains"] for variant, part in parts.items()},
+            "differences": {variant: part["differences"] for variant, part in parts.items()},
+            "missing": {v: [str(name) for name in names] for v, names in self._missing.items()},
+            "notes": list(dict.fromkeys(notes)),
+        }
+        write_json(self.directory / "comparison.json", comparison)
+        return comparison

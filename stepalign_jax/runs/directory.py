@@ -248,7 +248,7 @@ def is_longer(run: RunDirectory, config: Config) -> bool:
     """
     if not run.config_file.exists() or not isinstance(config.optimizer.schedule, Constant):
         return False
-    differences = _differences(read_json(run.config_file), config_json(config))
+    differences = config_differences(read_json(run.config_file), config_json(config))
     changed = {key: (old, new) for key, old, new in differences if key not in _FREE_KEYS}
     if set(changed) != {"train.num_steps"}:
         return False
@@ -276,7 +276,7 @@ def differing_keys(run: RunDirectory, config: Config, sections: Iterable[str]) -
       UserError: the run's config.json cannot be read.
     """
     saved, wanted = read_json(run.config_file), set(sections) - set(_LOCATION_KEYS)
-    keys = (key for key, *_ in _differences(saved, config_json(config)))
+    keys = (key for key, *_ in config_differences(saved, config_json(config)))
     return [key for key in keys if key.partition(".")[0] in wanted]
 
 
@@ -298,7 +298,7 @@ def _make_directories(run: RunDirectory) -> None:
 
 
 def _require_same_config(run: RunDirectory, config: Config) -> None:
-    for key, old, new in _differences(read_json(run.config_file), config_json(config)):
+    for key, old, new in config_differences(read_json(run.config_file), config_json(config)):
         if key not in _FREE_KEYS:
             why = _why_not_longer(config) if key == "train.num_steps" else ""
             raise UserError(
@@ -339,7 +339,9 @@ def _is_row(line: bytes, step: int, number: str) -> bool:
     return whole and type(row.get("step")) is int and row["step"] == step
 
 
-def _differences(saved: Any, resolved: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def config_differences(
+    saved: Any, resolved: Any, prefix: str = ""
+) -> Iterator[tuple[str, str, str]]:
     """Yields (dotted key, saved value, resolved value) in the order of the schema."""
     if not (isinstance(saved, dict) and isinstance(resolved, dict)):
         # 1 and 1.0 are one value; 1 and true are not.
@@ -348,7 +350,7 @@ def _differences(saved: Any, resolved: Any, prefix: str = "") -> Iterator[tuple[
         return
     for key in [*resolved, *(key for key in saved if key not in resolved)]:
         if key in saved and key in resolved:
-            yield from _differences(saved[key], resolved[key], f"{prefix}{key}.")
+            yield from config_differences(saved[key], resolved[key], f"{prefix}{key}.")
         else:
             sides = [json.dumps(d[key]) if key in d else "(absent)" for d in (saved, resolved)]
             yield prefix + key, sides[0], sides[1]

@@ -81,12 +81,15 @@ class Batch(NamedTuple):
     Attributes:
       micro_batches: what the solver reads, longest rows first.
       teacher: what the teacher reads, one per micro-batch; None where no teacher is asked.
+      targets: [B] the texts that are trained on in place of the rollouts, each a text or a
+        named failure; None where the rollouts are.
       solver_tokens: tokens that the solver reads, padding left out.
       teacher_tokens: tokens that the teacher reads.
     """
 
     micro_batches: list[MicroBatch]
     teacher: list[Sequences] | None
+    targets: list[Context] | None
     solver_tokens: int
     teacher_tokens: int
 
@@ -150,16 +153,24 @@ def pack(
     num_samples: int,
     weight_names: Sequence[str],
     num_parts: int,
+    stop_id: int,
     mesh: jax.sharding.Mesh,
 ) -> Batch:
-    """Puts rollouts behind the prompts of solver and teacher; failed contexts do not count."""
-    rollouts, lengths = samples.rollouts, np.asarray(samples.rollouts.lengths)
-    contexts = critiques.contexts
+    """Puts rollouts behind the prompts of solver and teacher; failed contexts do not count.
+
+    Where the condition has targets, they stand in the rollouts' place, each with `stop_id`
+    behind it, and no teacher reads them.
+    """
+    rollouts, contexts, targets = samples.rollouts, critiques.contexts, None
+    if condition.targets is not None:
+        targets = condition.targets(samples.attempts, contexts, correct.tolist())
+        rollouts, contexts = _as_completions(targets, samples, roles, stop_id), targets
+    lengths = np.asarray(rollouts.lengths)
     usable = np.array([context.failure is None for context in contexts])
     # Encoding every critique again is worth it only where a weight may look.
     copied = np.zeros(len(lengths), np.int32)
     if weight_names:
-        copied = _copied(rollouts, critiques, roles)
+        copied = _copied(samples.rollouts, critiques, roles)
     inputs = WeightInputs(
         tokens=np.asarray(rollouts.tokens),
         lengths=lengths,
@@ -179,8 +190,8 @@ def pack(
         mesh=mesh,
     )
     solver_tokens = _num_tokens(samples.prompts, lengths)
-    if condition.contexts is None:
-        return Batch(micro_batches, None, solver_tokens, 0)
+    if not condition.asks_teacher:
+        return Batch(micro_batches, None, targets, solver_tokens, 0)
     # A context that failed may be longer than any prompt may be, and no token of it counts.
     prompts = [
         roles.teacher(attempt.problem, "" if context.failure else context.text)
@@ -190,7 +201,30 @@ def pack(
         pack_prompts(micro_batch.layout, prompts, rollouts, mesh=mesh)
         for micro_batch in micro_batches
     ]
-    return Batch(micro_batches, teacher, solver_tokens, _num_tokens(prompts, lengths))
+    return Batch(micro_batches, teacher, None, solver_tokens, _num_tokens(prompts, lengths))
+
+
+def _as_completions(
+    targets: Sequence[Context], samples: Samples, roles: Roles, stop_id: int
+) -> Rollouts:
+    """The targets as if they had been sampled; a failed one is empty.
+
+    A target that is the rollout's own text keeps the rollout's own tokens, its thoughts too.
+    """
+    sampled = samples.rollouts
+    rows, own = [], np.zeros(len(targets), bool)
+    for i, (target, attempt) in enumerate(zip(targets, samples.attempts, strict=True)):
+        own[i] = not target.failure and target.text == attempt.text
+        if own[i]:
+            rows.append(np.asarray(sampled.tokens[i, : sampled.lengths[i]]).tolist())
+        else:
+            rows.append([] if target.failure else [*roles.plain(target.text), stop_id])
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = np.full((len(rows), max(1, lengths.max())), stop_id, np.int32)
+    for line, row in zip(tokens, rows, strict=True):
+        line[: len(row)] = row
+    finished = np.where(own, np.asarray(sampled.finished), lengths > 0)
+    return Rollouts(tokens, np.full(tokens.shape, np.nan, np.float32), lengths, finished)
 
 
 def _copied(rollouts: Rollouts, critiques: Critiques, roles: Roles) -> np.ndarray:

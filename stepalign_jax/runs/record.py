@@ -13,7 +13,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_jsonl
 from stepalign_jax.config.schema import Config
 from stepalign_jax.critics.protocol import CriticReply
-from stepalign_jax.feedback.contexts import count_failures, describe_failures
+from stepalign_jax.feedback.contexts import Context, count_failures, describe_failures
 from stepalign_jax.objectives.divergence import LossScores
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.metrics import MetricsWriter
@@ -53,6 +53,12 @@ class StepResults(NamedTuple):
     compiled: dict[str, float]
     ungraded: dict[str, int]
 
+    @property
+    def contexts(self) -> list[Context]:
+        """[B] What each rollout trains by: its target where there is one, else its context."""
+        targets = self.batch.targets
+        return self.critiques.contexts if targets is None else targets
+
 
 def step_metrics(results: StepResults, *, compute_dtype: str) -> dict[str, float | None]:
     """Metrics of metrics.jsonl: those of the update, and those of the rollouts' texts.
@@ -61,10 +67,10 @@ def step_metrics(results: StepResults, *, compute_dtype: str) -> dict[str, float
       UserError: on the first step, sampler and scorer disagree by more than rounding.
     """
     gap = logprob_gap(results)
-    if results.step == 0:
+    if results.step == 0 and gap is not None:
         check_logprob_gap(gap, compute_dtype)
     rollouts = results.samples.rollouts
-    failures = count_failures(results.critiques.contexts)
+    failures = count_failures(results.contexts)
     return {
         **results.metrics,
         "reward": float(results.correct.mean()),
@@ -80,8 +86,13 @@ def step_metrics(results: StepResults, *, compute_dtype: str) -> dict[str, float
     }
 
 
-def logprob_gap(results: StepResults) -> float:
-    """The largest |log-probability when sampled - when scored| of a token that counts."""
+def logprob_gap(results: StepResults) -> float | None:
+    """The largest |log-probability when sampled - when scored| of a token that counts.
+
+    None where other tokens are scored than were sampled.
+    """
+    if results.batch.targets is not None:
+        return None
     gaps = np.abs(_scores(results).solver_logprobs - results.samples.rollouts.logprobs)
     layouts = [micro_batch.layout for micro_batch in results.batch.micro_batches]
     return max(float(gaps[layout.index].max(initial=0.0)) for layout in layouts)
@@ -145,7 +156,7 @@ class EmptySteps:
         Raises:
           UserError: it is one empty step too many in a row.
         """
-        contexts = results.critiques.contexts
+        contexts = results.contexts
         if any(context.failure is None for context in contexts):
             self._in_a_row = 0
             self._see_gradient(results)
@@ -177,11 +188,15 @@ class EmptySteps:
 
 
 def rollout_rows(results: StepResults) -> Iterator[dict[str, Any]]:
-    """One JSON row per rollout; advantages are null where the context failed."""
-    advantages = _scores(results).advantage
-    samples = results.samples
+    """One JSON row per rollout.
+
+    Advantages are null where the context failed, and where other tokens were scored.
+    """
+    samples, targets = results.samples, results.batch.targets
+    shape = np.shape(samples.rollouts.tokens)
+    advantages = np.zeros(shape) if targets else _scores(results).advantage
     for i, (attempt, context) in enumerate(
-        zip(samples.attempts, results.critiques.contexts, strict=True)
+        zip(samples.attempts, results.contexts, strict=True)
     ):
         length = int(samples.rollouts.lengths[i])
         advantage = [round(float(a), 5) for a in advantages[i, :length]]
@@ -193,7 +208,7 @@ def rollout_rows(results: StepResults) -> Iterator[dict[str, Any]]:
             "correct": bool(results.correct[i]),
             "context": context.text,
             "failure": context.failure,
-            "advantage": None if context.failure else advantage,
+            "advantage": None if context.failure or targets else advantage,
         }
 
 
@@ -264,7 +279,7 @@ def record_step(
 def example_texts(results: StepResults) -> str:
     """Problem, rollout and context of the first wrong rollout, or of the first one."""
     wrong = int(np.argmin(results.correct))
-    attempt, context = results.samples.attempts[wrong], results.critiques.contexts[wrong]
+    attempt, context = results.samples.attempts[wrong], results.contexts[wrong]
     parts = {
         "problem": attempt.problem.text,
         "rollout": attempt.text,

@@ -13,7 +13,11 @@ import jax
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.hashing import stable_hash32
-from stepalign_jax.config.learning import PolicyGradient
+from stepalign_jax.config.learning import (
+    DivergenceConfig,
+    NegativeLogLikelihood,
+    PolicyGradient,
+)
 from stepalign_jax.config.schema import Config, EvaluationConfig, LoraTrainable, TrainableConfig
 from stepalign_jax.critics.devices import split_devices
 from stepalign_jax.critics.opening import open_wrapped_critic
@@ -146,7 +150,8 @@ def check_lengths(
       roles: its prompts.
       problems: by split.
       trained: the splits that rollouts are sampled from; the others are evaluated.
-      teacher: whether a teacher scores, or answers, under contexts.
+      teacher: whether a teacher scores, or answers, under contexts. Targets in the rollouts'
+        place may be as long as contexts, so they need no more room.
 
     Raises:
       UserError: naming split, problem, and the keys that leave no room.
@@ -183,16 +188,26 @@ def check_condition(config: Config) -> Condition:
     """Returns the condition that the config names, if its objective is the config's.
 
     Raises:
-      UserError: there is no such condition, or it trains by another kind of objective.
+      UserError: there is no such condition, it trains by another kind of objective, or on
+        critiques that need be no solutions.
     """
     condition = get_condition(config.condition)
-    by_reward = isinstance(config.objective, PolicyGradient)
-    if by_reward != (condition.contexts is None):
-        needs = "a divergence, such as forward_kl" if by_reward else "policy_gradient"
+    if condition.targets is not None:
+        kinds, needs = (NegativeLogLikelihood,), "nll"
+    elif condition.contexts is None:
+        kinds, needs = (PolicyGradient,), "policy_gradient"
+    else:
+        kinds, needs = (DivergenceConfig,), "a divergence, such as forward_kl"
+    if not isinstance(config.objective, kinds):
         kind = getattr(config.objective, "kind", type(config.objective).__name__)
         raise UserError(
             f"objective.kind is {kind!r}, but condition={condition.name} needs {needs}: take "
             "a config of that condition, or set the objective to it."
+        )
+    if condition.targets is not None and getattr(config.critic, "accepts", "") == "any":
+        raise UserError(
+            f"critic.accepts is 'any', but condition={condition.name} trains the solver to say "
+            "what the critic says: set critic.accepts=trace."
         )
     return condition
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Float32, Int32, Scalar
 
 from stepalign_jax.config.learning import (
     DivergenceConfig,
+    NegativeLogLikelihood,
     ObjectiveConfig,
     PolicyGradient,
     TeacherConfig,
@@ -151,6 +152,8 @@ def gradient_sums(
                 return distillation_loss(divergence, states, hidden, head, other, targets)
             case PolicyGradient() as surrogate:
                 return policy_gradient_loss(surrogate, states, head, targets)
+            case NegativeLogLikelihood() as likelihood:
+                return likelihood_loss(likelihood, states, head, targets)
             case other:
                 raise TypeError(f"{type(other).__name__} has no loss here")
 
@@ -211,6 +214,29 @@ def policy_gradient_loss(
     loss = grpo_token_loss(column, column, advantages, objective.clip)[:, 0]
     total = jnp.sum(times_weights(loss, targets.weights.reshape(-1)))
     return total, LossScores(loss, advantages, at_one)
+
+
+def likelihood_loss(
+    objective: NegativeLogLikelihood,
+    hidden: Float[Array, "N D"],
+    head: Float[Array, "V D"],
+    targets: Targets,
+) -> tuple[Float32[Array, ""], LossScores]:
+    """Returns what `distillation_loss` does, of -log pi(token) at the objective's temperature.
+
+    Its gradient is that of a policy gradient whose advantage is 1 on every token, and this is
+    the advantage in the scores.
+    """
+    logprobs, at_one = tiled_logprobs(
+        hidden,
+        head,
+        targets.tokens.reshape(-1),
+        temperature=objective.loss_temperature,
+        token_tile=objective.token_tile,
+        mesh=active_mesh(),
+    )
+    total = jnp.sum(times_weights(-logprobs, targets.weights.reshape(-1)))
+    return total, LossScores(-logprobs, jnp.ones_like(logprobs), at_one)
 
 
 def _value_sums(total: Float32[Array, ""], scores: LossScores, targets: Targets) -> Metrics:

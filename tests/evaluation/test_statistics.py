@@ -14,6 +14,7 @@ from stepalign_jax.evaluation.statistics import (
     maj_at_k,
     paired_interval,
     pass_at_k,
+    two_level_interval,
 )
 
 SETTINGS = {"num_resamples": 1000, "confidence": 0.9, "seed": 0}
@@ -164,3 +165,100 @@ def test_bootstrap_interval_refuses(values, changes):
 def test_paired_interval_refuses_unlike_shapes():
     with pytest.raises(ValueError, match="differ in shape"):
         paired_interval(np.ones(1), np.ones(3), **SETTINGS)
+
+
+# --- Runs as the second level --------------------------------------------------------------
+
+MATRICES = st.integers(1, 4).flatmap(
+    lambda num_problems: st.lists(
+        st.lists(st.floats(-1, 1), min_size=num_problems, max_size=num_problems),
+        min_size=1,
+        max_size=4,
+    )
+)
+
+
+def exact_means(values: np.ndarray) -> np.ndarray:
+    """The mean of every resample there is, each as likely as any other."""
+    num_runs, num_problems = values.shape
+    return np.array(
+        [
+            np.mean([values[run, problem] for run in runs for problem in problems])
+            for runs in itertools.product(range(num_runs), repeat=num_runs)
+            for problems in itertools.product(range(num_problems), repeat=num_problems)
+        ]
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (1, 4), (4, 1)])
+@pytest.mark.parametrize("confidence", [0.5, 0.9])
+def test_two_level_interval_matches_all_resamples(shape, confidence):
+    values = np.random.default_rng(3).random(shape)
+    exact = np.sort(exact_means(values))
+    found = two_level_interval(values, num_resamples=20_000, confidence=confidence, seed=0)
+    # The empirical share below a bound has a standard error of at most 0.0036 at 20,000
+    # resamples; four of them on both sides of each bound.
+    tail, error = (1 - confidence) / 2, 4 * 0.0036
+    for bound, share in ((found.low, tail), (found.high, 1 - tail)):
+        low, high = np.quantile(exact, [max(share - error, 0), min(share + error, 1)])
+        assert low - 1e-12 <= bound <= high + 1e-12
+    assert found.mean == pytest.approx(values.mean())
+
+
+def test_two_level_interval_by_hand():
+    # Two runs that answer both problems alike: the mean of a resample is 0, 1/2 or 1, as
+    # often as two runs are drawn with 0, 1 or 2 times the second: 1/4, 1/2, 1/4.
+    values = np.array([[0.0, 0.0], [1.0, 1.0]])
+    settings_of = {"num_resamples": 4000, "seed": 0}
+    assert two_level_interval(values, confidence=0.4, **settings_of) == (0.5, 0.5, 0.5)
+    assert two_level_interval(values, confidence=0.6, **settings_of) == (0.5, 0.0, 1.0)
+
+
+def test_runs_that_agree_have_the_interval_of_their_problems():
+    """All runs get the same problems: five alike say no more of the problems than one."""
+    row = np.random.default_rng(0).random(40)
+    five = two_level_interval(np.tile(row, (5, 1)), **SETTINGS)
+    one = bootstrap_interval(row, **SETTINGS)
+    assert five == pytest.approx(one, abs=1e-12)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=6))
+def test_one_run_has_the_interval_of_its_problems(row):
+    found = two_level_interval(np.array([row]), **SETTINGS)
+    assert found == bootstrap_interval(np.array(row), **SETTINGS)
+
+
+@settings(deadline=None)
+@given(MATRICES)
+def test_the_interval_holds_the_mean_and_lies_within_the_values(rows):
+    values = np.array(rows)
+    found = two_level_interval(values, num_resamples=1000, confidence=0.95, seed=0)
+    assert found.low - 1e-9 <= found.mean <= found.high + 1e-9
+    assert values.min() - 1e-9 <= found.low and found.high <= values.max() + 1e-9
+
+
+@settings(deadline=None)
+@given(MATRICES)
+def test_equal_runs_differ_by_exactly_zero(rows):
+    values = np.array(rows)
+    assert two_level_interval(values - values, **SETTINGS) == (0.0, 0.0, 0.0)
+
+
+def test_two_level_interval_covers_the_true_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = []
+    for trial in range(300):
+        # Runs, problems, and both at once; eight runs, of which 7/8 of the variance is seen.
+        values = 0.5 + 0.1 * rng.standard_normal((8, 1)) + 0.2 * rng.standard_normal(40)
+        values = values + 0.1 * rng.standard_normal(values.shape)
+        found = two_level_interval(values, num_resamples=300, confidence=0.9, seed=trial)
+        covered.append(found.low <= 0.5 <= found.high)
+    # Four standard errors of 300 trials are 0.07.
+    assert 0.82 < np.mean(covered) < 0.97
+
+
+@pytest.mark.parametrize("values", [np.ones(3), np.ones((0, 3)), np.ones((2, 0))])
+def test_two_level_interval_refuses(values):
+    with pytest.raises(ValueError, match="num_runs, num_problems"):
+        two_level_interval(values, **SETTINGS)

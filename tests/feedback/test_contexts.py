@@ -56,6 +56,8 @@ def test_the_conditions_and_who_asks_the_critic():
         "grpo": False,
         "no_context": False,
         "other_problem": True,
+        "sft": True,
+        "rejection": True,
         "answer_only": False,
         "critique_full": True,
         "critique_omit": True,
@@ -64,6 +66,8 @@ def test_the_conditions_and_who_asks_the_critic():
         "shifted": True,
     }
     assert [name for name, found in CONDITIONS.items() if found.contexts is None] == ["grpo"]
+    untaught = [name for name, found in CONDITIONS.items() if not found.asks_teacher]
+    assert untaught == ["grpo", "sft", "rejection"]
 
 
 def test_a_function_becomes_a_condition(monkeypatch):
@@ -73,7 +77,7 @@ def test_a_function_becomes_a_condition(monkeypatch):
     def hint(attempts, _critiques, _trace):
         return [Context(attempt.problem.answer, None) for attempt in attempts]
 
-    assert get_condition("hint") == ("hint", hint, False)
+    assert get_condition("hint") == ("hint", hint, False, None)
 
 
 def test_an_unknown_condition_is_refused_with_the_nearest_name():

@@ -20,7 +20,26 @@ def make_seed(seed: int, gain: float, num_points: int = 3) -> dict:
         "curve": [[10 * i, 0.4 + gain * i / 2] for i in range(num_points)],
         "critic_exactness": [[0, 0.5], [1, None], [2, 1.0]] if seed == 0 else [[0, None]],
         "solver_tokens": 1000 + seed,
+        "critic_share": 0.25,
         "train_seconds": 60.0,
+    }
+
+
+def whole(conditions: dict, num_seeds: int = 2) -> dict:
+    """A comparison of these seeds by condition, with intervals of their own."""
+    names = list(conditions)
+    scores = dict.fromkeys(tables.SCORES, interval(0.25, 0.05))
+    gaps: dict = {name: scores for name in names[1:]}
+    variants = ("equal_tokens", "equal_wall_clock")
+    return {
+        "k": 12,
+        "num_seeds": num_seeds,
+        "labels": names,
+        "variants": {key: {n: s for n, s in conditions.items() if s} for key in variants},
+        "gains": {key: {name: scores for name in names} for key in variants},
+        "differences": dict.fromkeys(variants, gaps),
+        "missing": {"equal_tokens": [], "equal_wall_clock": []},
+        "notes": [],
     }
 
 
@@ -29,7 +48,7 @@ def make_comparison() -> dict:
         "stepalign": [make_seed(0, 0.3), make_seed(1, 0.2, num_points=2)],
         "no_context": [make_seed(1, 0.0)],
     }
-    return {"k": 12, "variants": {"equal_tokens": conditions, "equal_wall_clock": conditions}}
+    return whole(conditions)
 
 
 @pytest.fixture
@@ -117,12 +136,16 @@ def test_comparison_markdown():
     assert lines[0] == "### Equal tokens"
     assert lines[2].startswith("| condition | seeds | Avg@12 before |")
     assert lines[4] == (
-        "| stepalign | 2 | 40.0 | 65.0 | +25.0 | +30.0 [+27.0, +33.0]; +20.0 [+17.0, +23.0] "
-        "| 75.0 | 1,000 | 60 |"
+        "| stepalign | 2 | 40.0 | 65.0 | +25.0 [+20.0, +30.0] "
+        "| +30.0 [+27.0, +33.0]; +20.0 [+17.0, +23.0] | 75.0 | 25.0 | 1,000 | 60 |"
     )
     assert lines[5] == (
-        "| no_context | 1 | 40.0 | 40.0 | +0.0 | +0.0 [-3.0, +3.0] | – | 1,001 | 60 |"
+        "| no_context | 1/2 | 40.0 | 40.0 | +25.0 [+20.0, +30.0] | +0.0 [-3.0, +3.0] | – "
+        "| 25.0 | 1,001 | 60 |"
     )
+    assert lines[7] == "| gain of stepalign, less that of | Avg@12 | Pass@12 | Maj@12 |"
+    gap = " | ".join(["+25.0 [+20.0, +30.0]"] * 3)
+    assert lines[9] == f"| no_context | {gap} |"
     assert "### Equal wall clock" in lines
 
 
@@ -142,18 +165,35 @@ def test_no_table_is_wider_than_a_terminal():
     assert widest(tables.summary_table(summary)) <= 80
     comparison = make_comparison()
     slow = make_seed(0, 1.0) | {"solver_tokens": 123_456_789, "train_seconds": 1_234_567.0}
-    comparison["variants"]["equal_tokens"]["a-condition-with-a-long-name"] = [slow, slow]
+    long = "a-condition-with-a-long-name"
+    comparison = whole({long: [slow, slow], f"{long}-too": [slow, slow], "none": []})
+    wide = {"mean": -0.825, "low": -0.875, "high": -0.775}
+    comparison["differences"]["equal_tokens"] = {
+        f"{long}-too": dict.fromkeys(tables.SCORES, wide),
+        "none": None,
+    }
+    comparison["notes"] = ["A note. " * 20]
+    comparison["missing"]["equal_tokens"] = [f"none:{seed}:equal_tokens" for seed in range(20)]
     assert widest(tables.comparison_table(comparison)) <= 80
 
 
 def test_comparison_table_to_the_letter():
-    table = tables.comparison_table(make_comparison())
+    comparison = make_comparison()
+    comparison["missing"]["equal_tokens"] = ["no_context:0:equal_tokens"]
+    table = tables.comparison_table(comparison)
     assert table.split("\n\n")[0] == (
-        "Equal tokens  before  after  gain   seeds        critic  tokens  s\n"
-        "------------  ------  -----  -----  -----------  ------  ------  --\n"
-        "stepalign     40.0    65.0   +25.0  +20.0 +30.0  75.0    1,000   60\n"
-        "no_context    40.0    40.0   +0.0   +0.0 +0.0    –       1,001   60"
+        "Equal tokens  before  after  gain                  n    critic  tokens  s\n"
+        "------------  ------  -----  --------------------  ---  ------  ------  --\n"
+        "stepalign     40.0    65.0   +25.0 [+20.0, +30.0]  2    75.0    1,000   60\n"
+        "no_context    40.0    40.0   +25.0 [+20.0, +30.0]  1/2  –       1,001   60"
     )
+    assert table.split("\n\n")[1] == (
+        # One space between columns: with two it would be wider than a terminal.
+        "stepalign minus Avg@12               Pass@12              Maj@12\n"
+        "--------------- -------------------- -------------------- --------------------\n"
+        "no_context      +25.0 [+20.0, +30.0] +25.0 [+20.0, +30.0] +25.0 [+20.0, +30.0]"
+    )
+    assert table.endswith("Missing at equal tokens: no_context:0.\n")
 
 
 def test_plot_run_draws_what_there_is(tmp_path, drawn):
@@ -251,7 +291,7 @@ def test_plot_comparison_draws_means_over_common_steps(tmp_path, drawn):
     # The second seed stops at step 10, and a mean over fewer seeds would jump there.
     np.testing.assert_allclose(curves["stepalign"].get_xydata(), [[0, 40], [10, 52.5]])
     assert [t.get_text() for t in drawn[2].get_yticklabels()] == ["stepalign", "no_context"]
-    assert [t.get_text() for t in drawn[2].texts] == ["+25.0", "+0.0"]
+    assert [t.get_text() for t in drawn[2].texts] == ["+25.0", "+25.0"]
     assert curves["stepalign"].get_color() != curves["no_context"].get_color()
 
 
@@ -260,7 +300,9 @@ def test_plot_comparison_draws_bands_the_critic_and_each_seeds_gain(tmp_path, dr
     for seed, share in zip(seeds, (0.25, 0.5, 1.0), strict=True):
         seed["critic_exactness"] = [[1, share], [2, None], [3, share]]
     seeds[0]["summary"]["gain"]["avg_at_k"] = {"mean": 0.3, "low": 0.1, "high": 0.35}
-    comparison = {"k": 12, "variants": {"equal_tokens": {"stepalign": seeds}}}
+    comparison = whole({"stepalign": seeds}) | {
+        "variants": {"equal_tokens": {"stepalign": seeds}}
+    }
     plots.plot_comparison(comparison, tmp_path / "comparison.png")
     left, middle, right = drawn
     curve = np.asarray(left.lines[0].get_xydata())
@@ -271,11 +313,12 @@ def test_plot_comparison_draws_bands_the_critic_and_each_seeds_gain(tmp_path, dr
     np.testing.assert_allclose(np.asarray(middle.lines[0].get_xydata()), [[3, 175 / 3]])
     zero, diamond, dots = right.lines
     np.testing.assert_allclose(np.asarray(zero.get_xdata()), [0, 0])
-    np.testing.assert_allclose(np.asarray(diamond.get_xdata()), [50 / 3])
+    np.testing.assert_allclose(np.asarray(diamond.get_xdata()), [25])
     np.testing.assert_allclose(np.asarray(dots.get_xdata()), [30, 10, 10])
-    assert [t.get_text() for t in right.texts] == ["+16.7"]
-    segments = np.array(right.collections[0].get_segments())  # pyright: ignore[reportAttributeAccessIssue]
-    np.testing.assert_allclose(segments[:, :, 0], [[10, 35], [7, 13], [7, 13]])
+    assert [t.get_text() for t in right.texts] == ["+25.0"]
+    bars = [np.array(lines.get_segments())[:, :, 0] for lines in right.collections]  # pyright: ignore[reportAttributeAccessIssue]
+    np.testing.assert_allclose(bars[0], [[20, 30]])  # over seeds and problems
+    np.testing.assert_allclose(bars[1], [[10, 35], [7, 13], [7, 13]])
 
 
 def test_critic_exactness_is_averaged_over_windows_and_skips_gaps():

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from support.runs import tiny_roles
 
 from stepalign_jax.base.types import Rollouts
@@ -18,7 +19,7 @@ from stepalign_jax.parallel.mesh import make_mesh
 from stepalign_jax.problems.arithmetic import correct_trace
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.phases import Batch, Critiques, Samples, critique, grade, pack
-from stepalign_jax.tiny.tokenizer import encode
+from stepalign_jax.tiny.tokenizer import END, VOCABULARY, encode
 
 ONE = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
 SUM = Problem("47+3*8", "71", "so 3*8 gives 24; Total 71", "arithmetic", correct_trace)
@@ -38,16 +39,17 @@ def samples() -> Samples:
     return Samples([Attempt(SUM, text) for text in TEXTS], prompts, [], rollouts)
 
 
-def packed(condition: str) -> Batch:
+def packed(condition: str, contexts: list[Context] = CONTEXTS, *weights: str) -> Batch:
     return pack(
         get_condition(condition),
         samples(),
         np.array([True, False]),
-        Critiques(CONTEXTS, None, None),
+        Critiques(contexts, None, None),
         tiny_roles(),
         num_samples=2,
-        weight_names=(),
+        weight_names=weights,
         num_parts=1,
+        stop_id=VOCABULARY[END],
         mesh=ONE,
     )
 
@@ -76,6 +78,60 @@ def test_tokens_of_a_failed_context_do_not_count():
     assert micro_batch.layout.counts.sum() == len(encode(TEXTS[0]))
     rollouts, _ = micro_batch.layout.index
     assert set(rollouts.tolist()) == {0}
+
+
+def trained_on(batch: Batch) -> dict[int, tuple[list[int], list[int]]]:
+    """By rollout: all that the solver reads, and the tokens whose loss counts."""
+    (part,) = batch.micro_batches
+    rollouts, _ = part.layout.index
+    picked = np.asarray(part.targets.tokens)[part.layout.counts]
+    read = np.asarray(part.solver.tokens).tolist()
+    lines = dict(zip(part.layout.rollouts[0].tolist(), read, strict=True))
+    return {row: (lines[row], picked[rollouts == row].tolist()) for row in set(rollouts)}
+
+
+STOP = [VOCABULARY[END]]
+FAILED = Context("too short", "unparsable")
+
+
+@pytest.mark.parametrize(
+    ("condition", "critiques", "texts"),
+    [
+        # The first rollout is right, the second wrong.
+        ("sft", [Context(RIGHT, None), Context(RIGHT, None)], [RIGHT, RIGHT]),
+        ("sft", [FAILED, Context(RIGHT, None)], [None, RIGHT]),
+        ("rejection", [Context(RIGHT, None), Context(RIGHT, None)], [TEXTS[0], RIGHT]),
+        ("rejection", [FAILED, FAILED], [TEXTS[0], None]),
+    ],
+)
+def test_baselines_train_on_texts_after_the_solvers_prompt(condition, critiques, texts):
+    batch, prompt = packed(condition, critiques), tiny_roles().solver(SUM)
+    assert batch.teacher is None and batch.teacher_tokens == 0
+    assert batch.targets is not None
+    assert [None if t.failure else t.text for t in batch.targets] == texts
+    # A rollout's own tokens are as they were sampled: these hold no stop token.
+    ids = {
+        row: [*encode(text), *([] if text == TEXTS[row] else STOP)]
+        for row, text in enumerate(texts)
+        if text is not None
+    }
+    found = trained_on(batch)
+    assert {row: tokens for row, (_, tokens) in found.items()} == ids
+    for row, (line, tokens) in found.items():
+        both = [*prompt, *tokens]
+        assert line[: len(both)] == both and not any(line[len(both) :]), row
+    assert batch.solver_tokens == 2 * len(prompt) + sum(map(len, ids.values()))
+
+
+def test_a_step_whose_targets_all_failed_has_no_token():
+    batch = packed("sft", [FAILED, FAILED])
+    assert trained_on(batch) == {} and batch.targets == [FAILED, FAILED]
+
+
+def test_weights_fall_on_the_tokens_of_targets():
+    (part,) = packed("sft", [FAILED, Context(RIGHT, None)], "skip_first:3").micro_batches
+    weights = np.asarray(part.targets.weights)[part.layout.counts]
+    assert weights.tolist() == [0.0] * 3 + [1.0] * (len(encode(RIGHT)) - 2)
 
 
 class FixedCritic(Oracle):

@@ -82,7 +82,7 @@ def make_results(**changes: Any) -> StepResults:
         "critiques": Critiques(
             CONTEXTS, CriticReply(CONTEXTS, [5, 3, 4], [True, True, False]), 0.25
         ),
-        "batch": Batch(parts, [wide, wide], solver_tokens=30, teacher_tokens=48),
+        "batch": Batch(parts, [wide, wide], None, solver_tokens=30, teacher_tokens=48),
         "metrics": {"loss": 0.5, "gradient_norm": 0.25, "tokens_in_loss": 6},
         "scores": scores,
         "seconds": {"sample": 2.0, "critique": 4.0, "score": 0.5, "update": 3.0, "host": 0.5},
@@ -333,3 +333,24 @@ def test_what_is_recorded_of_a_step(tmp_path):
         assert writer.timings[step] == step_timings(result, num_devices=2)
         assert read_jsonl(run.rollouts_file(step)) == list(rollout_rows(result))
     assert writer.texts == [(4, "example", example_texts(results[4]))]
+
+
+def test_targets_have_neither_a_gap_nor_advantages():
+    """Other tokens were scored than sampled: nothing of both compares."""
+    batch = make_results().batch._replace(targets=CONTEXTS, teacher=None)
+    # Scores of another width would not even fit the rollouts' rows.
+    results = make_results(batch=batch, scores=[], step=0)
+    metrics = step_metrics(results, compute_dtype="float32")
+    assert metrics["sampler_logprob_gap"] is None and metrics["contexts_failed"] == 1.0
+    rows = list(rollout_rows(results))
+    assert [row["advantage"] for row in rows] == [None] * 4
+    assert [row["context"] for row in rows] == ["a", "b", "c", "d"]
+
+
+def test_what_failed_is_counted_of_the_targets_that_train():
+    rollout = [Context("a", None)] * 4  # as `rejection` has where a rollout is right
+    failed = Critiques([Context("", "empty")] * 4, None, None)
+    batch = make_results().batch._replace(targets=rollout, teacher=None)
+    results = make_results(batch=batch, critiques=failed)
+    assert step_metrics(results, compute_dtype="float32")["contexts_failed"] == 0.0
+    EmptySteps(1).see(results)  # no empty step

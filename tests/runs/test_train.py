@@ -194,7 +194,8 @@ def require_same_shape(imitation: Any, real: Any, where: str = "") -> None:
             require_same_shape(value, real[key], f"{where}/{key}")
     elif isinstance(imitation, list):
         assert isinstance(real, list), where
-        require_same_shape(imitation[0], real[0], f"{where}[]")
+        for entry in imitation[:1]:
+            require_same_shape(entry, real[0], f"{where}[]")
     elif not (imitation is None or real is None):
         number = isinstance(imitation, (int, float)) and isinstance(real, (int, float))
         assert number or type(imitation) is type(real), where

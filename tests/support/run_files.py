@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepalign_jax.base.files import write_json, write_jsonl
+from stepalign_jax.evaluation.evaluate import METRICS
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.tiny.tokenizer import encode
 
@@ -43,20 +44,32 @@ def finish(
     step_seconds: Sequence[float],
     validation: Mapping[int, float] | None = None,
     critic_exact: float | None = None,
+    before: Sequence[float] = (0.25, 0.55),
+    after: Sequence[float] = (0.75, 0.65),
+    inputs: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes what `compare` reads of a finished run; a validation takes 9 s."""
+    """Writes what `compare` reads of a finished run.
+
+    A validation takes 9 s, the critic a quarter of each step.
+    """
     steps = range(len(step_seconds))
     timings: list[dict[str, Any]] = [
-        {"step": step, "total": seconds} for step, seconds in enumerate(step_seconds)
+        {"step": step, "total": seconds, "critique": seconds / 4}
+        for step, seconds in enumerate(step_seconds)
     ]
     for step, value in (validation or {}).items():
         write_json(run.evaluation_file(f"validation_{step:05d}"), {"avg_at_k": [value, value]})
         timings[step] |= {"validate": 9.0, "total": timings[step]["total"] + 9.0}
-    rows = [{"step": step, "critic_exact_on_wrong": critic_exact} for step in steps]
+    tokens = {"solver_tokens": 640.0 / len(steps), "critic_tokens": 32.0}
+    rows = [{"step": s, "critic_exact_on_wrong": critic_exact, **tokens} for s in steps]
     write_jsonl(run.metrics_file, rows)
     write_jsonl(run.timings_file, timings)
     sums = {"solver_tokens": 640, "step_seconds": sum(step_seconds)}
     write_json(run.summary_file, make_summary() | sums)
+    for label, values in (("before", before), ("after", after)):
+        write_json(run.evaluation_file(label), {key: list(values) for key in METRICS})
+    found = {"test problems": "1f", "model weights": "9a"} if inputs is None else dict(inputs)
+    write_json(run.inputs_file, {"fingerprints": found, "changes": []})
 
 
 def rollout_row(text: str = "Step 1: 1+2=3\nAnswer: 3") -> dict[str, Any]:

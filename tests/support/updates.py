@@ -14,6 +14,7 @@ import optax
 from support.models import TIED, enlarged, map_leaves
 
 from stepalign_jax.config.learning import (
+    DivergenceConfig,
     EmaTeacher,
     ForwardKl,
     InitialTeacher,
@@ -161,7 +162,7 @@ def run_step(
 ) -> tuple[TrainState, dict[str, jax.Array], list[LossScores]]:
     programs = programs_of(**options)
     hidden = None
-    if options.get("objective") is not SURROGATE:
+    if isinstance(options.get("objective", DIVERGENCE), DivergenceConfig):
         hidden = run.score_teacher(programs, state, base, [part.teacher for part in parts])
     return run.update(programs, state, base, parts, hidden)  # pyright: ignore[reportArgumentType]
 
