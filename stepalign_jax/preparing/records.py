@@ -96,8 +96,7 @@ def answer_field(record: Record, field: str) -> str:
       FieldError: it is neither.
     """
     value = record.get(field)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     return text_field(record, field)
 

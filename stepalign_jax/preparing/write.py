@@ -65,13 +65,14 @@ def write_splits(
       rule: the shares.
       limits: the most problems of each split; None: all.
     """
-    counts = dict.fromkeys(SPLITS, 0)
+    counts: dict[str, int] = dict.fromkeys(list[str](SPLITS), 0)
     files = {split: (directory / f"{split}.jsonl").open("wb") for split in SPLITS}
     try:
         if not all(limits[split] == 0 for split in SPLITS):
             for row in rows:
                 split = row.split or split_of(row.problem, rule)
-                if limits[split] is None or counts[split] < limits[split]:
+                limit = limits[split]
+                if limit is None or counts[split] < limit:
                     files[split].write(jsonl_row(_record(row)).encode())
                     counts[split] += 1
                 if all(counts[split] == limits[split] for split in SPLITS):
