@@ -15,8 +15,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Key, Shaped, UInt32
 
 # A filter looks among the first number of most probable tokens if no row's top-k asks for more,
-# else among the second, and sorts the vocabulary where their mass falls short of top-p.
-NUM_CANDIDATES = (64, 512)
+# else among the second, then the third where their mass falls short of top-p, and so on; last
+# it sorts the vocabulary.
+NUM_CANDIDATES = (64, 512, 8_192)
 
 
 @jax.jit
@@ -72,7 +73,8 @@ def sample_token(
     factors = (1 / jnp.where(is_greedy, 1.0, temperature))[:, None]
 
     def unfiltered() -> Int32[Array, " B"]:
-        return _argmax(logits * factors + _noise(keys, logits.shape[1]))
+        ids = jnp.arange(logits.shape[1], dtype=jnp.int32)[None]
+        return _argmax(logits * factors + _noise(keys, ids))
 
     def filtered() -> Int32[Array, " B"]:
         return _draw_filtered(logits * factors, keys, top_k, top_p, is_filtered)
@@ -113,39 +115,35 @@ def _draw_filtered(
       rows: the others are ignored.
     """
     vocab_size = scaled.shape[-1]
-    few, many = (min(number, vocab_size) for number in NUM_CANDIDATES)
+    few, *more = (min(number, vocab_size) for number in NUM_CANDIDATES)
     by_mass = top_k == 0  # top-p alone
-    noise = lambda: _noise(keys, vocab_size)  # noqa: E731
-
-    def among_all() -> Int32[Array, " B"]:
-        values, ids = lax.top_k(scaled, vocab_size)
-        total = jax.nn.logsumexp(scaled, axis=-1)
-        return _draw_sorted(values, ids, noise, total, top_k, top_p)
 
     def among_few() -> Int32[Array, " B"]:
         values, ids = lax.top_k(scaled, few)
-        return _draw_sorted(values, ids, noise, None, top_k, top_p)
+        return _draw_sorted(values, ids, keys, None, top_k, top_p)
+
+    def among(total: Float32[Array, " B"], number: int, *more: int) -> Int32[Array, " B"]:
+        values, ids = lax.top_k(scaled, number)
+        draw = lambda: _draw_sorted(values, ids, keys, total, top_k, top_p)  # noqa: E731
+        if not more:
+            return draw()
+        mass = jnp.sum(jnp.exp(values - total[:, None]), axis=-1)
+        enough = jnp.where(by_mass, mass >= top_p, top_k <= number)
+        return lax.cond(jnp.all(enough | ~rows), draw, lambda: among(total, *more))
 
     def among_many() -> Int32[Array, " B"]:
-        total = jax.nn.logsumexp(scaled, axis=-1)
-        values, ids = lax.top_k(scaled, many)
-        mass = jnp.sum(jnp.exp(values - total[:, None]), axis=-1)
-        enough = jnp.where(by_mass, mass >= top_p, top_k <= many)
-        return lax.cond(
-            jnp.all(enough | ~rows),
-            lambda: _draw_sorted(values, ids, noise, total, top_k, top_p),
-            among_all,
-        )
+        wider = [number for number in more if few < number < vocab_size]
+        return among(jax.nn.logsumexp(scaled, axis=-1), *wider, vocab_size)
 
     if vocab_size == few:
-        return among_all()
+        return among_many()
     return lax.cond(jnp.all((~by_mass & (top_k <= few)) | ~rows), among_few, among_many)
 
 
 def _draw_sorted(
     values: Float32[Array, "B C"],
     ids: Int32[Array, "B C"],
-    noise: Callable[[], Float32[Array, "B V"]],
+    keys: Key[Array, " B"],
     total: Float32[Array, " B"] | None,
     top_k: Int32[Array, " B"],
     top_p: Float32[Array, " B"],
@@ -155,7 +153,7 @@ def _draw_sorted(
     Args:
       values: scaled logits of the C candidates.
       ids: their token ids.
-      noise: gives the noise by token id.
+      keys: of the noise.
       total: log of the whole vocabulary's mass, which top-p alone is a share of; None where
         every row has a top-k.
       top_k: see `SamplingParams`.
@@ -169,19 +167,52 @@ def _draw_sorted(
     mass_before = jnp.cumsum(probs, axis=-1) - probs
     # At top_p = 1 rounding must not end the sum before the last candidate.
     nucleus = (mass_before < top_p[:, None]) | (top_p[:, None] >= 1)
-    # Noise is made where it is looked up, so XLA computes no more of it than that.
-    own = jnp.take_along_axis(noise(), ids, axis=-1)
-    return _pick(ids, _argmax(jnp.where(nucleus, values, -jnp.inf) + own))
+    scores = jnp.where(nucleus, values, -jnp.inf) + _noise(keys, ids)
+    return _pick(ids, _argmax(scores))
 
 
-def _noise(keys: Key[Array, " B"], vocab_size: int) -> Float32[Array, "B V"]:
-    """Gumbel noise."""
-    return jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,)))(keys)
+def _noise(keys: Key[Array, " B"], ids: Int32[Array, "#B C"]) -> Float32[Array, "B C"]:
+    """Gumbel noise of the tokens `ids`: the bits of `jax.random.gumbel` at these places.
+
+    JAX would make the noise of the whole vocabulary for a few tokens of it, and on a CPU it
+    loops over the rounds of threefry, each a pass over memory.
+    """
+    high, low = _threefry(jax.random.key_data(keys)[:, :, None], ids.astype(jnp.uint32))
+    mantissa = ((high ^ low) >> 9) | jnp.uint32(0x3F800000)
+    uniform = lax.bitcast_convert_type(mantissa, jnp.float32) - 1
+    least = jnp.finfo(jnp.float32).tiny
+    uniform = jnp.maximum(least, uniform * (1 - least) + least)
+    return -jnp.log(-jnp.log(uniform))
+
+
+def _threefry(
+    keys: UInt32[Array, "B 2 1"], counts: UInt32[Array, "#B C"]
+) -> tuple[UInt32[Array, "B C"], UInt32[Array, "B C"]]:
+    """Threefry-2x32 with 20 rounds of the counters (0, count): Salmon et al., "Parallel random
+    numbers: as easy as 1, 2, 3", 2011."""
+    first, second = keys[:, 0], keys[:, 1]
+    schedule = (first, second, first ^ second ^ jnp.uint32(0x1BD11BDA))
+    x, y = first, counts + second
+    for group in range(5):
+        for shift in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+            x = x + y
+            y = x ^ ((y << shift) | (y >> (32 - shift)))
+        x = x + schedule[(group + 1) % 3]
+        y = y + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x, y
 
 
 def _argmax(values: Float32[Array, "B C"]) -> Int32[Array, " B"]:
-    """Of equals the first."""
-    return jnp.argmax(values, axis=-1).astype(jnp.int32)
+    """Of equals the first; NaN counts as the greatest.
+
+    XLA's CPU compiler computes `jnp.argmax` number by number, and fuses into it what makes the
+    numbers; it vectorises a maximum. The barrier keeps it from making them twice.
+    """
+    values = lax.optimization_barrier(values)
+    largest = jnp.max(values, axis=-1, keepdims=True)
+    ranks = jnp.arange(values.shape[-1], dtype=jnp.int32)[None]
+    found = (values == largest) | jnp.isnan(values)
+    return jnp.min(jnp.where(found, ranks, values.shape[-1]), axis=-1)
 
 
 def _pick(values: Shaped[Array, "B C"], index: Int32[Array, " B"]) -> Shaped[Array, " B"]:

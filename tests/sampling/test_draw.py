@@ -5,6 +5,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -148,9 +149,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def note(name: str) -> None:
         jax.debug.callback(lambda: found.append(name))
 
-    def noise(keys: jax.Array, vocab_size: int) -> jax.Array:
+    def noise(keys: jax.Array, ids: jax.Array) -> jax.Array:
         note("noise")
-        return plain_noise(keys, vocab_size)
+        return plain_noise(keys, ids)
 
     def top_k(values: jax.Array, k: int) -> Any:
         note(f"top_k {k}")
@@ -181,6 +182,35 @@ def test_only_what_some_row_asks_for_is_computed(computed):
         jax.effects_barrier()
         assert sorted(computed) == expected
     assert one_program._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_noise_is_that_of_jax_by_token():
+    keys = keys_for(3)
+    whole = jax.vmap(lambda key: jax.random.gumbel(key, (5_000,)))(keys)
+    every = np.arange(5_000, dtype=np.int32)[None]
+    np.testing.assert_array_equal(jax.jit(draw._noise)(keys, every), whole)
+    ids = np.random.default_rng(4).integers(0, 5_000, (3, 7), np.int32)
+    found = jax.jit(draw._noise)(keys, ids)
+    np.testing.assert_array_equal(found, np.take_along_axis(np.asarray(whole), ids, axis=1))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [[1, 3, 3, 2], [-np.inf] * 4, [0.0, -0.0, 0, 0], [1, np.nan, np.inf, np.nan], [np.inf] * 4],
+)
+def test_argmax_is_that_of_numpy(row):
+    assert draw._argmax(jnp.array([row], jnp.float32))[0] == np.argmax(row)
+
+
+@pytest.mark.parametrize("settings", FILTERED)
+def test_a_third_number_of_candidates_is_enough_where_the_second_is_not(settings, monkeypatch):
+    logits = np.random.default_rng(3).normal(0, 0.3, (8, 1_000)).astype(np.float32)
+    tokens = []
+    for numbers in (4, 8, 960), (1, 1):
+        monkeypatch.setattr(draw, "NUM_CANDIDATES", numbers)
+        sample = jax.jit(lambda *args, **params: sample_token(*args, **params))
+        tokens.append(draw_rows(logits, keys_for(8), settings, sample=sample)[0])
+    np.testing.assert_array_equal(*tokens)
 
 
 @pytest.mark.parametrize("spread", [0.3, 4.0])
