@@ -46,10 +46,10 @@ pretrain: .venv/installed
 	$(BIN)/python -m stepalign_jax.probe --config configs/tiny.py:hard --to $(TINY)/roles-hard.json
 
 # Rivals that benchmarks run in processes of their own.
-peers: .venv-peers/installed
+peers: .venv-peers/installed .venv-trl/installed
 
 clean:
-	rm -rf .venv .venv-slow .venv-newest .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-slow .venv-newest .venv-peers .venv-trl build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -80,4 +80,10 @@ clean:
 .venv-peers/installed: | .venv/bin/python
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet google-tunix==0.1.7
+	@touch $@
+
+# TRL and Tunix want versions of their own.
+.venv-trl/installed: constraints.txt | .venv/bin/python
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet --constraint constraints.txt trl==1.16.0 peft torch
 	@touch $@

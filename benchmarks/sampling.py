@@ -53,6 +53,7 @@ PROMPT, NEW = 64, 128
 DECODE_STEPS = 16
 DECODE_WIDTHS = cache_widths(PROMPT + 1, NEW)
 ADDRESS = Address(0, 0, 0, 0, 0, 0)
+GREEDY = SamplingParams(0.0, 0, 1.0, NEW, ())
 TAIL_PROMPT, TAIL_BUDGET, TAIL_REQUESTS = 16, 128, 64
 PYTHON = {"ours": ".venv", "tunix": ".venv-peers"}
 
@@ -127,11 +128,11 @@ def decode(directory: Path, rounds: int) -> dict[str, Any]:
     widest = caches[DECODE_WIDTHS[-1]]
     probe, total = jnp.ones(2**28, jnp.float32), jax.jit(jnp.sum)
     candidates: dict[str, Callable[[], object]] = {
-        f"decode loop, {width} slots": _steps(config, prepared, cache)
+        f"decode loop, {width} slots": decode_steps(config, prepared, cache, GREEDY)
         for width, cache in caches.items()
     }
     candidates |= {
-        "its products alone": _products(weights),
+        "its products alone": products(weights, BATCH),
         "its attention alone": _attention(config, widest, attention.streamed_attention),
         "its attention as products": _attention(config, widest, attention.attention),
         "memory": lambda: total(probe).block_until_ready(),
@@ -173,15 +174,24 @@ def decode(directory: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def _steps(config: Any, prepared: Variables, cache: Any) -> Callable[[], None]:
-    """DECODE_STEPS steps of the decode program, greedy, rows half full."""
+def decode_steps(
+    config: Any,
+    prepared: Variables,
+    cache: Any,
+    params: SamplingParams,
+    num_steps: int = DECODE_STEPS,
+) -> Callable[[], None]:
+    """So many steps of the decode program on every row of `cache`, rows half full.
+
+    Each row has noise of its own, and draws as `params` say; the cache is given away.
+    """
     model = decode_model(config, jnp.float32, None)
-    zeros = np.zeros(BATCH, np.int32)
-    half = zeros + cache[0].num_slots // 2
-    slots = Slots(zeros, half, zeros, np.zeros(BATCH, bool))
+    num_rows, width = cache[0].v.shape[0], cache[0].num_slots
+    zeros = np.zeros(num_rows, np.int32)
+    slots = Slots(zeros, zeros + width // 2, zeros, np.zeros(num_rows, bool))
     kept = [jax.tree.map(jnp.copy, cache)]
-    greedy = SamplingParams(0.0, 0, 1.0, NEW, ())
-    requests = slot_requests([Request([0], ADDRESS, greedy)] * BATCH, (), FEWEST_STOPS)
+    asked = [Request([0], ADDRESS._replace(sample=row), params) for row in range(num_rows)]
+    requests = slot_requests(asked, (), FEWEST_STOPS)
 
     def run() -> None:
         kept[0], *drawn = decode_chunk(
@@ -190,8 +200,8 @@ def _steps(config: Any, prepared: Variables, cache: Any) -> Callable[[], None]:
             kept[0],
             slots,
             requests,
-            np.int32(DECODE_STEPS),
-            np.int32(BATCH),
+            np.int32(num_steps),
+            np.int32(num_rows),
             MOST_STEPS,
         )
         jax.block_until_ready(drawn)
@@ -199,10 +209,12 @@ def _steps(config: Any, prepared: Variables, cache: Any) -> Callable[[], None]:
     return run
 
 
-def _products(weights: Any) -> Callable[[], object]:
+def products(
+    weights: Any, num_rows: int, num_steps: int = DECODE_STEPS
+) -> Callable[[], object]:
     """As many steps of all products with weights in row blocks, one after the other."""
     blocks = jax.tree.leaves(weights, is_leaf=lambda node: isinstance(node, tuple))
-    inputs = [jnp.ones((BATCH, weight[0].shape[1])) for weight in blocks]
+    inputs = [jnp.ones((num_rows, weight[0].shape[1])) for weight in blocks]
 
     @jax.jit
     def multiply(inputs: list[jax.Array], blocks: Any) -> Any:
@@ -213,7 +225,7 @@ def _products(weights: Any) -> Callable[[], object]:
             means = [jnp.mean(y, keepdims=True) for y in outs]
             return [x + 1e-9 * m for x, m in zip(inputs, means, strict=True)]
 
-        return jax.lax.fori_loop(0, DECODE_STEPS, once, inputs)
+        return jax.lax.fori_loop(0, num_steps, once, inputs)
 
     return lambda: jax.block_until_ready(multiply(inputs, blocks))
 
