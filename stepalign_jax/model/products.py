@@ -9,7 +9,7 @@ rounds the weights' gradient to the compute dtype before it reaches float32 weig
 
 `rows_product` is for decoding on a CPU, where a product of few rows runs on one core. A large
 kernel [in, out] is stored transposed, as blocks of rows of [out, in]; each block is a product
-of its own, and the cores share the blocks. The rates of other forms stand in docs/log.md.
+of its own, and the cores share the blocks.
 """
 
 import functools
@@ -76,13 +76,9 @@ def split_rows(weight: jax.Array, num_blocks: int) -> Blocks:
 def rows_product(x: jax.Array, blocks: Blocks, dtype: Any) -> jax.Array:
     """x @ weight.T: [..., in] -> [..., out], accumulated and returned in `dtype`."""
     # block @ x.T, the rows of the weight outermost: XLA divides that axis among the cores.
-    # The barrier makes a copy of x.T. Without it XLA would fold the transposition into the
-    # product, which takes twice the time then.
-    columns = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+    flat = x.reshape(-1, x.shape[-1])
     parts = [
-        jax.lax.dot_general(
-            block, columns, (((1,), (0,)), ((), ())), preferred_element_type=dtype
-        )
+        jax.lax.dot_general(block, flat, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
         for block in blocks
     ]
     return jnp.concatenate(parts, axis=0).T.reshape(*x.shape[:-1], -1)
