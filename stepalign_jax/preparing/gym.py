@@ -149,7 +149,7 @@ def _import() -> Any:
         return importlib.import_module(PACKAGE)  # seconds to import, and only used here
     except ImportError as error:
         raise UserError(
-            f"--source gym needs the package {PACKAGE}: install it with "
+            f"--source gym needs the package {PACKAGE} ({error}): install it with "
             "pip install 'stepalign_jax[gym]'"
         ) from error
 
