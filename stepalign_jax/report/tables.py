@@ -178,7 +178,7 @@ def _row(comparison: dict[str, Any], variant: str, name: str) -> dict[str, str]:
     seeds = comparison["variants"][variant].get(name, [])
     number, asked = len(seeds), comparison["num_seeds"]
     columns = ("before", "after", "gain", "each", "critic", "share", "tokens", "seconds")
-    found = dict.fromkeys(columns, _NOTHING)
+    found: dict[str, str] = dict.fromkeys(columns, _NOTHING)
     found["seeds"] = str(number) if number == asked else f"{number}/{asked}"
     if not seeds:
         return found

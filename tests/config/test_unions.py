@@ -82,6 +82,7 @@ def test_the_classes_of_a_section_are_those_that_have_a_kind() -> None:
         "jsd",
         "sampled_token",
         "policy_gradient",
+        "nll",
     ]
 
 

@@ -257,6 +257,16 @@ def test_gains_and_differences_pair_seeds_and_problems(tmp_path, runs):
     assert "| gain of stepalign, less that of | Avg@12 |" in comparison_markdown(found)
 
 
+def test_conditions_that_gain_alike_run_by_run_differ_by_exactly_nothing(tmp_path, runs):
+    for label in CONDITIONS:
+        runs.after |= {f"{label}:0": (0.25, 0.55), f"{label}:1": (1.0, 0.75)}
+    found = made(tmp_path)
+    gain = found["gains"]["equal_tokens"]["grpo"]["avg_at_k"]
+    assert gain["high"] - gain["low"] > 0.3  # the seeds themselves are unlike
+    against = found["differences"]["equal_tokens"]["grpo"]["avg_at_k"]
+    assert against == {"mean": 0.0, "low": 0.0, "high": 0.0}
+
+
 def test_one_seed_has_intervals_over_problems_and_says_what_it_cannot_tell(tmp_path, runs):
     found = made(tmp_path, seeds=1)
     how = comparison(tmp_path).jobs[0].config.evaluation

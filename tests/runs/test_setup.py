@@ -2,18 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a run asks its initial solver which problems are hard."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from support.runs import small_config
 
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.learning import NegativeLogLikelihood
 from stepalign_jax.evaluation import difficulty
 from stepalign_jax.evaluation.evaluate import Evaluation
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs import setup
 from stepalign_jax.sampling.kept import Kept
+
+NLL = NegativeLogLikelihood(token_tile=64, token_weights=(), loss_temperature=1.0)
 
 
 def test_the_choice_of_problems_does_not_depend_on_the_runs_seed(monkeypatch, tmp_path):
@@ -37,3 +43,29 @@ def test_the_choice_of_problems_does_not_depend_on_the_runs_seed(monkeypatch, tm
         arguments, used, label = asked.pop()
         assert arguments[:5] == ("engine", "start", roles, grader, problems)
         assert (arguments[5].num_samples, used, label) == (8, difficulty.SEED, "select train")
+
+
+@pytest.mark.parametrize(
+    ("condition", "changes", "words"),
+    [
+        ("sft", {}, "objective.kind is 'forward_kl', but condition=sft needs nll"),
+        ("grpo", {}, "but condition=grpo needs policy_gradient"),
+        ("stepalign", {"objective": NLL}, "'nll', but condition=stepalign needs a divergence"),
+        ("grpo", {"objective": NLL}, "condition=grpo needs policy_gradient"),
+        (
+            "rejection",
+            {"objective": NLL, "critic": {"accepts": "any"}},
+            "critic.accepts is 'any', but condition=rejection trains the solver to say",
+        ),
+    ],
+)
+def test_a_condition_and_what_it_trains_by_go_together(tmp_path, condition, changes, words):
+    config = small_config(tmp_path, **changes)
+    with pytest.raises(UserError, match=words):
+        setup.check_condition(dataclasses.replace(config, condition=condition))
+
+
+@pytest.mark.parametrize("condition", ["stepalign", "grpo", "sft", "rejection"])
+def test_each_condition_of_the_miniature_has_its_objective(tmp_path, condition):
+    config = small_config(tmp_path, condition)
+    assert setup.check_condition(config).name == condition
