@@ -107,19 +107,19 @@ Worked solution:
 Solution:"""
 
 # The lines with {reference} and {answer} are left out if critic.sees does not include them.
-CRITIC_PROMPT = f"""A student's solution is corrected. Steps that are right are copied word \
-for word. The first wrong step is written as the right solution has it, and so is all that \
-follows it, up to the right answer. The form is exactly that of the example.
+CRITIC_PROMPT = f"""Correct the student's solution. Copy right steps word for word. Write \
+the first wrong step correctly, and all that follows it again, up to the answer. Give the \
+corrected solution alone, exactly in the form of the example.
 
 Problem:
 {PROBLEM}
 
-Student's solution:
-{WRONG_SOLUTION}
-
 Right solution:
 {REFERENCE}
 Right answer: 4
+
+Student's solution:
+{WRONG_SOLUTION}
 
 Corrected solution:
 {SOLUTION}
@@ -127,11 +127,11 @@ Corrected solution:
 Problem:
 {{problem}}
 
-Student's solution:
-{{attempt}}
-
 Right solution: {{reference}}
 Right answer: {{answer}}
+
+Student's solution:
+{{attempt}}
 
 Corrected solution:"""
 
