@@ -10,7 +10,7 @@ comparison would otherwise sample the same completions again.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from stepalign_jax.base.errors import UserError
@@ -18,7 +18,7 @@ from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.base.hashing import stable_hash32
 from stepalign_jax.config.schema import Config, EvaluationConfig
 from stepalign_jax.evaluation.evaluate import Evaluation
-from stepalign_jax.huggingface.fingerprint import fingerprint_adapter, fingerprint_checkpoint
+from stepalign_jax.huggingface.fingerprint import fingerprint_adapter
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.kept import Kept, kept_beside
 
@@ -33,7 +33,7 @@ def select_problems(
     problems: list[Problem],
     split: str,
     *,
-    directory: Path,
+    fingerprint: Callable[[], Mapping[str, str]],
     evaluate: Evaluate,
 ) -> list[Problem]:
     """Returns the problems with initial Avg@n below `problems.base_avg_below`; all if 0.
@@ -42,7 +42,7 @@ def select_problems(
       config: of the run.
       problems: the candidates.
       split: their name, for messages.
-      directory: the checkpoint that the solver starts from.
+      fingerprint: of the checkpoint that the solver starts from; called if the filter is on.
       evaluate: the initial solver's, with the seed SEED.
 
     Raises:
@@ -51,8 +51,8 @@ def select_problems(
     bound, num_samples = config.problems.base_avg_below, config.problems.base_avg_samples
     if bound == 0.0:
         return problems
-    fingerprint = stable_hash32(json.dumps(_what_decides(config, directory, problems)))
-    path = Path(config.runs_dir) / ".selected" / f"{fingerprint:08x}.json"
+    decided_by = json.dumps(_what_decides(config, fingerprint(), problems))
+    path = Path(config.runs_dir) / ".selected" / f"{stable_hash32(decided_by):08x}.json"
     if path.exists():
         hard = set(read_json(path))
     else:
@@ -71,11 +71,13 @@ def select_problems(
     return chosen
 
 
-def _what_decides(config: Config, directory: Path, problems: Sequence[Problem]) -> list:
+def _what_decides(
+    config: Config, fingerprint: Mapping[str, str], problems: Sequence[Problem]
+) -> list:
     """All that decides the selection, as JSON."""
     adapter = getattr(config.trainable, "adapter", "")
     return [
-        fingerprint_checkpoint(directory),
+        fingerprint,
         fingerprint_adapter(Path(adapter)) if adapter else None,
         config.model.compute_dtype,
         config.problems.base_avg_below,

@@ -290,7 +290,7 @@ def select_problems(
         )  # fmt: skip
 
     return difficulty.select_problems(
-        config, problems, split, directory=model.directory, evaluate=initial
+        config, problems, split, fingerprint=lambda: model.fingerprint, evaluate=initial
     )
 
 
