@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl, write_json
-from stepalign_jax.base.progress import advance, progress
+from stepalign_jax.base.progress import advance, progress, say
 from stepalign_jax.config.load import load_config, split_spec
 from stepalign_jax.config.schema import Config
 from stepalign_jax.runs.directory import RunDirectory, is_finished, open_run
@@ -176,6 +176,14 @@ def run_jobs(jobs: Sequence[Job], num_workers: int, description: str) -> None:
             raise
 
 
+def _result(job: Job) -> str:
+    """What a run came to, in a line."""
+    summary = read_json(job.run.summary_file)
+    before, after = (100 * summary[side]["avg_at_k"]["mean"] for side in ("before", "after"))
+    k = job.config.evaluation.num_samples
+    return f"{job.run.path.name}: Avg@{k} {before:.1f} % before, {after:.1f} % after"
+
+
 def _show_steps(bar: Any, jobs: Sequence[Job], futures: Sequence[Future[None]]) -> None:
     advance(bar)(sum(job.steps_done() for job in jobs))
     finished = sum(future.done() for future in futures)
@@ -221,6 +229,7 @@ def _run_one(job: Job, cores: list[int], children: _Children) -> None:
             f"{' '.join(['train', *job.arguments])} ended with status {status}; its output is "
             f"in {log}, and this command goes on from there when it is given again."
         )
+    say(_result(job))
 
 
 def available_cores() -> list[int]:

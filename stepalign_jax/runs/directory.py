@@ -5,6 +5,7 @@
     config.json        the resolved config
     inputs.json        hashes of problems and models, which may not change under a run
     prompts.json       the prompts of all roles, as rendered for one problem
+    preflight.json     what was known of each role before the first step (preflight.py)
     memory.json        what each part's weights take of a device, and where the critic waits
     metrics.jsonl      one row per optimizer step, the same bits in every repetition of the run
     timings.jsonl      what differs between repetitions, kept apart for that reason
@@ -79,6 +80,10 @@ class RunDirectory:
     @property
     def memory_file(self) -> pathlib.Path:
         return self.path / "memory.json"
+
+    @property
+    def preflight_file(self) -> pathlib.Path:
+        return self.path / "preflight.json"
 
     @property
     def metrics_file(self) -> pathlib.Path:

@@ -214,6 +214,14 @@ def test_finished_runs_are_kept_and_workers_share_the_cores(tmp_path, monkeypatc
     assert {tuple(cores) for _, cores in both} == {(0, 2), (1, 3)}
 
 
+def test_what_a_run_came_to_is_said_when_it_ends(tmp_path, capsys):
+    made, children = job(tmp_path, "grpo", 1), SimpleNamespace(run=lambda *_: 0)
+    finish(made.run, step_seconds=[1.0], validation={})
+    compare._run_one(made, [0], children)  # pyright: ignore[reportArgumentType]
+    name = made.run.path.name
+    assert capsys.readouterr().out == f"{name}: Avg@12 40.0 % before, 70.0 % after\n"
+
+
 def test_a_failed_run_ends_the_comparison_with_its_log(tmp_path, monkeypatch):
     asked, start = [], subprocess.Popen
 
