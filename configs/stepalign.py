@@ -271,6 +271,7 @@ def get_config(variant: str) -> Config:
             micro_batches=8,  # ours: 4 sequences at once
             checkpoint_every_steps=10,  # paper
             checkpoints_to_keep=7,  # ours: all, so that validation can choose among them
+            preflight_problems=32,  # ours: one batch of sampling
             validate_every_steps=10,  # ours: at each checkpoint
             sample_texts_every_steps=10,  # ours
             max_empty_steps=5,  # ours

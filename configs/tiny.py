@@ -148,6 +148,7 @@ def _easy(condition: str) -> Config:
             micro_batches=1,
             checkpoint_every_steps=20,
             checkpoints_to_keep=2,
+            preflight_problems=64,  # one batch of sampling
             validate_every_steps=10,
             sample_texts_every_steps=20,
             max_empty_steps=5,

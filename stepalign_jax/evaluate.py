@@ -207,9 +207,9 @@ def _content(
     config: Config, rows: Sequence[Row], problems: Sequence[Problem], found: list[Evaluation]
 ) -> dict[str, Any]:
     """The JSON of one set of problems: what was evaluated and how, and each row's values."""
-    how, seed = config.evaluation, config.seed
+    how, seed, checkpoint = config.evaluation, config.seed, rows[0].model.fingerprint
     content: dict[str, Any] = {
-        "inputs": evaluation_inputs(config, how, rows[0].model.directory, problems, seed=seed),
+        "inputs": evaluation_inputs(config, how, checkpoint, problems, seed=seed),
         "problems": [problem.text for problem in problems],
         "rows": {
             row.name: {

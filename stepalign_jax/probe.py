@@ -82,7 +82,7 @@ def probe(config: Config, split: str, to: Path | None) -> dict[str, Any]:
                 kept=kept,
             ).intervals(how, config.seed)
             _show(evaluation_table(solver, how.num_samples, title="solver"))
-            asker = Asker(model, roles, config.seed, kept)
+            asker = Asker(model, roles, config.seed, 0, kept)
             found = probe_critic(asker, critic, problems, config.sampling)
             exact = share_interval(found.exact, how, config.seed)
             exact_on_wrong = share_interval(found.exact[found.wrong], how, config.seed)

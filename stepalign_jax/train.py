@@ -20,7 +20,7 @@ import jax
 
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.files import read_json, write_json
-from stepalign_jax.base.progress import progress
+from stepalign_jax.base.progress import progress, say
 from stepalign_jax.base.stopping import stop_signals
 from stepalign_jax.config.cli import ALL_SECTIONS, parse_arguments, read_config, run_command
 from stepalign_jax.config.describe import resolved
@@ -46,6 +46,7 @@ from stepalign_jax.runs.inputs import (
 from stepalign_jax.runs.lock import lock_run
 from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.runs.phases import critique, grade, pack, sample, score, update
+from stepalign_jax.runs.preflight import preflight
 from stepalign_jax.runs.record import EmptySteps, StepResults, record_step
 from stepalign_jax.runs.setup import (
     check_condition,
@@ -58,7 +59,7 @@ from stepalign_jax.runs.setup import (
     open_solver,
     select_problems,
 )
-from stepalign_jax.runs.stopwatch import Stopwatch
+from stepalign_jax.runs.stopwatch import Stopwatch, remaining
 from stepalign_jax.runs.summary import summarise
 from stepalign_jax.sampling.kept import is_begun, kept_beside
 
@@ -154,13 +155,18 @@ def train(config: Config) -> dict[str, Any]:
 
         def validate(done: int) -> float:
             found = evaluate_once("validation", f"validation_{done:05d}", solver())
-            return found.mean("avg_at_k")
+            average, k = found.mean("avg_at_k"), config.evaluation.num_validation_samples
+            _say(f"step {done} of {loop.num_steps}: validation Avg@{k} {100 * average:.1f} %")
+            return average
 
         # Should a file be lost on the way: before training, not before this process.
         initial = model.variables() if first_step else solver()
         before = evaluate_once("test", "before", initial)
+        measured = {"test": before}
         if loop.validate_every_steps:  # where the curve starts
-            evaluate_once("validation", "validation_00000", initial)
+            measured["validation"] = evaluate_once("validation", "validation_00000", initial)
+        if first_step == 0:
+            preflight(config, run, model, roles, grader, critic, problems["train"], measured)
 
         bar = stack.enter_context(progress(total=loop.num_steps, description=config.name))
         bar.update(first_step)
@@ -224,6 +230,9 @@ def train(config: Config) -> dict[str, Any]:
                     compiled.take(), grader.take_failures(),
                 )  # fmt: skip
                 recorded = beside.submit(record, results)
+                if step == first_step + 1 and not last:  # the first one compiles
+                    own = results.compiled["compile_seconds"]
+                    _say(remaining(watch.seconds, own, loop.num_steps - done))
                 if done % loop.checkpoint_every_steps == 0 or last or stop.requested:
                     recorded.result()  # the rows before a checkpoint are on disk when it is
                     saver.save(done, state.tree, data_state=stream.get_state())
@@ -238,7 +247,7 @@ def train(config: Config) -> dict[str, Any]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(line, to=sys.stderr)
 
 
 def main(argv: list[str]) -> None:

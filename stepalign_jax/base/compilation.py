@@ -4,6 +4,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -49,13 +50,20 @@ class CompilationCounter:
 
     def __init__(self) -> None:
         """Counts from now on."""
-        self._count, self._seconds = 0, 0.0
+        self._count, self._lock = 0, threading.Lock()
+        self._spans: list[tuple[float, float]] = []  # from, to; disjoint, in their order
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def take(self) -> dict[str, float]:
-        """Returns how many there were since the last call, and the seconds they took."""
-        taken = {"compilations": self._count, "compile_seconds": self._seconds}
-        self._count, self._seconds = 0, 0.0
+        """Returns how many there were since the last call, and the seconds they took.
+
+        Seconds of the clock: what threads compile at once, or one trace within another, counts
+        once.
+        """
+        with self._lock:
+            seconds = sum(end - start for start, end in self._spans)
+            taken = {"compilations": self._count, "compile_seconds": seconds}
+            self._count, self._spans = 0, []
         return taken
 
     def close(self) -> None:
@@ -63,9 +71,15 @@ class CompilationCounter:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event.startswith(_EVENTS):
+        if not event.startswith(_EVENTS):
+            return
+        end = time.monotonic()
+        start = end - duration_secs
+        with self._lock:
             self._count += event == _LAST_EVENT
-            self._seconds += duration_secs
+            while self._spans and self._spans[-1][1] > start:
+                start = min(start, self._spans.pop()[0])
+            self._spans.append((start, end))
 
 
 class CompilationNotices:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -145,10 +145,10 @@ def progress(
     return _Bar(iterable, total, description)
 
 
-def say(line: str) -> None:
-    """Prints a result on stdout as it comes, above the bars of a terminal."""
-    tqdm.write(line)
-    sys.stdout.flush()
+def say(line: str, *, to: TextIO | None = None) -> None:
+    """Prints a line at once, above the bars that are open; to stdout if to nothing else."""
+    tqdm.write(line, file=to or sys.stdout)
+    (to or sys.stdout).flush()
 
 
 def advance(bar: Any) -> Callable[[int], None]:

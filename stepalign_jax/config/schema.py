@@ -222,6 +222,7 @@ class TrainConfig:
     micro_batches: Count  # gradient accumulation: parts one step's sequences are cut into
     checkpoint_every_steps: Count
     checkpoints_to_keep: Count
+    preflight_problems: Natural  # training problems that each role answers first; 0 is off
     validate_every_steps: Natural  # 0 is off
     sample_texts_every_steps: Natural  # 0 is off
     max_empty_steps: Natural  # steps in a row without a usable context end the run; 0: never

@@ -7,12 +7,14 @@ It is sent the critic's template as one user message. Thinking is the server's a
 is stored as it comes, and nothing that a store holds is asked again.
 """
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Sequence
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.hashing import digest, stable_hash32
+from stepalign_jax.base.progress import counting
 from stepalign_jax.config.critics import EndpointCritic
 from stepalign_jax.config.schema import PromptsConfig
 from stepalign_jax.critics.client import Answer, Client, Question
@@ -34,8 +36,19 @@ class Endpoint:
     """A `Critic` that asks a server."""
 
     def __init__(
-        self, config: EndpointCritic, prompts: PromptsConfig, grade: Grade, store: CritiqueStore
+        self,
+        config: EndpointCritic,
+        prompts: PromptsConfig,
+        grade: Grade,
+        store: CritiqueStore,
+        label: str,
     ):
+        """Nothing is sent; see `Surroundings` for all but `config`.
+
+        Raises:
+          UserError: the package `openai`, or the key, is missing.
+        """
+        self._label = label
         self._config, self._prompts, self._grade = config, prompts, grade
         self._client, self._store = Client(config), store
         settings = (config.url, config.sees, config.temperature, config.max_new_tokens)
@@ -85,14 +98,18 @@ class Endpoint:
         ]
         questions = [Question(prompts[i] or "", self._seed(addresses[i])) for i in asked]
 
+        num_heard = itertools.count(1)
+
         def heard(place: int, answer: Answer) -> None:
+            count(next(num_heard))
             row = rows[asked[place]]
             assert row is not None
             found[row.key] = row._replace(**answer._asdict(), cost=self._cost(answer))
             self._store.add(found[row.key])
 
         from_store = sum(row is not None and row.key in found for row in rows)
-        self._client.ask(questions, heard)
+        with counting(len(questions), self._label) as count:
+            self._client.ask(questions, heard)
         rows = [row and found[row.key] for row in rows]
         return reply_of(
             rows,
@@ -145,4 +162,5 @@ class Endpoint:
 
 @open_critic.register
 def _(config: EndpointCritic, surroundings: Surroundings) -> Endpoint:
-    return Endpoint(config, surroundings.prompts, surroundings.grade, surroundings.store)
+    own = surroundings
+    return Endpoint(config, own.prompts, own.grade, own.store, own.label)

@@ -21,7 +21,7 @@ from dataclasses import replace
 from stepalign_jax.base.hashing import stable_hash32
 from stepalign_jax.critics.protocol import Critic, CriticReply, Wrapper
 from stepalign_jax.feedback.contexts import Attempt
-from stepalign_jax.feedback.controls import reworded
+from stepalign_jax.feedback.mathematics import reworded
 from stepalign_jax.feedback.reasoning_steps import ReasoningStep, TraceFormat, with_body
 from stepalign_jax.feedback.validate import first_changed
 from stepalign_jax.sampling.request import Address

@@ -10,7 +10,7 @@ comparison would otherwise sample the same completions again.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from stepalign_jax.base.errors import UserError
@@ -33,7 +33,7 @@ def select_problems(
     problems: list[Problem],
     split: str,
     *,
-    directory: Path,
+    fingerprint: Callable[[], Mapping[str, str]],
     evaluate: Evaluate,
 ) -> list[Problem]:
     """Returns the problems that `hard_problems` keeps.
@@ -41,7 +41,7 @@ def select_problems(
     Raises:
       UserError: if none is left.
     """
-    chosen = hard_problems(config, problems, split, directory=directory, evaluate=evaluate)
+    chosen = hard_problems(config, problems, split, fingerprint=fingerprint, evaluate=evaluate)
     if not chosen:
         raise UserError(
             f"no {split} problem has initial Avg@{config.problems.base_avg_samples} below "
@@ -56,7 +56,7 @@ def hard_problems(
     problems: list[Problem],
     split: str,
     *,
-    directory: Path,
+    fingerprint: Callable[[], Mapping[str, str]],
     evaluate: Evaluate,
 ) -> list[Problem]:
     """Returns the problems with initial Avg@n below `problems.base_avg_below`; all if 0.
@@ -65,16 +65,16 @@ def hard_problems(
       config: of the run.
       problems: the candidates.
       split: their name, for messages.
-      directory: the checkpoint that the solver starts from.
+      fingerprint: of the checkpoint that the solver starts from; called if the filter is on.
       evaluate: the initial solver's, with the seed SEED.
     """
     bound, num_samples = config.problems.base_avg_below, config.problems.base_avg_samples
     if bound == 0.0:
         return problems
     settings = dataclasses.replace(config.evaluation, num_samples=num_samples)
-    inputs = evaluation_inputs(config, settings, directory, problems, seed=SEED)
-    fingerprint = stable_hash32(json.dumps([bound, inputs]))
-    path = Path(config.runs_dir) / ".selected" / f"{fingerprint:08x}.json"
+    inputs = evaluation_inputs(config, settings, fingerprint(), problems, seed=SEED)
+    decided_by = stable_hash32(json.dumps([bound, inputs]))
+    path = Path(config.runs_dir) / ".selected" / f"{decided_by:08x}.json"
     if path.exists():
         hard = set(read_json(path))
     else:

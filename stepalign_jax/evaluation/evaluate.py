@@ -166,6 +166,13 @@ def gains(
     }
 
 
+def difference_interval(
+    before: np.ndarray, after: np.ndarray, config: EvaluationConfig, seed: int
+) -> dict[str, float] | None:
+    """The paired interval of after - before, one value per problem; None for no values."""
+    return _interval(paired_interval, config, seed, before, after) if len(before) else None
+
+
 def share_interval(
     values: np.ndarray, config: EvaluationConfig, seed: int
 ) -> dict[str, float] | None:
@@ -231,9 +238,14 @@ def evaluate(
             variables, requests, batch_size=config.batch_size, kept=kept, **options
         )
 
-    with counting(len(problems) * k, label) as count:
+    num_sampled = len(problems) * k
+    with counting(num_sampled + len(problems), label) as count:
         sampled = sample(k, params, progress=count)
-    greedy = sample(1, params._replace(temperature=0.0))
+        greedy = sample(
+            1,
+            params._replace(temperature=0.0),
+            progress=lambda done: count(num_sampled + done),
+        )
     counts = _count_samples(sampled, len(problems), k)
     require_samples(counts, k)
     require_samples(_count_samples(greedy, len(problems), 1), 1)

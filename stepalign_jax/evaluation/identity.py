@@ -2,20 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What decides an evaluation, so that one that was measured is not measured again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stepalign_jax.base.hashing import content_hash
 from stepalign_jax.config.schema import Config, EvaluationConfig
-from stepalign_jax.huggingface.fingerprint import fingerprint_adapter, fingerprint_checkpoint
+from stepalign_jax.huggingface.fingerprint import fingerprint_adapter
 from stepalign_jax.problems.problem import Problem
 
 
 def evaluation_inputs(
     config: Config,
     how: EvaluationConfig,
-    directory: Path,
+    checkpoint: Mapping[str, str],
     problems: Sequence[Problem],
     *,
     seed: int,
@@ -27,13 +27,13 @@ def evaluation_inputs(
     Args:
       config: the model's precision, the adapter that it starts from, and the prompts.
       how: k and how to sample.
-      directory: the checkpoint that the solver starts from.
+      checkpoint: the fingerprint of the one that the solver starts from.
       problems: what is asked, in order.
       seed: of the samples.
     """
     adapter, prompts = getattr(config.trainable, "adapter", ""), config.prompts
     return {
-        "model": fingerprint_checkpoint(directory),
+        "model": dict(checkpoint),
         "start_adapter": fingerprint_adapter(Path(adapter)) if adapter else None,
         "compute_dtype": config.model.compute_dtype,
         "prompts": {

@@ -45,18 +45,20 @@ class Asker(NamedTuple):
       model: weights loaded.
       roles: its prompts.
       seed: the run's.
+      step: of the addresses it draws at.
       kept: completions of an earlier, stopped process, and where to keep these; or None.
     """
 
     model: LanguageModel
     roles: Roles
     seed: int
+    step: int
     kept: Kept | None
 
     def addresses(self, problems: Sequence[Problem], purpose: Purpose) -> list[Address]:
-        """The first sample of each problem, at optimizer step 0."""
+        """The first sample of each problem."""
         ids = [problem.id for problem in problems]
-        return sample_addresses(ids, 1, seed=self.seed, purpose=purpose, step=0)
+        return sample_addresses(ids, 1, seed=self.seed, purpose=purpose, step=self.step)
 
     def ask(
         self,
@@ -146,21 +148,37 @@ def probe_teacher(
 
     The contexts are those that training would use. Rollouts whose context failed are left out.
     """
-    pattern, budget = asker.roles.prompts.answer_pattern, asker.roles.prompts.max_context_tokens
+    budget = asker.roles.prompts.max_context_tokens
     for condition in conditions:
         if condition.contexts is None or not condition.asks_teacher:
             continue
         contexts = condition.contexts(attempts, critiques, asker.roles.trace)
         contexts = fit_budget(contexts, asker.roles.count_tokens, budget)
-        pairs = [
-            (attempt.problem, context)
-            for attempt, context in zip(attempts, contexts, strict=True)
-            if context.failure is None
-        ]
-        problems = [problem for problem, _ in pairs]
-        prompts = [asker.roles.teacher(problem, context.text) for problem, context in pairs]
-        addresses = asker.addresses(problems, Purpose.EVALUATION)
-        texts = asker.ask(prompts, addresses, how, f"probe: teacher, {condition.name}")
-        answers = [extract_answer(text, pattern) for text in texts]
-        right = grader.grade(answers, [problem.expected for problem in problems])
-        yield condition.name, np.array(right, np.float64)
+        label = f"probe: teacher, {condition.name}"
+        yield condition.name, ask_teacher(asker, grader, attempts, contexts, how, label)
+
+
+def ask_teacher(
+    asker: Asker,
+    grader: Grader,
+    attempts: Sequence[Attempt],
+    contexts: Sequence[Context],
+    how: SamplingConfig,
+    label: str,
+) -> np.ndarray:
+    """Returns which of the teacher's own free answers are right: float64, 0 or 1.
+
+    One per attempt whose context did not fail, in their order.
+    """
+    pairs = [
+        (attempt.problem, context)
+        for attempt, context in zip(attempts, contexts, strict=True)
+        if context.failure is None
+    ]
+    problems = [problem for problem, _ in pairs]
+    prompts = [asker.roles.teacher(problem, context.text) for problem, context in pairs]
+    addresses = asker.addresses(problems, Purpose.EVALUATION)
+    texts = asker.ask(prompts, addresses, how, label)
+    answers = [extract_answer(text, asker.roles.prompts.answer_pattern) for text in texts]
+    right = grader.grade(answers, [problem.expected for problem in problems])
+    return np.array(right, np.float64)

@@ -62,6 +62,28 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
     return 1.0 - all_wrong.prod(axis=1)
 
 
+def mixed_share(averages: np.ndarray, n: int, group: int) -> np.ndarray:
+    """Estimate of P(`group` samples hold both right and wrong ones), per problem.
+
+    Only such a group has an advantage that is not 0 (GRPO). Unbiased where `group` <= n: as
+    `pass_at_k`, without replacement. For a larger group it is 1 - p^G - (1 - p)^G with the
+    measured share p, which is too low, since a problem that n samples call hopeless may not be.
+
+    Args:
+      averages: [num_problems] `avg_at_k` of n samples.
+      n: samples of each problem.
+      group: samples of a group.
+
+    Returns:
+      [num_problems] float64.
+    """
+    averages = np.asarray(averages, np.float64)
+    if group > n:
+        return 1.0 - averages**group - (1.0 - averages) ** group
+    correct = np.arange(n) < np.rint(averages * n)[:, None]
+    return pass_at_k(correct, group) + pass_at_k(~correct, group) - 1.0
+
+
 def maj_at_k(classes: np.ndarray, correct: np.ndarray) -> np.ndarray:
     """Whether the majority answer is correct, per problem; in expectation where classes tie.
 

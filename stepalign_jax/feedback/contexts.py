@@ -16,62 +16,101 @@ from stepalign_jax.base.names import nearest
 from stepalign_jax.feedback.reasoning_steps import TraceFormat
 from stepalign_jax.problems.problem import Problem
 
-# Why a rollout has no context. In the order in which they are looked for.
-FAILURES: dict[str, str] = {
-    "prompt_too_long": "the critic's prompt leaves no room for critic.max_new_tokens",
-    "missing": "the store that is replayed holds no such critique",
-    "timeout": "the server took longer than critic.timeout_secs",
-    "unavailable": "the server was busy, failed, or hung up",
-    "rejected": "the server rejected the request, with a status of 4xx",
-    "malformed": "the server's reply is no chat completion",
-    "wrong_model": "the server answered with another model",
-    "refused": "the server's model declined to answer",
-    "truncated_thinking": "ended inside <think>, most often by the token budget",
-    "truncated": "the token budget ended the critique",
-    "empty": "nothing but whitespace",
-    "unparsable": "no reasoning step, or no answer",
-    "wrong_answer": "ends in another answer than the expected one",
-    "foreign_markup": "text or markup that is not in the trace format",
-    "quoted_error": "repeats the wrong reasoning step that it should replace",
-    "answer_leaked": "speaks of an answer or a solution that the solver does not see",
-    "invented_number": "a number of a new reasoning step comes out of nothing",
-    "low_fidelity": "copies right reasoning steps less than critiques.min_copy_fidelity",
-    "too_long": "over prompts.max_context_tokens",
-    "no_reference": "the problem has no reference solution",
-    "no_other_problem": "no valid critique of another problem in the batch",
-    "no_right_step": "the rollout's first reasoning step is wrong already",
-    "no_later_step": "the first error is the last reasoning step",
-    "not_reworded": "a reasoning step holds no equation whose sides could change places",
-}
 
-# What to change where most contexts fail in the same way.
-_MENDS: dict[str, str] = {
-    "prompt_too_long": "lower critic.max_new_tokens or sampling.max_new_tokens",
-    "missing": "replay a store of equal rollouts, or ask a critic",
-    "timeout": "raise critic.timeout_secs, or lower critic.concurrency",
-    "unavailable": "lower critic.concurrency or critic.requests_per_minute, or raise "
-    "critic.max_retries",
-    "rejected": "see what the server allows: critic.model, critic.max_new_tokens, the key",
-    "malformed": "see whether critic.url is that of an OpenAI-compatible server",
-    "wrong_model": "set critic.model to the name that the server gives its model",
-    "refused": "change prompts.critic, or take another critic",
-    "truncated_thinking": "raise critic.max_new_tokens, or set prompts.critic_thinking=false",
-    "truncated": "raise critic.max_new_tokens",
-    "empty": "change prompts.critic, or take another critic",
-    "unparsable": "change prompts.critic, or set critic.accepts=any for free text",
-    "wrong_answer": "let the critic see more (critic.sees), change prompts.critic, or take "
-    "another critic",
-    "foreign_markup": "change prompts.critic, or leave this check out of critiques.checks",
-    "quoted_error": "change prompts.critic, or leave this check out of critiques.checks",
-    "answer_leaked": "change prompts.critic, or leave this check out of critiques.checks",
-    "invented_number": "change prompts.critic, or leave this check out of critiques.checks",
-    "low_fidelity": "change prompts.critic, or lower critiques.min_copy_fidelity",
-    "too_long": "raise prompts.max_context_tokens",
-    "no_reference": "give the problems reference solutions, or take another condition",
-    "no_other_problem": "raise train.problems_per_step",
-    "no_right_step": "take a condition that needs no right step, or easier problems",
-    "no_later_step": "take a condition that needs no later step, or longer problems",
-    "not_reworded": "take a condition that rewords nothing, or problems with equations",
+class Failure(NamedTuple):
+    """Why a rollout has no context.
+
+    Attributes:
+      meaning: in words.
+      mend: what to change where most contexts fail like this.
+    """
+
+    meaning: str
+    mend: str
+
+
+_ANOTHER_CRITIC = "change prompts.critic, or take another critic"
+_WITHOUT_CHECK = "change prompts.critic, or leave this check out of critiques.checks"
+
+# In the order in which they are looked for.
+FAILURES: dict[str, Failure] = {
+    "prompt_too_long": Failure(
+        "the critic's prompt leaves no room for critic.max_new_tokens",
+        "lower critic.max_new_tokens or sampling.max_new_tokens",
+    ),
+    "missing": Failure(
+        "the store that is replayed holds no such critique",
+        "replay a store of equal rollouts, or ask a critic",
+    ),
+    "timeout": Failure(
+        "the server took longer than critic.timeout_secs",
+        "raise critic.timeout_secs, or lower critic.concurrency",
+    ),
+    "unavailable": Failure(
+        "the server was busy, failed, or hung up",
+        "lower critic.concurrency or critic.requests_per_minute, or raise critic.max_retries",
+    ),
+    "rejected": Failure(
+        "the server rejected the request, with a status of 4xx",
+        "see what the server allows: critic.model, critic.max_new_tokens, the key",
+    ),
+    "malformed": Failure(
+        "the server's reply is no chat completion",
+        "see whether critic.url is that of an OpenAI-compatible server",
+    ),
+    "wrong_model": Failure(
+        "the server answered with another model",
+        "set critic.model to the name that the server gives its model",
+    ),
+    "refused": Failure("the server's model declined to answer", _ANOTHER_CRITIC),
+    "truncated_thinking": Failure(
+        "ended inside <think>, most often by the token budget",
+        "raise critic.max_new_tokens, or set prompts.critic_thinking=false",
+    ),
+    "truncated": Failure("the token budget ended the critique", "raise critic.max_new_tokens"),
+    "empty": Failure("nothing but whitespace", _ANOTHER_CRITIC),
+    "unparsable": Failure(
+        "no reasoning step, or no answer",
+        "change prompts.critic, or set critic.accepts=any for free text",
+    ),
+    "wrong_answer": Failure(
+        "ends in another answer than the expected one",
+        "let the critic see more (critic.sees), change prompts.critic, or take another critic",
+    ),
+    "foreign_markup": Failure("text or markup that is not in the trace format", _WITHOUT_CHECK),
+    "quoted_error": Failure(
+        "repeats the wrong reasoning step that it should replace", _WITHOUT_CHECK
+    ),
+    "answer_leaked": Failure(
+        "speaks of an answer or a solution that the solver does not see", _WITHOUT_CHECK
+    ),
+    "invented_number": Failure(
+        "a number of a new reasoning step comes out of nothing", _WITHOUT_CHECK
+    ),
+    "low_fidelity": Failure(
+        "copies right reasoning steps less than critiques.min_copy_fidelity",
+        "change prompts.critic, or lower critiques.min_copy_fidelity",
+    ),
+    "too_long": Failure("over prompts.max_context_tokens", "raise prompts.max_context_tokens"),
+    "no_reference": Failure(
+        "the problem has no reference solution",
+        "give the problems reference solutions, or take another condition",
+    ),
+    "no_other_problem": Failure(
+        "no valid critique of another problem in the batch", "raise train.problems_per_step"
+    ),
+    "no_right_step": Failure(
+        "the rollout's first reasoning step is wrong already",
+        "take a condition that needs no right step, or easier problems",
+    ),
+    "no_later_step": Failure(
+        "the first error is the last reasoning step",
+        "take a condition that needs no later step, or longer problems",
+    ),
+    "not_reworded": Failure(
+        "a reasoning step holds no equation whose sides could change places",
+        "take a condition that rewords nothing, or problems with equations",
+    ),
 }
 
 
@@ -236,7 +275,8 @@ def describe_failures(contexts: Sequence[Context]) -> tuple[str, str]:
     """Returns the failures in words, and what to change against the most frequent one."""
     counts = Counter(context.failure for context in contexts if context.failure is not None)
     worst = counts.most_common(1)[0][0]
-    return in_words(counts), _MENDS.get(worst, "change the condition or its critic")
+    known = FAILURES.get(worst)
+    return in_words(counts), known.mend if known else "change the condition or its critic"
 
 
 def in_words(counts: Counter[str]) -> str:
@@ -245,6 +285,8 @@ def in_words(counts: Counter[str]) -> str:
     A context of one's own may fail under a name of its own, which stands for itself.
     """
     return ", ".join(
-        f"{number} {name} ({FAILURES[name]})" if name in FAILURES else f"{number} {name}"
+        f"{number} {name} ({FAILURES[name].meaning})"
+        if name in FAILURES
+        else f"{number} {name}"
         for name, number in counts.most_common()
     )

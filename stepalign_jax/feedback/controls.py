@@ -20,17 +20,12 @@ wordings are not known to us, so these have none of their own. The other control
 rollout without an error has nothing to shift or to omit: its context is the critique.
 """
 
-import re
 from collections.abc import Callable, Sequence
 
 from stepalign_jax.base.hashing import stable_hash32
 from stepalign_jax.feedback.contexts import Attempt, Context, condition
+from stepalign_jax.feedback.mathematics import reworded
 from stepalign_jax.feedback.reasoning_steps import ReasoningStep, TraceFormat, with_body
-
-# A number, a letter that stands alone, a TeX command or a sign; words of a sentence are none.
-_PIECE = r"(?:\d+(?:\.\d+)?|(?<![A-Za-z])[A-Za-z](?![A-Za-z])|\\[A-Za-z]+|[-+*/^(){}!|])"
-_SIDE = rf"{_PIECE}(?: ?{_PIECE})*"
-_EQUATION = re.compile(rf"({_SIDE})( ?= ?)({_SIDE})")
 
 _Control = Callable[[Attempt, str, TraceFormat], Context]
 
@@ -47,17 +42,6 @@ def first_difference(
         if words[0][index : index + 1] != words[1][index : index + 1]:
             return index
     return None
-
-
-def reworded(text: str) -> str | None:
-    """Returns `text` with the sides of its first equation exchanged; None if it has none.
-
-    It says the same thing in other tokens: 47+24=71 becomes 71=47+24.
-    """
-    found = _EQUATION.search(text)
-    if found is None:
-        return None
-    return text[: found.start()] + found[3] + found[2] + found[1] + text[found.end() :]
 
 
 @condition("answer_only", needs_critiques=False)

@@ -21,17 +21,11 @@ from typing import NamedTuple
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.names import nearest
 from stepalign_jax.feedback.contexts import Attempt, Context
+from stepalign_jax.feedback.mathematics import NUMBER, RESULT, sides
 from stepalign_jax.feedback.reasoning_steps import ReasoningStep, TraceFormat
 from stepalign_jax.grading.answers import extract_answer
 
-_RELATION = re.compile(r"=|≈|\\approx|\b(?:gives|equals|is)\b")
-# A number, a letter that stands alone (but no article), a TeX command or a sign.
-_PIECE = re.compile(
-    r"\d+(?:\.\d+)?|(?<![A-Za-z\\])[B-HJ-Zb-z](?![A-Za-z])|\\[A-Za-z]+|[-+*/^<>!|]"
-)
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _WORD = re.compile(r"\w+|[^\w\s]")
-_RESULT = re.compile(rf"(?:{_RELATION.pattern})[\s$({{\[-]*({_NUMBER.pattern})")
 _MARKUP = re.compile(r"</?[A-Za-z]\w*>|<\|[^|<>\n]{0,40}\|>|```|\*\*|(?m:^#{1,6} )")
 _LEAK = re.compile(
     r"(?i)\b(?:expected|reference|given|provided|known|official|ground.truth)"
@@ -149,17 +143,11 @@ def first_changed(ours: Sequence[ReasoningStep], theirs: Sequence[ReasoningStep]
 def _says_the_same(a: str, b: str) -> bool:
     if a.split() == b.split():
         return True
-    sides = _sides(a)
-    if sides or _sides(b):
-        return sides == _sides(b)
+    ours, theirs = sides(a), sides(b)
+    if ours or theirs:
+        return ours == theirs
     words = [re.findall(r"\w+", text.casefold()) for text in (a, b)]
     return bool(words[0]) and words[0] == words[1]
-
-
-def _sides(text: str) -> list[list[str]]:
-    """47+24=71 and "71 is 47+24" -> [[47, +, 24], [71]]; sides of words alone are left out."""
-    sides = [_PIECE.findall(side) for side in _RELATION.split(text)]
-    return sorted(side for side in sides if side)
 
 
 def _case(
@@ -203,11 +191,11 @@ def _invented(
     attempt: Attempt, theirs: Sequence[ReasoningStep], copied: int
 ) -> tuple[str, ...]:
     shown = [attempt.problem.text, attempt.text, *(step.text for step in theirs[:copied])]
-    known = {*_FREE_NUMBERS, *_NUMBER.findall(" ".join(shown))}
+    known = {*_FREE_NUMBERS, *NUMBER.findall(" ".join(shown))}
     invented = []
     for step in theirs[copied:]:
-        known.update(_RESULT.findall(step.text))
-        numbers = _NUMBER.findall(step.text)
+        known.update(RESULT.findall(step.text))
+        numbers = NUMBER.findall(step.text)
         invented += [number for number in numbers if number not in known]
         known.update(numbers)
     return tuple(invented)

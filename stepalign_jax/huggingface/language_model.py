@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from stepalign_jax.huggingface.config import read_sizes
+from stepalign_jax.huggingface.fingerprint import fingerprint_checkpoint
 from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.huggingface.peft_adapters import load_adapter
 from stepalign_jax.huggingface.tokenizer import check_ids, load_tokenizer, stop_ids
@@ -90,6 +91,11 @@ class LanguageModel:
         if self.adapter is None:
             return {"params": self.base}
         return {"params": self.base, "lora": jax.tree.map(jnp.array, self.adapter)}
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """See `fingerprint_checkpoint`; large files are read once, not for each split."""
+        return fingerprint_checkpoint(self.directory)
 
     def module(self, remat: str) -> Qwen3:
         """The network for scoring and training, layers scanned."""

@@ -196,7 +196,7 @@ class Filters:
             self._config,
             problems,
             "problems",
-            directory=model.directory,
+            fingerprint=lambda: model.fingerprint,
             evaluate=initial_solver(model, roles, self._grader),
         )
 

@@ -5,6 +5,7 @@
     config.json        the resolved config
     inputs.json        hashes of problems and models, which may not change under a run
     prompts.json       the prompts of all roles, as rendered for one problem
+    preflight.json     what was known of each role before the first step (preflight.py)
     memory.json        what each part's weights take of a device, and where the critic waits
     metrics.jsonl      one row per optimizer step, the same bits in every repetition of the run
     timings.jsonl      what differs between repetitions, kept apart for that reason
@@ -79,6 +80,10 @@ class RunDirectory:
     @property
     def memory_file(self) -> pathlib.Path:
         return self.path / "memory.json"
+
+    @property
+    def preflight_file(self) -> pathlib.Path:
+        return self.path / "preflight.json"
 
     @property
     def metrics_file(self) -> pathlib.Path:
@@ -228,32 +233,45 @@ def open_run(config: Config) -> RunDirectory:
     """
     run = RunDirectory.of(config)
     _make_directories(run)
-    if not run.has_results():
+    if run.has_results():
+        is_longer(run, config)  # refuses what it is not
+    else:
         write_json(run.config_file, config_json(config))
-    elif not run.config_file.exists():
-        raise UserError(
-            f"{run.path} holds results without {run.config_file.name}, so nobody can tell what "
-            "made them: put the file back, or choose another name with --name=..."
-        )
-    elif not is_longer(run, config):
-        _require_same_config(run, config)
     return run
 
 
 def is_longer(run: RunDirectory, config: Config) -> bool:
-    """Whether the config gives more steps to the run in `run`, and changes nothing else.
+    """Whether the config gives more steps to the run in `run`; else it is the run's own.
 
-    Only where the learning rate is constant: a cosine's values at the steps that were taken
-    would have been others in the longer run.
+    A run gets longer only where the learning rate is constant: a cosine's values at the steps
+    that were taken would have been others in the longer run.
+
+    Raises:
+      UserError: the run was made with another config, or nobody knows with which.
     """
-    if not run.config_file.exists() or not isinstance(config.optimizer.schedule, Constant):
-        return False
+    if not run.config_file.exists():
+        raise UserError(
+            f"{run.path} holds results without {run.config_file.name}, so nobody can tell what "
+            "made them: put the file back, or choose another name with --name=..."
+        )
     differences = config_differences(read_json(run.config_file), config_json(config))
     changed = {key: (old, new) for key, old, new in differences if key not in _FREE_KEYS}
+    if not changed or _is_only_lengthened(changed, config):
+        return bool(changed)
+    key, (old, new) = next(iter(changed.items()))
+    why = _why_not_longer(config) if key == "train.num_steps" else ""
+    raise UserError(
+        f"{run.path} holds a run with {key}={old}, and this one has {key}={new}{why}: "
+        f"choose another name with --name=..., or delete {run.path}"
+    )
+
+
+def _is_only_lengthened(changed: dict[str, tuple[str, str]], config: Config) -> bool:
     if set(changed) != {"train.num_steps"}:
         return False
     old, new = changed["train.num_steps"]
-    return old.isdecimal() and int(new) > int(old)
+    constant = isinstance(config.optimizer.schedule, Constant)
+    return constant and old.isdecimal() and int(new) > int(old)
 
 
 def is_finished(config: Config) -> bool:
@@ -263,10 +281,7 @@ def is_finished(config: Config) -> bool:
       UserError: the directory holds a run of another config.
     """
     run = RunDirectory.of(config)
-    if not run.summary_file.exists():
-        return False
-    open_run(config)
-    return not is_longer(run, config)
+    return run.summary_file.exists() and not is_longer(run, config)
 
 
 def differing_keys(run: RunDirectory, config: Config, sections: Iterable[str]) -> list[str]:
@@ -295,16 +310,6 @@ def _make_directories(run: RunDirectory) -> None:
             f"cannot make the run directory {run.path} ({error.strerror}: {error.filename}): "
             "choose a place that can be written with --runs_dir=..."
         ) from error
-
-
-def _require_same_config(run: RunDirectory, config: Config) -> None:
-    for key, old, new in config_differences(read_json(run.config_file), config_json(config)):
-        if key not in _FREE_KEYS:
-            why = _why_not_longer(config) if key == "train.num_steps" else ""
-            raise UserError(
-                f"{run.path} holds a run with {key}={old}, and this one has {key}={new}{why}: "
-                f"choose another name with --name=..., or delete {run.path}"
-            )
 
 
 def _why_not_longer(config: Config) -> str:

@@ -133,6 +133,8 @@ def _stale_evaluations(run: RunDirectory, changed: Sequence[str], step: int) -> 
     """Yields the files of evaluations that other inputs, or the steps to come, make wrong."""
     every = any(name.startswith(_EVALUATED) for name in changed)
     yield run.evaluation_file("after")
+    if step == 0:
+        yield run.preflight_file
     if every or any(name.startswith("test ") for name in changed):
         yield run.evaluation_file("before")
     asked = every or any(name.startswith("validation ") for name in changed)

@@ -334,7 +334,7 @@ def select_problems(
 
     initial = initial_solver(model, roles, grader)
     return difficulty.select_problems(
-        config, problems, split, directory=model.directory, evaluate=initial
+        config, problems, split, fingerprint=lambda: model.fingerprint, evaluate=initial
     )
 
 

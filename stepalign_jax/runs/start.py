@@ -7,7 +7,7 @@ evaluations/start_<problems>_<hash>    by `evaluate`; the hash is of all that de
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from stepalign_jax.base.errors import UserError
@@ -17,6 +17,7 @@ from stepalign_jax.config.load import config_from_json
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation
 from stepalign_jax.evaluation.identity import evaluation_inputs
+from stepalign_jax.huggingface.fingerprint import fingerprint_checkpoint
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.inputs import was_begun_with
@@ -46,11 +47,12 @@ def evaluate_start(
       UserError: one that it holds is damaged.
     """
     num_samples = config.evaluation.num_samples
-    file = _file(run, config, directory, on, problems)
+    checkpoint = fingerprint_checkpoint(directory)
+    file = _file(run, config, checkpoint, on, problems)
     before = run.evaluation_file("before")
     if on == "test" and before.exists() and was_begun_with(run, config, directory, problems):
         own = config_from_json(run.config_file, (), _SECTIONS)
-        if _file(run, own, directory, on, problems) == file:
+        if _file(run, own, checkpoint, on, problems) == file:
             file = before
     if file.exists():
         print(f"note: the base was evaluated before, in {file}", file=sys.stderr)
@@ -64,7 +66,13 @@ def evaluate_start(
 
 
 def _file(
-    run: RunDirectory, config: Config, directory: Path, on: str, problems: Sequence[Problem]
+    run: RunDirectory,
+    config: Config,
+    checkpoint: Mapping[str, str],
+    on: str,
+    problems: Sequence[Problem],
 ) -> Path:
-    inputs = evaluation_inputs(config, config.evaluation, directory, problems, seed=config.seed)
+    inputs = evaluation_inputs(
+        config, config.evaluation, checkpoint, problems, seed=config.seed
+    )
     return run.evaluation_file(f"start_{on}_{content_hash(inputs)}")

@@ -30,6 +30,23 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
 
+def remaining(seconds: Mapping[str, float], compile_seconds: float, num_steps: int) -> str:
+    """Returns in words how long `num_steps` more take, from a step that took `seconds`.
+
+    Its evaluation and its compilations are left out.
+    """
+    own = sum(seconds.values()) - seconds.get("validate", 0.0) - compile_seconds
+    steps = "1 step remains" if num_steps == 1 else f"{num_steps} steps remain"
+    return f"{steps}: about {duration(max(own, 0.0) * num_steps)}, evaluation not counted"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best: 42 s, 12 min, 3.4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def token_rates(
     seconds: Mapping[str, float], num_tokens: Mapping[str, int], num_devices: int
 ) -> dict[str, float]:

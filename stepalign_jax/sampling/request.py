@@ -25,13 +25,17 @@ class Purpose(enum.IntEnum):
     EVALUATION = 2
 
 
+# Of what is drawn before training, in place of an optimizer step: none has this number.
+PREFLIGHT_STEP = 2**32 - 1
+
+
 class Address(NamedTuple):
     """Which noise a request draws with; every field lies in [0, 2**32).
 
     Attributes:
       seed: of the run.
       purpose: a `Purpose`.
-      step: the optimizer step; 0 in evaluation.
+      step: the optimizer step; 0 in evaluation, `PREFLIGHT_STEP` before training.
       problem: a stable hash of the problem, `base.hashing.stable_hash32`.
       sample: index among the samples of one problem.
       retry: 0, or how often the same request was made before.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from stepalign_jax.base import compilation
 from stepalign_jax.base.compilation import CompilationCounter, use_compilation_cache
 
 ROOT = Path(__file__).parents[2]
@@ -109,12 +110,22 @@ def test_the_counter_counts_programs_and_not_calls():
     assert counter.take()["compilations"] == 0
 
 
-def test_the_seconds_of_all_phases_add_up():
+@pytest.mark.parametrize(
+    ("ends", "seconds"),
+    [
+        ([10.5, 12.5], 2.5),  # one after another
+        ([10.5, 12.0], 2.0),  # one within the other
+        ([10.5, 12.25], 2.25),  # partly at once, in two threads
+    ],
+)
+def test_the_seconds_of_the_clock_count_once(ends, seconds, monkeypatch):
+    moments = iter([*ends, 20.0])
     with closing(CompilationCounter()) as counter:
         counter.take()
-        for event, seconds in (("jaxpr_trace", 0.5), ("backend_compile", 2.0)):
+        monkeypatch.setattr(compilation.time, "monotonic", lambda: next(moments))
+        for event, own in (("jaxpr_trace", 0.5), ("backend_compile", 2.0)):
             jax.monitoring.record_event_duration_secs(
-                f"/jax/core/compile/{event}_duration", seconds
+                f"/jax/core/compile/{event}_duration", own
             )
         jax.monitoring.record_event_duration_secs("/jax/another/event", 9.0)
-        assert counter.take() == {"compilations": 1, "compile_seconds": 2.5}
+        assert counter.take() == {"compilations": 1, "compile_seconds": seconds}

@@ -3,6 +3,7 @@
 """A bar that is told how many items are done so far, and what long waits say."""
 
 import io
+import sys
 import time
 from contextlib import closing
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 
 from stepalign_jax.base import progress as module
 from stepalign_jax.base.compilation import CompilationNotices
-from stepalign_jax.base.progress import advance, progress, waiting
+from stepalign_jax.base.progress import advance, progress, say, waiting
 
 
 class Terminal(io.StringIO):
@@ -67,6 +68,29 @@ def test_a_long_wait_stands_in_the_bar_of_a_terminal_until_it_is_over(impatient,
             until(lambda: bar.desc == "training (reading weights): ")
         assert bar.desc == "training: "
     assert not module._bars
+
+
+def test_without_a_terminal_there_is_a_line_a_minute(monkeypatch, capsys):
+    monkeypatch.setattr(module, "HEARTBEAT_SECS", 0.02)
+    with progress(total=4, description="training") as bar:
+        bar.update()
+        bar.set_postfix_str("loss=1")
+        time.sleep(0.3)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 3
+    assert set(lines) == {"training: 1/4 after 0 min, about 0 min left loss=1"}
+
+
+def test_what_is_said_is_written_at_once_beside_a_bar(monkeypatch, capsys):
+    flushed: list[str] = []
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setattr("sys.stdout", out := Terminal())
+    monkeypatch.setattr(out, "flush", lambda: flushed.append(out.getvalue()))
+    with progress(total=3, description="training"):
+        say("first result")
+        assert flushed[-1] == "first result\n"
+        say("a warning", to=sys.stderr)
+    assert "a warning\n" in sys.stderr.getvalue() and "warning" not in out.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_program_that_is_compiled_is_named_until_it_is_there(impatient, monkeypatch):

@@ -3,6 +3,7 @@
 """A critic behind a server that answers, and misbehaves, as it is told."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import sys
@@ -25,7 +26,7 @@ from support.stub_server import (
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.hashing import stable_hash32
-from stepalign_jax.critics import client
+from stepalign_jax.critics import client, endpoint
 from stepalign_jax.critics.client import Limiter, read_reply
 from stepalign_jax.critics.endpoint import Endpoint
 from stepalign_jax.critics.store import CritiqueStore, read_store, totals
@@ -73,7 +74,7 @@ def grade_equal(answers, golds):
 
 
 def opened(server, store, **changes):
-    return Endpoint(settings(server, **changes), PROMPTS, grade_equal, store)
+    return Endpoint(settings(server, **changes), PROMPTS, grade_equal, store, "")
 
 
 def questions(number):
@@ -165,6 +166,21 @@ def test_an_answer_is_a_critique_like_any_other(tmp_path):
         assert review(checked, [Attempt(PROBLEM, WRONG)]).outcomes == ["wrong_answer"]
 
 
+def test_a_bar_counts_the_answers_of_a_server_that_is_waited_for(monkeypatch):
+    seen = []
+
+    @contextlib.contextmanager
+    def counting(total, label):
+        seen.append((total, label))
+        yield seen.append
+
+    monkeypatch.setattr(endpoint, "counting", counting)
+    with serving(StubServer()) as server:
+        critic = Endpoint(settings(server), PROMPTS, grade_equal, CritiqueStore(None), "asked")
+        review(critic, questions(3))
+    assert seen == [(3, "asked"), 1, 2, 3]
+
+
 def test_what_thinks_is_stripped_of_its_thoughts():
     for text in (f"<think>hm</think>{RIGHT}", f"hm, hm</think>\n{RIGHT}"):
         with serving(StubServer(answer=lambda prompt, text=text: text)) as server:
@@ -242,7 +258,7 @@ def test_a_problem_without_the_reference_that_is_shown_is_not_asked_about():
     prompts = dataclasses.replace(PROMPTS, critic=PROMPTS.critic + "\n{reference}")
     with serving(StubServer()) as server:
         critic = Endpoint(
-            settings(server, sees="reference"), prompts, grade_equal, CritiqueStore(None)
+            settings(server, sees="reference"), prompts, grade_equal, CritiqueStore(None), ""
         )
         assert critic.example_prompt(PROBLEM) == ""
         assert review(critic, [Attempt(PROBLEM, WRONG)]).outcomes == ["no_reference"]

@@ -15,6 +15,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.schema import Config, EvaluationConfig
 from stepalign_jax.evaluation.difficulty import select_problems
 from stepalign_jax.evaluation.evaluate import Evaluation
+from stepalign_jax.huggingface.fingerprint import fingerprint_checkpoint
 from stepalign_jax.problems.problem import Problem
 
 # Avg@4 of the initial solver on each problem; the bound of 0.5 is not below itself.
@@ -46,7 +47,13 @@ def filtering(tmp_path: Path, bound: float = 0.5, **sections: Any) -> Config:
 
 
 def select(config: Config, tmp_path: Path, initial: Initial, problems=PROBLEMS) -> list[str]:
-    chosen = select_problems(config, problems, "train", directory=tmp_path, evaluate=initial)
+    chosen = select_problems(
+        config,
+        problems,
+        "train",
+        fingerprint=lambda: fingerprint_checkpoint(tmp_path),
+        evaluate=initial,
+    )
     return [problem.text for problem in chosen]
 
 

@@ -4,6 +4,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -44,6 +45,26 @@ def grader():
 @pytest.fixture
 def settings(tmp_path) -> EvaluationConfig:
     return dataclasses.replace(small_config(tmp_path).evaluation, num_samples=3)
+
+
+def test_the_bar_counts_the_greedy_completions_too(grader, settings, monkeypatch):
+    seen: list[Any] = []
+
+    class Counted(ScriptedEngine):
+        def sample(self, variables: Any, requests: Any, **options: Any) -> Any:
+            options["progress"](len(requests))
+            return super().sample(variables, requests, **options)
+
+    @contextmanager
+    def counting(total: int, label: str) -> Any:
+        seen.append((total, label))
+        yield seen.append
+
+    monkeypatch.setattr("stepalign_jax.evaluation.evaluate.counting", counting)
+    engine: Any = Counted(SAMPLED, GREEDY)
+    rest = {"seed": 3, "label": "by hand", "kept": None}
+    evaluate(engine, {"params": {}}, tiny_roles(), grader, PROBLEMS, settings, **rest)
+    assert seen == [(12, "by hand"), 9, 12]
 
 
 def test_an_evaluation_by_hand(grader, settings):

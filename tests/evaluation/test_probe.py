@@ -46,7 +46,7 @@ class FixedCritic(Oracle):
 
 def asker(engine: ScriptedEngine) -> Asker:
     model: Any = SimpleNamespace(engine=engine, variables=lambda: {"params": {}})
-    return Asker(model, tiny_roles(), seed=3, kept=None)
+    return Asker(model, tiny_roles(), seed=3, step=0, kept=None)
 
 
 def test_critic_numbers_by_hand(tmp_path):
@@ -123,7 +123,7 @@ def test_a_condition_whose_contexts_all_fail_has_no_accuracy(tmp_path):
 def test_the_teacher_is_asked_under_the_contexts_that_training_would_use(tmp_path):
     """A context over the budget fails in training; so it must here."""
     model: Any = SimpleNamespace(engine=ScriptedEngine([], [], [""], []), variables=dict)
-    short = Asker(model, tiny_roles(max_context_tokens=5), seed=3, kept=None)
+    short = Asker(model, tiny_roles(max_context_tokens=5), seed=3, step=0, kept=None)
     attempts, how = [Attempt(SUM, RIGHT)], small_config(tmp_path).evaluation
     with Grader(deadline_secs=5.0, num_workers=1) as grader:
         critiques = [Context(RIGHT, None)]

@@ -1,6 +1,7 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from stepalign_jax.evaluation.statistics import (
     avg_at_k,
     bootstrap_interval,
     maj_at_k,
+    mixed_share,
     paired_interval,
     pass_at_k,
     two_level_interval,
@@ -262,3 +264,19 @@ def test_two_level_interval_covers_the_true_mean_as_often_as_it_says():
 def test_two_level_interval_refuses(values):
     with pytest.raises(ValueError, match="num_runs, num_problems"):
         two_level_interval(values, **SETTINGS)
+
+
+def test_groups_with_both_outcomes_by_hand():
+    averages = np.array([0.0, 0.25, 0.5, 1.0])
+    # Pairs of four samples, of which 0, 1, 2 or 4 are right: 0, 3, 4 and 0 of 6 are mixed.
+    np.testing.assert_allclose(mixed_share(averages, 4, 2), [0, 3 / 6, 4 / 6, 0])
+    # Larger groups than samples: with the measured share.
+    np.testing.assert_allclose(mixed_share(averages, 4, 5), [0, 195 / 256, 15 / 16, 0])
+
+
+def test_the_share_of_mixed_groups_is_unbiased():
+    n, group, p = 12, 8, 0.9
+    counts = np.arange(n + 1)
+    odds = np.array([math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in counts])
+    expected = 1 - p**group - (1 - p) ** group
+    assert odds @ mixed_share(counts / n, n, group) == pytest.approx(expected)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepalign_jax.feedback.contexts import FAILURES, Attempt, Context, get_condition
-from stepalign_jax.feedback.controls import first_difference, reworded
+from stepalign_jax.feedback.controls import first_difference
+from stepalign_jax.feedback.mathematics import reworded
 from stepalign_jax.feedback.reasoning_steps import TraceFormat
 from stepalign_jax.problems.arithmetic import (
     correct_trace,

@@ -3,7 +3,6 @@
 """How a run asks its initial solver which problems are hard."""
 
 import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +31,7 @@ def test_the_choice_of_problems_does_not_depend_on_the_runs_seed(monkeypatch, tm
         return Evaluation({"avg_at_k": np.array([1.0, 0.0])})
 
     monkeypatch.setattr(setup, "evaluate", evaluate)
-    model: Any = SimpleNamespace(engine="engine", variables=lambda: "start", directory=Path())
+    model: Any = SimpleNamespace(engine="engine", variables=lambda: "start", fingerprint={})
     roles, grader = "roles", "grader"
     changes = {"base_avg_below": 0.5, "base_avg_samples": 8}
     for seed in (5, 6):

@@ -5,7 +5,7 @@
 import pytest
 
 from stepalign_jax.runs import stopwatch
-from stepalign_jax.runs.stopwatch import Stopwatch, padding_shares, token_rates
+from stepalign_jax.runs.stopwatch import Stopwatch, padding_shares, remaining, token_rates
 
 
 def test_a_phase_adds_up_over_its_visits(monkeypatch):
@@ -32,3 +32,12 @@ def test_padding_is_the_share_that_is_not_used():
     assert found == pytest.approx(
         {"padding/update": 0.25, "padding/head": 0, "padding/score": 0.875}
     )
+
+
+def test_what_remains_is_a_step_without_its_compilation_and_validation():
+    seconds = {"sample": 30.0, "update": 40.0, "validate": 500.0}
+    words = remaining(seconds, 10.0, 3)
+    assert words == "3 steps remain: about 3 min, evaluation not counted"
+    assert remaining(seconds, 10.0, 1) == "1 step remains: about 60 s, evaluation not counted"
+    assert remaining(seconds, 90.0, 3).startswith("3 steps remain: about 0 s")
+    assert remaining(seconds, 10.0, 200).startswith("200 steps remain: about 3.3 h")

@@ -68,6 +68,7 @@ def stepalign_config(runs_dir: Path) -> Config:
         runs_dir,
         "stepalign",
         teacher={"kind": "ema", "decay": 0.95},
+        train={"preflight_problems": 4},
         evaluation={"num_validation_samples": 3},
     )
 
@@ -216,6 +217,22 @@ def test_imitated_run_files_are_like_those_of_a_run(unbroken, tmp_path):
     require_same_shape(rollout_row(), contexts(unbroken)[0], "rollouts")
 
 
+def test_a_preflight_changes_nothing_that_is_trained_on(unbroken, tmp_path):
+    found = read_json(unbroken.preflight_file)
+    assert found["condition"] == "stepalign" and found["problems"] == 4
+    assert sum(found["critic"]["outcomes"].values()) == 4
+    assert found["run"]["tokens"].keys() == {"sample", "critique"}
+    changes = {"preflight_problems": 0, "num_steps": 1, "validate_every_steps": 0}
+    config = stepalign_config(tmp_path)
+    without = RunDirectory.of(config)
+    train.train(dataclasses.replace(config, train=dataclasses.replace(config.train, **changes)))
+    assert not without.preflight_file.exists()
+    for file in (without.rollouts_file(0), without.evaluation_file("before")):
+        assert (
+            file.read_bytes() == (unbroken.path / file.relative_to(without.path)).read_bytes()
+        )
+
+
 def test_starting_again_returns_the_summary_without_work(unbroken, monkeypatch, capsys):
     config = stepalign_config(unbroken.path.parent)
     monkeypatch.setattr(train, "open_solver", None)  # not even the model is opened
@@ -315,12 +332,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatch, 
     with run.metrics_file.open("a") as file:
         file.write('{"loss": 0.1')
     before = run.evaluation_file("before").stat().st_mtime_ns
+    flown = run.preflight_file.stat().st_mtime_ns
     asked = watched_evaluations(monkeypatch)
 
     summary = train.train(config)
 
     assert "goes on from step 2 of 4\n" in capsys.readouterr().err
     assert asked == {"validation_00004": (2, 3), "after": (4, 2)}
+    assert run.preflight_file.stat().st_mtime_ns == flown  # nor this
     assert run.evaluation_file("before").stat().st_mtime_ns == before  # not done twice
     assert run.metrics_file.read_bytes() == unbroken.metrics_file.read_bytes()
     for folder in ("rollouts", "evaluations"):

@@ -57,6 +57,7 @@ def small_config(runs_dir: Path, condition: str = "stepalign", **sections: Any) 
             "problems_per_step": 2,
             "samples_per_problem": 2,
             "checkpoint_every_steps": 2,
+            "preflight_problems": 0,
             "validate_every_steps": 2,
             "sample_texts_every_steps": 2,
         },
