@@ -246,6 +246,7 @@ def get_config(variant: str = "") -> Config:
             validate_every_steps=10,
             sample_texts_every_steps=10,
             max_empty_steps=5,
+            preflight_problems=32,  # one batch of sampling
             allow_changed_inputs=False,
         ),
         evaluation=EvaluationConfig(
