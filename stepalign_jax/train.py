@@ -118,7 +118,7 @@ def train(config: Config) -> dict[str, Any]:
             _say(f"goes on from step {first_step} of {loop.num_steps}")
         run.truncate_after(first_step)
         shares = memory_shares(model, state.tree, critic)
-        print(memory_table(shares))
+        say(memory_table(shares))
         write_json(run.memory_file, memory_json(shares))
         write_json(run.prompts_file, example_prompts(roles, critic, problems["train"][0]))
         saver = stack.enter_context(

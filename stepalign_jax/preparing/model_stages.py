@@ -108,7 +108,7 @@ def _apply(
             critic = open_run_critic(
                 config, model, grader, (model.weights,), label="prepare: critiques", kept=kept
             )
-        asker = Asker(model, roles, SEED, kept)
+        asker = Asker(model, roles, SEED, 0, kept)
         filters = Filters(config, options, asker, grader, critic)
         while chunk := list(islice(rows, CHUNK)):
             yield from filters.apply(chunk)

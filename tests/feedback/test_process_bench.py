@@ -3,8 +3,10 @@
 """First errors on rows in ProcessBench's schema, made by hand."""
 
 import json
+import random
 
 import pytest
+from feedback.test_validate import PLAIN, planted
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.feedback.contexts import Context
@@ -15,6 +17,7 @@ from stepalign_jax.feedback.process_bench import (
     read_process_bench,
 )
 from stepalign_jax.feedback.reasoning_steps import TraceFormat
+from stepalign_jax.problems.arithmetic import arithmetic_problems, correct_trace, first_error
 
 TAGS = TraceFormat(r"<step_\d+>", r"(?s)<answer>(.*?)(?:</answer>|(?=<answer>)|\Z)")
 RIGHT = ["Half of 48 is 24.", "So together they have 48 + 24 = 72 pencils."]
@@ -54,6 +57,44 @@ def test_critiques_of_rows_name_the_first_error(tmp_path):
     scores = process_scores([row["label"] for row in rows], named)
     assert scores.error_accuracy == pytest.approx(2 / 3) and scores.correct_accuracy == 1
     assert scores.f1 == pytest.approx(0.8) and scores.no_verdict == 1
+
+
+def generated(number):
+    """Rows of planted mistakes, and the oracle's critiques of them in the paper's format."""
+    rng, rows, critiques = random.Random(7), [], []
+    for i, problem in enumerate(arithmetic_problems("training", number, 3, 8)):
+        rollout = planted(rng, problem)
+        steps = [step.text for step in PLAIN.steps(rollout)]
+        first, right = first_error(problem.text, rollout), correct_trace(problem.text, rollout)
+        label = -1 if first is None or first >= len(steps) else first
+        rows.append({
+            "id": f"planted-{i}", "generator": "planted", "problem": problem.text,
+            "steps": steps, "final_answer_correct": label == -1, "label": label,
+        })  # fmt: skip
+        corrected = trace([step.text for step in PLAIN.steps(right)])
+        critiques.append(Context(f"{corrected}\n<answer>\n{problem.answer}\n</answer>", None))
+    return rows, critiques
+
+
+def test_generated_rows_are_scored_apart(tmp_path):
+    rows, critiques = generated(300)
+    read = read_process_bench(write(tmp_path, rows))
+    attempts, labels = list(map(as_attempt, read)), [row["label"] for row in read]
+
+    def scores(said):
+        named = [named_error(a, c, TAGS) for a, c in zip(attempts, said, strict=True)]
+        return process_scores(labels, named)
+
+    of_oracle = scores(critiques)
+    # One that copies every third rollout loses of the wrong ones alone.
+    copies = [Context(attempt.text, None) for attempt in attempts]
+    lazy = scores([copies[i] if i % 3 == 0 else c for i, c in enumerate(critiques)])
+    wrong = sum(label != -1 for label in labels)
+    print(f"{wrong} wrong and {300 - wrong} right rows: {of_oracle}, lazy {lazy}")  # pytest -rP
+    assert 100 < wrong < 270
+    assert min(of_oracle.error_accuracy, of_oracle.correct_accuracy) >= 0.99
+    assert lazy.correct_accuracy == of_oracle.correct_accuracy
+    assert 0.6 < lazy.error_accuracy < 0.75
 
 
 def test_the_two_accuracies_are_apart():

@@ -184,6 +184,7 @@ def test_the_first_error_of_planted_mistakes_is_found_in_99_of_100():
         hits += found.first_error == truth
         wrong += truth is not None
         assert not found.foreign and not found.leaks
+    print(f"first error right on {hits} of 1000 traces, {wrong} of them wrong")  # pytest -rP
     assert 500 < wrong < 950  # both kinds are there
     assert hits >= 990
 

@@ -74,7 +74,7 @@ def filters(tmp_path: Path, engine: ScriptedEngine, critic: Any, **options: Any)
         directory=Path(stages_module.__file__).parents[1] / "tiny" / "checkpoint",
         sizes=SimpleNamespace(max_positions=512),
     )
-    asker = Asker(model, tiny_roles(), 1, None)
+    asker = Asker(model, tiny_roles(), 1, 0, None)
     how = StageOptions(
         **{"attempts": 2, "min_format_rate": 0.75, "asks_critic": True} | options
     )

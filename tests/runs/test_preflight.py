@@ -101,12 +101,13 @@ def test_each_role_is_measured_and_printed_once(tmp_path, capsys):
 
 
 def test_a_teacher_that_knows_no_more_is_warned_of(tmp_path, capsys):
-    engine = ScriptedEngine([RIGHT, WRONG] * 3, [RIGHT, WRONG, WRONG] * 2)
+    # Better on two problems, worse on one: that may be chance.
+    engine = ScriptedEngine([RIGHT, WRONG] * 3, [RIGHT, RIGHT, WRONG, WRONG, RIGHT, RIGHT])
     found = fly(tmp_path, "refsol", engine)
     assert found is not None and "critic" not in found
     (warning,) = found["warnings"]
     assert warning.startswith(
-        "nothing to distil is shown by 6 problems: under contexts of refsol the teacher is -16"
+        "nothing to distil is shown by 6 problems: under contexts of refsol the teacher is +16"
     )
     assert f"warning: {warning}\n" in capsys.readouterr().err
 
