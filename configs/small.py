@@ -20,6 +20,7 @@ from stepalign_jax.config.learning import (
     Constant,
     ForwardKl,
     InitialTeacher,
+    NegativeLogLikelihood,
     OptimizerConfig,
     PolicyGradient,
 )
@@ -148,6 +149,12 @@ POLICY_GRADIENT = PolicyGradient(
     loss_temperature=0.7,  # that of the rollouts
     clip=0.2,
 )
+LIKELIHOOD = NegativeLogLikelihood(
+    token_tile=256,
+    token_weights=(),
+    loss_temperature=1.0,
+)
+OBJECTIVES = {"grpo": POLICY_GRADIENT, "sft": LIKELIHOOD, "rejection": LIKELIHOOD}
 
 
 def get_config(variant: str = "") -> Config:
@@ -208,6 +215,9 @@ def get_config(variant: str = "") -> Config:
             batch_size=32,
         ),
         critic=SelfCritic(
+            # A model of this size may copy the attempt all the same, right or wrong. Where
+            # `probe` shows few accepted critiques, ask a better critic (docs/critics.md), or
+            # take refsol.
             sees="reference",
             accepts="trace",
             temperature=0.7,  # so that a second sample may succeed where the first failed
@@ -225,7 +235,7 @@ def get_config(variant: str = "") -> Config:
             store="paid",
             shared_store="",
         ),
-        objective=POLICY_GRADIENT if condition == "grpo" else FORWARD_KL,
+        objective=OBJECTIVES.get(condition, FORWARD_KL),
         teacher=InitialTeacher(),
         optimizer=OptimizerConfig(
             learning_rate=1e-4,
