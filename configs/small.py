@@ -195,7 +195,7 @@ def get_config(variant: str = "") -> Config:
             reasoning_step_pattern=r"<step_\d+>",
             answer_pattern=r"(?s)<answer>(.*?)(?:</answer>|(?=<answer>)|\Z)",
             solver_thinking=False,
-            teacher_thinking=False,
+            teacher_thinking="off",
             critic_thinking=False,
             max_problem_tokens=256,
             max_context_tokens=320,

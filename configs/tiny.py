@@ -100,7 +100,7 @@ def _easy(condition: str) -> Config:
             reasoning_step_pattern=r"Step \d+: ",
             answer_pattern=r"Answer: (-?\d+)",
             solver_thinking=False,  # the packaged model does not think
-            teacher_thinking=False,
+            teacher_thinking="off",
             critic_thinking=False,
             max_problem_tokens=48,
             max_context_tokens=160,

@@ -46,6 +46,8 @@ class WeightInputs:
       usable: False where the context failed: no token of it counts.
       copied: how many of the first tokens its critique repeats (or its context, where no
         critic is asked). Behind them is what a critique in the trace's format corrects first.
+      markup: which tokens are form and say nothing about the problem: tags, white space,
+        punctuation (feedback/markup.py).
     """
 
     tokens: Int32[np.ndarray, "B T"]
@@ -54,6 +56,7 @@ class WeightInputs:
     correct: Bool[np.ndarray, " B"]
     usable: Bool[np.ndarray, " B"]
     copied: Int32[np.ndarray, " B"]
+    markup: Bool[np.ndarray, "B T"]
 
 
 TokenWeight = Callable[..., np.ndarray]
@@ -85,6 +88,12 @@ def wrong_only(inputs: WeightInputs) -> np.ndarray:
 def finished_only(inputs: WeightInputs) -> np.ndarray:
     """1 on rollouts that ended by themselves, 0 on those that the token budget ended."""
     return inputs.finished[:, None]
+
+
+@token_weight
+def markup_off(inputs: WeightInputs) -> np.ndarray:
+    """0 on tokens that are markup, 1 on those that say something about the problem."""
+    return ~inputs.markup
 
 
 @token_weight

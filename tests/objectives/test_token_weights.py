@@ -21,6 +21,7 @@ INPUTS = WeightInputs(
     correct=np.array([True, False, True]),
     usable=np.ones(3, bool),
     copied=np.zeros(3, np.int32),
+    markup=np.array([[True, False, False, True], [False] * 4, [True] * 4]),
 )
 
 
@@ -45,6 +46,10 @@ def test_gates_by_the_answer():
     right, wrong = (token_weights((name,), INPUTS) for name in ("correct_only", "wrong_only"))
     assert right.tolist() == [[1.0] * 4, [0.0] * 4, [1.0] * 4]
     assert (right + wrong).tolist() == [[1.0] * 4] * 3
+
+
+def test_markup_is_switched_off():
+    assert token_weights(("markup_off",), INPUTS).tolist() == [[0, 1, 1, 0], [1] * 4, [0] * 4]
 
 
 def test_weights_with_a_number_by_hand():
