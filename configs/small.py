@@ -139,6 +139,7 @@ FORWARD_KL = ForwardKl(
     token_tile=256,
     token_weights=(),
     loss_temperature=1.0,
+    grpo_mix=0.0,
     element_clip=0.0,
     top_k=0,
 )

@@ -251,6 +251,7 @@ def get_config(variant: str) -> Config:
             token_tile=256,  # ours: 256 x 151936 float32 logits are 156 MB
             token_weights=(),  # paper is silent: every token counts alike
             loss_temperature=1.1,  # inherited: both sides' logits over the sampling temperature
+            grpo_mix=0.0,  # paper: distillation alone
             element_clip=0.0,  # paper is silent; 0.05 in the code that it builds on
             top_k=0,  # paper is silent; inherited: the whole vocabulary
         ),

@@ -83,11 +83,8 @@ class Roles:
         Raises:
           UserError: `on+open_tag`, and the chat template knows no thoughts.
         """
-        text, how = (
-            teacher_prompt(self.prompts, problem, context),
-            self.prompts.teacher_thinking,
-        )
-        prompt = self._render(text, how != "off")
+        how = self.prompts.teacher_thinking
+        prompt = self._render(teacher_prompt(self.prompts, problem, context), how != "off")
         return prompt + thought_opening(self.tokenizer) if how == "on+open_tag" else prompt
 
     def critic(self, problem: Problem, attempt: str, sees: str) -> list[int] | None:

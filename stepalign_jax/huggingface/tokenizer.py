@@ -321,6 +321,15 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int
     return text, spans
 
 
+def is_of_template(tokenizer: Any, token: int) -> bool:
+    """Whether a token opens or ends something and is no part of what is said in between.
+
+    So are special tokens, the tags of thoughts, and white space.
+    """
+    text = decode(tokenizer, [token]).strip()
+    return text in ("", _OPEN_THINKING, _CLOSE_THINKING)
+
+
 @functools.lru_cache(maxsize=1 << 18)  # a vocabulary, and what runs there are
 def _written(tokenizer: Any, ids: tuple[int, ...]) -> str:
     # Behind another token, for a tokenizer may write the first of a text differently.

@@ -355,7 +355,7 @@ def initial_solver(model: LanguageModel, roles: Roles, grader: Grader) -> diffic
     return initial
 
 
-def example_prompts(roles: Roles, critic: Critic | None, problem: Problem) -> dict[str, str]:
+def example_prompts(roles: Roles, critic: Critic | None, problem: Problem) -> dict[str, Any]:
     """The prompts of all roles as the model reads them, for one problem."""
     decode = roles.tokenizer.decode
     return {

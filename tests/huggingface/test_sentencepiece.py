@@ -3,6 +3,7 @@
 """SentencePiece tokenizers (`tokenizer.model` alone), as critics of other families have."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_spans_of_tokens_lie_in_the_decoded_text(tokenizer, text):
     assert written.removeprefix(" ") == decode(tokenizer, ids).removeprefix(" ")
     assert spans[0][0] == 0 and spans[-1][1] == len(written)
     whole = [part for i, part in enumerate(spans) if spans.index(part) == i]
-    assert all(a[1] == b[0] for a, b in zip(whole, whole[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(whole))
 
 
 FRAGMENTS = [*SPECIALS, "<unk>", "<", "s>", "/s>", " ", "\n", "Step", "12", "é", "<start_of"]
