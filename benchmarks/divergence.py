@@ -42,7 +42,12 @@ VOCAB, TEMPERATURE, TILE = 151_936, 1.1, 128
 TIMED = {"tokens": 1024, "width": 2048}  # the dense forms fit beside each other
 WIDTH, TOKENS, MEASURED_TOKENS = 2048, (1024, 2048, 4096, 8192, 16384), (2048, 8192)
 FORWARD_KL = ForwardKl(
-    loss_temperature=TEMPERATURE, element_clip=0.0, top_k=0, token_tile=TILE, token_weights=()
+    loss_temperature=TEMPERATURE,
+    grpo_mix=0.0,
+    element_clip=0.0,
+    top_k=0,
+    token_tile=TILE,
+    token_weights=(),
 )
 RESULT = Path("docs/data/performance/divergence.json")
 PLOT = Path("docs/images/performance-divergence.png")

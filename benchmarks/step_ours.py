@@ -33,6 +33,7 @@ OBJECTIVE = ForwardKl(
     token_tile=128,
     token_weights=(),
     loss_temperature=1.0,
+    grpo_mix=0.0,
     element_clip=0.0,
     top_k=0,
 )

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""A real small instruct model on word problems: between the miniature and the paper.
 
-    python -m stepalign_jax.prepare gym --task gsm_symbolic --to data/gsm
+    python -m stepalign_jax.prepare --source gym --num-train 1000 --num-validation 64 \\
+        --num-test 128 --to data/gsm
     python -m stepalign_jax.probe --config small
     python -m stepalign_jax.train --config small            (StepAlignFB)
     python -m stepalign_jax.train --config small:refsol     (or any condition)
@@ -140,6 +141,7 @@ FORWARD_KL = ForwardKl(
     token_tile=256,
     token_weights=(),
     loss_temperature=1.0,
+    grpo_mix=0.0,
     element_clip=0.0,
     top_k=0,
 )
@@ -202,7 +204,7 @@ def get_config(variant: str = "") -> Config:
             reasoning_step_pattern=r"<step_\d+>",
             answer_pattern=r"(?s)<answer>(.*?)(?:</answer>|(?=<answer>)|\Z)",
             solver_thinking=False,
-            teacher_thinking=False,
+            teacher_thinking="off",
             critic_thinking=False,
             max_problem_tokens=256,
             max_context_tokens=320,

@@ -222,8 +222,9 @@ def get_config(variant: str) -> Config:
             # after an empty think block. The thinking teacher then expects <think> where the
             # rollout has its first token, and forward KL would teach the solver to open one.
             # Off, both prompts end in the same empty block and the offsets mean the same.
-            # The variant thinking_teacher is the reported pairing, this flaw included.
-            teacher_thinking=variant == "thinking_teacher",
+            # The variant thinking_teacher is the reported pairing, this flaw included;
+            # on+open_tag mends it as the author of OPSD advises: the prompt opens the thought.
+            teacher_thinking="on" if variant == "thinking_teacher" else "off",
             # ours; the paper's critic thinks, as that of the variant does; it is stripped
             critic_thinking=second_critic,
             max_problem_tokens=1024,  # ours
@@ -250,6 +251,7 @@ def get_config(variant: str) -> Config:
             token_tile=256,  # ours: 256 x 151936 float32 logits are 156 MB
             token_weights=(),  # paper is silent: every token counts alike
             loss_temperature=1.1,  # inherited: both sides' logits over the sampling temperature
+            grpo_mix=0.0,  # paper: distillation alone
             element_clip=0.0,  # paper is silent; 0.05 in the code that it builds on
             top_k=0,  # paper is silent; inherited: the whole vocabulary
         ),

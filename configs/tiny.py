@@ -42,6 +42,7 @@ FORWARD_KL = ForwardKl(
     token_tile=1024,
     token_weights=(),
     loss_temperature=1.0,
+    grpo_mix=0.0,
     element_clip=0.0,
     top_k=0,
 )
@@ -100,7 +101,7 @@ def _easy(condition: str) -> Config:
             reasoning_step_pattern=r"Step \d+: ",
             answer_pattern=r"Answer: (-?\d+)",
             solver_thinking=False,  # the packaged model does not think
-            teacher_thinking=False,
+            teacher_thinking="off",
             critic_thinking=False,
             max_problem_tokens=48,
             max_context_tokens=160,

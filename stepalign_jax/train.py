@@ -34,6 +34,7 @@ from stepalign_jax.problems.order import check_batch, make_problem_iterator
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.plots import plot_run
 from stepalign_jax.report.tables import summary_table
+from stepalign_jax.runs.alignment import check_alignment
 from stepalign_jax.runs.checkpoint import Checkpoints, finished_steps, restore_latest
 from stepalign_jax.runs.directory import RunDirectory, is_finished, open_run
 from stepalign_jax.runs.inputs import (
@@ -120,7 +121,13 @@ def train(config: Config) -> dict[str, Any]:
         shares = memory_shares(model, state.tree, critic)
         say(memory_table(shares))
         write_json(run.memory_file, memory_json(shares))
-        write_json(run.prompts_file, example_prompts(roles, critic, problems["train"][0]))
+        if first_step == 0:
+            first = problems["train"][0]
+            example = example_prompts(roles, critic, first)
+            if condition.asks_teacher:
+                found = check_alignment(config, model, state.tree, roles, first)
+                example |= {"alignment": found}
+            write_json(run.prompts_file, example)
         saver = stack.enter_context(
             closing(Checkpoints(run.checkpoints, num_to_keep=loop.checkpoints_to_keep))
         )

@@ -30,6 +30,8 @@ class ObjectiveConfig(Choice):
 class DivergenceConfig(ObjectiveConfig):
     """A divergence between teacher and solver; formulas in objectives/divergence.py."""
 
+    grpo_mix: Share  # GRPO's share of the loss, the divergence has the rest; 0 is off
+
 
 @section
 class VocabularyDivergence(DivergenceConfig):

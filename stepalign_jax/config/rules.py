@@ -27,7 +27,7 @@ from stepalign_jax.config.fields import (
     is_choice,
     is_section,
 )
-from stepalign_jax.config.learning import PolicyGradient
+from stepalign_jax.config.learning import DivergenceConfig, PolicyGradient
 from stepalign_jax.config.schema import (
     ArithmeticProblems,
     CheckpointCritic,
@@ -244,18 +244,23 @@ def _check_critique_retries(config: Config) -> None:
 
 
 def _check_policy_gradient(config: Config) -> None:
-    if not isinstance(config.objective, PolicyGradient):
+    objective = config.objective
+    if isinstance(objective, PolicyGradient):
+        what = "objective.kind=policy_gradient"
+    elif isinstance(objective, DivergenceConfig) and objective.grpo_mix > 0:
+        what = f"objective.grpo_mix={objective.grpo_mix}"
+    else:
         return
     samples = config.train.samples_per_problem
     _require(
         samples >= 2,
-        f"train.samples_per_problem is {samples}, but objective.kind=policy_gradient compares "
-        "the samples of one problem and needs at least 2",
+        f"train.samples_per_problem is {samples}, but {what} compares the samples of one "
+        "problem and needs at least 2",
     )
     _require(
         config.sampling.temperature > 0,
-        f"sampling.temperature is {config.sampling.temperature}, but "
-        "objective.kind=policy_gradient needs samples that differ; set it above 0",
+        f"sampling.temperature is {config.sampling.temperature}, but {what} needs samples that "
+        "differ; set it above 0",
     )
 
 

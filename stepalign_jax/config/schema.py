@@ -35,6 +35,7 @@ from stepalign_jax.config.sections import (
 )
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
+Thinking = Literal["off", "on", "on+open_tag"]
 Projection = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
 ]
@@ -114,7 +115,7 @@ class PromptsConfig:
     reasoning_step_pattern: str  # regex that opens a reasoning step
     answer_pattern: str  # regex whose group 1 is the final answer
     solver_thinking: bool
-    teacher_thinking: bool
+    teacher_thinking: Thinking  # on+open_tag: and the prompt opens the thought
     critic_thinking: bool
     max_problem_tokens: Count  # budgets per section; what does not fit is refused or masked
     max_context_tokens: Count

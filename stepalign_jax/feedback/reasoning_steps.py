@@ -82,8 +82,15 @@ def _answer_start(text: str, position: int, answer_pattern: str) -> int:
 
 
 def _without_closing_tag(body: str, opening: str) -> str:
-    """Returns `body` without `</step_1>` (or `</step>`, `</step_2>`: models mix them up)."""
+    """Returns `body` without its closing tag."""
+    pattern = closing_tag_pattern(opening)
+    return (re.sub(pattern, "", body) if pattern else body).strip()
+
+
+def closing_tag_pattern(opening: str) -> str | None:
+    """A regex of what closes `<step_1>`; None if the opening is no tag.
+
+    It takes `</step_1>`, `</step>` and `</step_2>`: models mix them up.
+    """
     tag = _TAG_NAME.search(opening)
-    if tag is not None:
-        body = re.sub(rf"</{tag.group(1)}\w*>?", "", body)
-    return body.strip()
+    return None if tag is None else rf"</{tag.group(1)}\w*>?"

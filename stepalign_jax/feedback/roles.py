@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.schema import PromptsConfig
+from stepalign_jax.feedback.markup import markup_tokens
 from stepalign_jax.feedback.prompts import (
     check_problem_budget,
     check_room,
@@ -22,6 +23,8 @@ from stepalign_jax.huggingface.tokenizer import (
     encode_plain,
     opens_thinking,
     render_prompt,
+    thought_opening,
+    token_spans,
 )
 from stepalign_jax.problems.problem import Problem
 
@@ -65,9 +68,24 @@ class Roles:
         return self._render(solver_prompt(self.prompts, problem), self.prompts.solver_thinking)
 
     def teacher(self, problem: Problem, context: str) -> list[int]:
-        """Ids of the teacher's prompt."""
-        text = teacher_prompt(self.prompts, problem, context)
-        return self._render(text, self.prompts.teacher_thinking)
+        r"""Ids of the teacher's prompt, up to where it reads the rollout.
+
+        With Qwen3's template, whose solver does not think:
+
+            solver                    assistant\n <think>\n\n</think>\n\n | rollout
+            teacher      off          assistant\n <think>\n\n</think>\n\n | rollout
+                         on           assistant\n | rollout
+                         on+open_tag  assistant\n <think>\n | rollout
+
+        With `on` the teacher expects `<think>` where the rollout has its first token. With
+        `on+open_tag` it reads the rollout as its thought.
+
+        Raises:
+          UserError: `on+open_tag`, and the chat template knows no thoughts.
+        """
+        how = self.prompts.teacher_thinking
+        prompt = self._render(teacher_prompt(self.prompts, problem, context), how != "off")
+        return prompt + thought_opening(self.tokenizer) if how == "on+open_tag" else prompt
 
     def critic(self, problem: Problem, attempt: str, sees: str) -> list[int] | None:
         """Ids of the critic's prompt; None without the reference it should see."""
@@ -96,6 +114,10 @@ class Roles:
         """
         pairs = zip(completion, self.plain(text), strict=False)
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def markup(self, completion: Sequence[int]) -> list[bool]:
+        """Whether each token of a completion is markup, see `feedback.markup`."""
+        return markup_tokens(*token_spans(self.tokenizer, completion), self.trace)
 
     def check_problems(self, problems: Iterable[Problem], split: str, room: Room) -> None:
         """Refuses, before anything expensive, a problem that is too long for a prompt.

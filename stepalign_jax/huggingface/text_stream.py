@@ -5,9 +5,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from stepalign_jax.huggingface.tokenizer import decode
+from stepalign_jax.huggingface.tokenizer import UNFINISHED, decode
 
-_UNFINISHED = "\ufffd"  # what a decoder makes of the first bytes of a character
 _WINDOW, _CONTEXT = 64, 8
 
 
@@ -28,7 +27,7 @@ class TextStream:
     def push(self, ids: Sequence[int]) -> str:
         """Text that is certain now that `ids` have arrived too; it may be empty."""
         self._ids += ids
-        text = decode(self._tokenizer, self._ids).rstrip(_UNFINISHED)
+        text = decode(self._tokenizer, self._ids).rstrip(UNFINISHED)
         new, self._num_shown = text[self._num_shown :], max(len(text), self._num_shown)
         self._shorten()
         return new

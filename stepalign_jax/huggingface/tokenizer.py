@@ -8,6 +8,7 @@ thought or a tool call (see `guarded_encoder`).
 """
 
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from stepalign_jax.huggingface.guarded_encoder import GuardedEncoder
 # Stands where the user text goes while the template is rendered.
 _SENTINEL = "UserTextGoesHere"
 _OPEN_THINKING, _CLOSE_THINKING = "<think>", "</think>"
+UNFINISHED = "\ufffd"  # what a decoder makes of the first bytes of a character
 
 
 def load_tokenizer(directory: str | Path) -> Any:
@@ -134,6 +136,26 @@ def opens_thinking(tokenizer: Any, *, thinking: bool) -> bool:
     """
     after = _template_parts(tokenizer, thinking)[1]
     return after.rfind(_OPEN_THINKING) > after.rfind(_CLOSE_THINKING)
+
+
+def thought_opening(tokenizer: Any) -> list[int]:
+    """Ids of the `<think>` and line break that a thinking completion begins with.
+
+    [] where the template's prompt ends inside a thought already.
+
+    Raises:
+      UserError: the chat template knows no thoughts.
+    """
+    if opens_thinking(tokenizer, thinking=True):
+        return []
+    if _OPEN_THINKING not in str(tokenizer.chat_template):
+        raise UserError(
+            f"prompts.teacher_thinking is 'on+open_tag', but the chat template in "
+            f"{tokenizer.name_or_path} has no {_OPEN_THINKING}: its model does not think in "
+            "tags, so set prompts.teacher_thinking=off."
+        )
+    encoder = _encoder(tokenizer)
+    return encoder.encode(encoder.with_markers(f"{_OPEN_THINKING}\n"))
 
 
 def _template_parts(tokenizer: Any, thinking: bool) -> tuple[str, str]:
@@ -274,6 +296,45 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(
         shown, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
+
+
+def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+    """Returns the text of a completion, and the characters of it that each token writes.
+
+    A special token writes none. Tokens that hold parts of characters, as a byte-level
+    tokenizer makes them, share the text of their run:
+
+        tokens    `a`      first 2 bytes of 数    the third    `b`        text  a数b
+        spans     [0, 1)   [1, 2)                 [1, 2)       [2, 3)
+
+    The text is that of `decode`, but for a space at its beginning that some tokenizers leave
+    out.
+    """
+    text, spans = "", []
+    for broken, run in itertools.groupby(
+        map(int, ids), lambda i: UNFINISHED in _written(tokenizer, (i,))
+    ):
+        tokens = tuple(run)
+        for group in [tokens] if broken else [(i,) for i in tokens]:
+            start, text = len(text), text + _written(tokenizer, group)
+            spans += [(start, len(text))] * len(group)
+    return text, spans
+
+
+def is_of_template(tokenizer: Any, token: int) -> bool:
+    """Whether a token opens or ends something and is no part of what is said in between.
+
+    So are special tokens, the tags of thoughts, and white space.
+    """
+    text = decode(tokenizer, [token]).strip()
+    return text in ("", _OPEN_THINKING, _CLOSE_THINKING)
+
+
+@functools.lru_cache(maxsize=1 << 18)  # a vocabulary, and what runs there are
+def _written(tokenizer: Any, ids: tuple[int, ...]) -> str:
+    # Behind another token, for a tokenizer may write the first of a text differently.
+    before = encode_plain(tokenizer, "1")
+    return decode(tokenizer, [*before, *ids])[len(decode(tokenizer, before)) :]
 
 
 @functools.lru_cache(maxsize=8)

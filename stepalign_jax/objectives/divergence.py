@@ -181,8 +181,8 @@ def token_scores(
     return TokenScores(
         *scores,
         teacher_logprobs=vocabulary.pick(teacher.logits, tokens) - teacher.logsumexp,
-        solver_entropy=_entropy(solver, vocabulary),
-        teacher_entropy=_entropy(teacher, vocabulary),
+        solver_entropy=entropy(solver, vocabulary),
+        teacher_entropy=entropy(teacher, vocabulary),
     )
 
 
@@ -190,7 +190,8 @@ def log_softmax(logits: Float32[Array, "n V"], vocabulary: Vocabulary) -> Float3
     return logits - vocabulary.logsumexp(logits)[:, None]
 
 
-def _entropy(side: Reading, vocabulary: Vocabulary) -> Float32[Array, " n"]:
+def entropy(side: Reading, vocabulary: Vocabulary) -> Float32[Array, " n"]:
+    """-sum_v p_v log p_v in nats, at temperature 1."""
     logs = side.logits - side.logsumexp[:, None]
     return -vocabulary.sum(jnp.exp(logs) * logs)
 

@@ -51,7 +51,7 @@ def grpo_token_loss(
       logprobs: under the solver being trained; differentiable.
       old_logprobs: under the solver that sampled; taken as constants.
       advantages: one per rollout; taken as constants.
-      clip: epsilon, positive.
+      clip: epsilon, positive; infinity is no clip.
     """
     old_logprobs = jax.lax.stop_gradient(old_logprobs.astype(jnp.float32))
     log_ratio = logprobs.astype(jnp.float32) - old_logprobs

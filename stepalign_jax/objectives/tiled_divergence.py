@@ -17,6 +17,7 @@ from stepalign_jax.objectives.divergence import (
     Reading,
     TokenScores,
     check_top_k,
+    entropy,
     loss_and_gradient,
     read_logits,
     token_scores,
@@ -103,6 +104,29 @@ def tiled_scores(
     rows = (solver_hidden, teacher_hidden, tokens)
     heads = (solver_head, None if teacher_head is solver_head else teacher_head)
     return on_mesh(mesh, local, rows, _cast_heads(rows, heads))[0]
+
+
+def tiled_entropies(
+    hidden: Float[Array, "N D"],
+    head: Float[Array, "V D"],
+    *,
+    token_tile: int,
+    mesh: AnyMesh | None,
+) -> Float32[Array, " N"]:
+    """Returns the entropies in nats, at temperature 1, of what rows of hidden states predict.
+
+    Forward only: one head product, and no gradient. Arguments as in `tiled_divergence`.
+    """
+
+    def local(rows: Any, head: jax.Array, vocabulary: Vocabulary) -> Any:
+        def score(tile: Any, _fresh: jax.Array, _sums: None) -> Any:
+            read = read_logits(logits(tile[0], head), 1.0, vocabulary)
+            return entropy(read, vocabulary), None
+
+        return walk_tiles(score, rows, None, token_tile)
+
+    hidden, head = jax.lax.stop_gradient((hidden, head))
+    return on_mesh(mesh, local, (hidden,), head.astype(hidden.dtype))[0]
 
 
 _Static = tuple[DivergenceConfig, AnyMesh | None]  # what to compute, and where

@@ -1,6 +1,10 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of tokens in the loss, by name; NumPy on the host, before anything is scored.
+"""Weights of tokens in the loss, by name.
+
+Most are NumPy on the host, before anything is scored. Those that read the solver's entropies
+are array functions on the devices; the update takes the entropies as constants, so that no
+gradient flows through a weight.
 
 With weights w, token losses l and n tokens that count (those of rollouts whose context did not
 fail), a step minimises
@@ -19,7 +23,8 @@ imports it:
         columns = np.arange(inputs.tokens.shape[1])
         return columns < inputs.lengths[:, None] / 2
 
-With a second parameter it takes the number.
+With a second parameter it takes the number. One that reads entropies is registered by
+`@entropy_weight` and has the entropies [N] of packed tokens as its first argument.
 """
 
 import inspect
@@ -27,8 +32,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Array, Bool, Float32, Int32
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.names import nearest
@@ -46,6 +53,8 @@ class WeightInputs:
       usable: False where the context failed: no token of it counts.
       copied: how many of the first tokens its critique repeats (or its context, where no
         critic is asked). Behind them is what a critique in the trace's format corrects first.
+      markup: which tokens are form and say nothing about the problem: tags, white space,
+        punctuation (feedback/markup.py).
     """
 
     tokens: Int32[np.ndarray, "B T"]
@@ -54,10 +63,13 @@ class WeightInputs:
     correct: Bool[np.ndarray, " B"]
     usable: Bool[np.ndarray, " B"]
     copied: Int32[np.ndarray, " B"]
+    markup: Bool[np.ndarray, "B T"]
 
 
 TokenWeight = Callable[..., np.ndarray]
+EntropyWeight = Callable[..., jax.Array]
 TOKEN_WEIGHTS: dict[str, TokenWeight] = {}
+ENTROPY_WEIGHTS: dict[str, EntropyWeight] = {}
 
 
 def token_weight(function: TokenWeight) -> TokenWeight:
@@ -66,6 +78,15 @@ def token_weight(function: TokenWeight) -> TokenWeight:
     It returns numbers or bools that broadcast to [B, T].
     """
     TOKEN_WEIGHTS[function.__name__] = function
+    return function
+
+
+def entropy_weight(function: EntropyWeight) -> EntropyWeight:
+    """Registers a function of entropies [N], or of these and a number, under its own name.
+
+    The entropies are the solver's, in nats, at temperature 1. It returns numbers or bools [N].
+    """
+    ENTROPY_WEIGHTS[function.__name__] = function
     return function
 
 
@@ -88,6 +109,12 @@ def finished_only(inputs: WeightInputs) -> np.ndarray:
 
 
 @token_weight
+def markup_off(inputs: WeightInputs) -> np.ndarray:
+    """0 on tokens that are markup, 1 on those that say something about the problem."""
+    return ~inputs.markup
+
+
+@token_weight
 def skip_first(inputs: WeightInputs, number: float) -> np.ndarray:
     """0 on the first `number` tokens, 1 after them."""
     return np.arange(inputs.tokens.shape[1])[None] >= number
@@ -98,6 +125,12 @@ def ramp(inputs: WeightInputs, number: float) -> np.ndarray:
     """A straight line from `number` on a rollout's first token to 1 on its last."""
     steps = np.maximum(inputs.lengths - 1, 1)[:, None]
     return number + (1 - number) * np.arange(inputs.tokens.shape[1]) / steps
+
+
+@entropy_weight
+def entropy_gate(entropies: Float32[Array, " N"], number: float) -> Bool[Array, " N"]:
+    """1 where the solver's entropy is at least `number` nats, 0 where it is surer."""
+    return entropies >= number
 
 
 def check_token_weights(names: Sequence[str]) -> None:
@@ -111,7 +144,7 @@ def check_token_weights(names: Sequence[str]) -> None:
 
 
 def token_weights(names: Sequence[str], inputs: WeightInputs) -> Float32[np.ndarray, "B T"]:
-    """Returns the product of the named weights; ones for no name.
+    """Returns the product of the named weights, those of entropies left out; ones for no name.
 
     Raises:
       UserError: as `check_token_weights`.
@@ -119,21 +152,43 @@ def token_weights(names: Sequence[str], inputs: WeightInputs) -> Float32[np.ndar
     weights = np.ones(inputs.tokens.shape, np.float32)
     for name in names:
         numbers = _number_of(name)
-        function = TOKEN_WEIGHTS[name.partition(":")[0]]
-        weights *= np.asarray(function(inputs, *numbers), np.float32)
+        if function := TOKEN_WEIGHTS.get(name.partition(":")[0]):
+            weights *= np.asarray(function(inputs, *numbers), np.float32)
+    return weights
+
+
+def reads_entropies(names: Sequence[str]) -> bool:
+    """Whether one of the named weights reads the solver's entropies."""
+    return any(name.partition(":")[0] in ENTROPY_WEIGHTS for name in names)
+
+
+def entropy_weights(
+    names: Sequence[str], entropies: Float32[Array, " N"]
+) -> Float32[Array, " N"]:
+    """Returns the product of the named weights that read entropies; ones for none of them.
+
+    Args:
+      names: as in `objective.token_weights`, checked.
+      entropies: the solver's, in nats, at temperature 1; taken as constants.
+    """
+    entropies = jax.lax.stop_gradient(entropies)
+    weights = jnp.ones_like(entropies)
+    for name in names:
+        if function := ENTROPY_WEIGHTS.get(name.partition(":")[0]):
+            weights *= function(entropies, *_number_of(name)).astype(jnp.float32)
     return weights
 
 
 def _number_of(entry: str) -> list[float]:
     """The number behind the name; [] for a weight that takes none."""
     name, colon, text = entry.partition(":")
-    where = f"objective.token_weights names {entry!r}"
-    if name not in TOKEN_WEIGHTS:
+    where, known = f"objective.token_weights names {entry!r}", TOKEN_WEIGHTS | ENTROPY_WEIGHTS
+    if name not in known:
         raise UserError(
-            f"{where}, which is none of {', '.join(TOKEN_WEIGHTS)}; did you mean "
-            f"{nearest(name, TOKEN_WEIGHTS)!r}?"
+            f"{where}, which is none of {', '.join(known)}; did you mean "
+            f"{nearest(name, known)!r}?"
         )
-    takes_number = len(inspect.signature(TOKEN_WEIGHTS[name]).parameters) == 2
+    takes_number = len(inspect.signature(known[name]).parameters) == 2
     if not takes_number and not colon:
         return []
     if not takes_number:

@@ -4,7 +4,8 @@
 
     config.json        the resolved config
     inputs.json        hashes of problems and models, which may not change under a run
-    prompts.json       the prompts of all roles, as rendered for one problem
+    prompts.json       the prompts of all roles, as rendered for one problem, and whether the
+                       teacher reads a rollout as the solver does (alignment.py)
     preflight.json     what was known of each role before the first step (preflight.py)
     memory.json        what each part's weights take of a device, and where the critic waits
     metrics.jsonl      one row per optimizer step, the same bits in every repetition of the run

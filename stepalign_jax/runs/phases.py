@@ -81,6 +81,7 @@ class Batch(NamedTuple):
     Attributes:
       micro_batches: what the solver reads, longest rows first.
       teacher: what the teacher reads, one per micro-batch; None where no teacher is asked.
+      markup: [B, T] which tokens of `layout.index` are markup; see `feedback.markup`.
       targets: [B] the texts that are trained on in place of the rollouts, each a text or a
         named failure; None where the rollouts are.
       solver_tokens: tokens that the solver reads, padding left out.
@@ -89,6 +90,7 @@ class Batch(NamedTuple):
 
     micro_batches: list[MicroBatch]
     teacher: list[Sequences] | None
+    markup: np.ndarray
     targets: list[Context] | None
     solver_tokens: int
     teacher_tokens: int
@@ -178,6 +180,7 @@ def pack(
         correct=correct,
         usable=usable,
         copied=copied,
+        markup=_markup(rollouts, roles),
     )
     advantages = group_advantages(jnp.asarray(correct.reshape(-1, num_samples)))
     micro_batches = packing.pack(
@@ -191,7 +194,7 @@ def pack(
     )
     solver_tokens = _num_tokens(samples.prompts, lengths)
     if not condition.asks_teacher:
-        return Batch(micro_batches, None, targets, solver_tokens, 0)
+        return Batch(micro_batches, None, inputs.markup, targets, solver_tokens, 0)
     # A context that failed may be longer than any prompt may be, and no token of it counts.
     prompts = [
         roles.teacher(attempt.problem, "" if context.failure else context.text)
@@ -201,7 +204,16 @@ def pack(
         pack_prompts(micro_batch.layout, prompts, rollouts, mesh=mesh)
         for micro_batch in micro_batches
     ]
-    return Batch(micro_batches, teacher, None, solver_tokens, _num_tokens(prompts, lengths))
+    teacher_tokens = _num_tokens(prompts, lengths)
+    return Batch(micro_batches, teacher, inputs.markup, None, solver_tokens, teacher_tokens)
+
+
+def _markup(rollouts: Rollouts, roles: Roles) -> np.ndarray:
+    """[B, T] bool: which tokens are markup; False at padding."""
+    found = np.zeros(rollouts.tokens.shape, bool)
+    for line, tokens, length in zip(found, rollouts.tokens, rollouts.lengths, strict=True):
+        line[:length] = roles.markup(np.asarray(tokens[:length]).tolist())
+    return found
 
 
 def _as_completions(

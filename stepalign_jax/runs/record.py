@@ -80,6 +80,7 @@ def step_metrics(results: StepResults, *, compute_dtype: str) -> dict[str, float
         "sampler_logprob_gap": gap,
         "contexts_failed": float(sum(failures.values())),
         **{f"context_failed/{name}": float(n) for name, n in failures.items() if n},
+        **_kl_on_markup(results),
         "critic_exact_on_wrong": results.critiques.exact_share,
         **_critic_tokens(results.critiques.reply),
         **_critic_outcomes(results.critiques.reply),
@@ -96,6 +97,20 @@ def logprob_gap(results: StepResults) -> float | None:
     gaps = np.abs(_scores(results).solver_logprobs - results.samples.rollouts.logprobs)
     layouts = [micro_batch.layout for micro_batch in results.batch.micro_batches]
     return max(float(gaps[layout.index].max(initial=0.0)) for layout in layouts)
+
+
+def _kl_on_markup(results: StepResults) -> dict[str, float | None]:
+    """The share of the summed |divergence| that falls on tokens that are markup.
+
+    It is of the losses before their weights, so that `markup_off` does not hide it. {} where
+    no teacher is asked; None where both sides agree on every token.
+    """
+    if results.batch.teacher is None:
+        return {}
+    losses = np.abs(_scores(results).loss, dtype=np.float64)
+    total = float(losses.sum())
+    on_markup = float(losses[results.batch.markup].sum())
+    return {"kl_on_markup": on_markup / total if total else None}
 
 
 def check_logprob_gap(gap: float, compute_dtype: str) -> None:

@@ -32,6 +32,7 @@ from stepalign_jax.grading.grader import Grader, describe_unparsable
 from stepalign_jax.huggingface.generation import read_generation_settings
 from stepalign_jax.huggingface.language_model import LanguageModel, open_language_model
 from stepalign_jax.huggingface.peft_adapters import load_adapter
+from stepalign_jax.huggingface.tokenizer import thought_opening
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.objectives.token_weights import check_token_weights
 from stepalign_jax.parallel.mesh import make_mesh
@@ -73,6 +74,8 @@ def open_solver(config: Config) -> tuple[LanguageModel, Roles]:
             f"note: {ignored}, which is not followed: a run draws as its config says",
             file=sys.stderr,
         )
+    if config.prompts.teacher_thinking == "on+open_tag":
+        thought_opening(model.tokenizer)  # refuses a template without thoughts
     model = with_trainable(model, config.trainable)
     return model, Roles(model.tokenizer, config.prompts)
 
@@ -352,7 +355,7 @@ def initial_solver(model: LanguageModel, roles: Roles, grader: Grader) -> diffic
     return initial
 
 
-def example_prompts(roles: Roles, critic: Critic | None, problem: Problem) -> dict[str, str]:
+def example_prompts(roles: Roles, critic: Critic | None, problem: Problem) -> dict[str, Any]:
     """The prompts of all roles as the model reads them, for one problem."""
     decode = roles.tokenizer.decode
     return {

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.config.learning import DivergenceConfig
 from stepalign_jax.model.qwen3 import Qwen3, output_head
 from stepalign_jax.objectives.divergence import TokenScores
 from stepalign_jax.objectives.tiled_divergence import tiled_scores
+from stepalign_jax.objectives.tiles import logits
 from stepalign_jax.parallel.mesh import active_mesh, batch_sharding, num_shards
 from stepalign_jax.training.packing import (
     Sequences,
@@ -139,3 +140,48 @@ def _heads(
     """Both output heads; None for a teacher's that is the solver's own array."""
     own, other = output_head(solver["params"]), output_head(teacher["params"])
     return own, None if other is own else other
+
+
+def make_logprobs_program(model: Qwen3) -> Callable[[Variables, Sequences], jax.Array]:
+    """Returns the program of `whole_logprobs`: (variables, sequences) -> [N, V]."""
+
+    def logprobs(variables: Variables, sequences: Sequences) -> Float[Array, "N V"]:
+        hidden = hidden_states(model, variables, sequences)
+        head = output_head(variables["params"]).astype(hidden.dtype)
+        return jax.nn.log_softmax(logits(hidden, head))
+
+    return jax.jit(logprobs)
+
+
+def whole_logprobs(
+    program: Callable[[Variables, Sequences], jax.Array],
+    variables: Variables,
+    prompts: Sequence[list[int]],
+    completion: Sequence[int],
+    *,
+    mesh: Mesh,
+) -> Float32[np.ndarray, "B T V"]:
+    """Returns log-probabilities over the whole vocabulary, at temperature 1.
+
+    For a handful of tokens: this array is what training never makes.
+
+    Args:
+      program: see `make_logprobs_program`.
+      variables: of the role that reads.
+      prompts: B lists of token ids.
+      completion: the T tokens behind each of them; [:, t] predicts the t-th of them.
+      mesh: where the batch lies; call it within `use_mesh(mesh)`.
+    """
+    num_prompts, length = len(prompts), len(completion)
+    rows = list(prompts) * num_shards(mesh)
+    rollouts = Rollouts(
+        np.tile(np.array(completion, np.int32), (len(rows), 1)),
+        np.zeros((len(rows), length), np.float32),
+        np.full(len(rows), length, np.int32),
+        np.ones(len(rows), bool),
+    )
+    [layout] = make_layouts(rows, rollouts, rollouts.finished, num_parts=1, mesh=mesh)
+    packed = jax.device_get(program(variables, pack_prompts(layout, rows, rollouts, mesh=mesh)))
+    found = np.zeros((len(rows), length, packed.shape[-1]), np.float32)
+    found[layout.index] = packed[layout.counts.reshape(-1)]
+    return found[:num_prompts]

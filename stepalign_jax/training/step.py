@@ -8,6 +8,7 @@
 Here is what they compute; `programs.py` compiles them.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,9 +27,10 @@ from stepalign_jax.config.learning import (
 from stepalign_jax.model.qwen3 import Qwen3, output_head
 from stepalign_jax.objectives.divergence import LossScores
 from stepalign_jax.objectives.policy_gradient import grpo_token_loss
-from stepalign_jax.objectives.tiled_divergence import tiled_divergence
+from stepalign_jax.objectives.tiled_divergence import tiled_divergence, tiled_entropies
 from stepalign_jax.objectives.tiled_logprobs import tiled_logprobs
 from stepalign_jax.objectives.tiles import times_weights
+from stepalign_jax.objectives.token_weights import entropy_weights, reads_entropies
 from stepalign_jax.parallel.mesh import active_mesh
 from stepalign_jax.training.packing import Sequences, Targets
 from stepalign_jax.training.scoring import hidden_states
@@ -144,22 +146,44 @@ def gradient_sums(
         solver = {"params": base} | trainable
         states = hidden_states(method.model, solver, sequences)
         head = output_head(solver["params"])
+        aims = weigh_by_entropy(method.objective, states, head, targets)
         match method.objective:
             case DivergenceConfig() as divergence:
                 teacher = teacher_variables(state, base, method.teacher)
                 other = output_head(teacher["params"])
                 assert hidden is not None
-                return distillation_loss(divergence, states, hidden, head, other, targets)
+                return distillation_loss(divergence, states, hidden, head, other, aims)
             case PolicyGradient() as surrogate:
-                return policy_gradient_loss(surrogate, states, head, targets)
+                clip = surrogate.clip
+                return policy_gradient_loss(surrogate, states, head, aims, clip=clip)
             case NegativeLogLikelihood() as likelihood:
-                return likelihood_loss(likelihood, states, head, targets)
+                return likelihood_loss(likelihood, states, head, aims)
             case other:
                 raise TypeError(f"{type(other).__name__} has no loss here")
 
     (total, scores), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)
     values = _value_sums(total, scores, targets)
     return Sums(gradient, values, jnp.sum(targets.counts, dtype=jnp.int32)), scores
+
+
+def weigh_by_entropy(
+    objective: ObjectiveConfig,
+    hidden: Float[Array, "N D"],
+    head: Float[Array, "V D"],
+    targets: Targets,
+) -> Targets:
+    """Returns the targets with weights times those that read entropies, as constants.
+
+    They cost one product with the head more, where the objective names one.
+    """
+    names = objective.token_weights
+    if not reads_entropies(names):
+        return targets
+    entropies = tiled_entropies(
+        hidden, head, token_tile=objective.token_tile, mesh=active_mesh()
+    )
+    more = entropy_weights(names, entropies).reshape(targets.weights.shape)
+    return targets.replace(weights=targets.weights * more)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def distillation_loss(
@@ -174,8 +198,12 @@ def distillation_loss(
 
     Both roles score the same tokens. Nothing divides the sum, so that gradients per token are
     of order 1 inside the model.
+
+    With m = `grpo_mix` > 0 the sum is (1 - m) of that and m of GRPO's loss on the same tokens,
+    with the same weights; the scores stay the divergence's. It costs two products with the
+    head more, four if the head trains.
     """
-    return tiled_divergence(
+    total, scores = tiled_divergence(
         solver_hidden,
         teacher_hidden,
         solver_head,
@@ -185,13 +213,22 @@ def distillation_loss(
         divergence=divergence,
         mesh=active_mesh(),
     )
+    if divergence.grpo_mix == 0:
+        return total, scores
+    # No clip: an update on its own rollouts has ratios of 1, at which none is active.
+    rewarded, _ = policy_gradient_loss(
+        divergence, solver_hidden, solver_head, targets, clip=math.inf
+    )
+    return (1 - divergence.grpo_mix) * total + divergence.grpo_mix * rewarded, scores
 
 
 def policy_gradient_loss(
-    objective: PolicyGradient,
+    objective: ObjectiveConfig,
     hidden: Float[Array, "N D"],
     head: Float[Array, "V D"],
     targets: Targets,
+    *,
+    clip: float,
 ) -> tuple[Float32[Array, ""], LossScores]:
     """Returns what `distillation_loss` does, of GRPO's clipped surrogate.
 
@@ -211,7 +248,7 @@ def policy_gradient_loss(
     advantages = targets.advantages.reshape(-1)
     # One advantage per token: each token is a group of its own to the loss.
     column = logprobs[:, None]
-    loss = grpo_token_loss(column, column, advantages, objective.clip)[:, 0]
+    loss = grpo_token_loss(column, column, advantages, clip)[:, 0]
     total = jnp.sum(times_weights(loss, targets.weights.reshape(-1)))
     return total, LossScores(loss, advantages, at_one)
 

@@ -52,7 +52,7 @@ def value(config: Config, key: str) -> Any:
         ("optimizer.learning_rate=3e-4", 3e-4),
         ("trainable.alpha=8", 8.0),
         ("prompts.solver_thinking=true", True),
-        ("prompts.teacher_thinking=False", False),
+        ("prompts.critic_thinking=False", False),
         ("prompts.solver=a=b {problem}\nc", "a=b {problem}\nc"),
         ("problems.path=", ""),
         ("trainable.targets=q_proj, v_proj", ("q_proj", "v_proj")),

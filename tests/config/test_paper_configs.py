@@ -75,7 +75,8 @@ def test_the_reported_thinking_pair_is_a_variant(name: str) -> None:
     base = load(name)
     variant = load_config(f"{CONFIGS / name}.py:thinking_teacher")
     assert differing_keys(base, variant) == {"name", "prompts.teacher_thinking"}
-    assert variant.prompts.teacher_thinking and not base.prompts.teacher_thinking
+    thinking = (base.prompts.teacher_thinking, variant.prompts.teacher_thinking)
+    assert thinking == ("off", "on")
 
 
 def test_the_reported_critic_is_a_variant() -> None:

@@ -28,6 +28,7 @@ SECOND = (
 )
 OWN_DEVICES = (*SECOND, "critic.placement=own")
 GRPO = ("objective=policy_gradient", "objective.clip=0.2")
+MIX = ("objective.grpo_mix=0.5",)
 JSD = ("objective=jsd", "objective.beta=0.1")
 
 
@@ -73,6 +74,7 @@ def test_intervals(rule: str, inside: tuple[float, ...], outside: tuple[float, .
             ("model.remat=dot",),
             "which is none of none, full, dots; did you mean 'dots'?",
         ),
+        (("prompts.teacher_thinking=false",), "which is none of off, on, on+open_tag; did you"),
         (("trainable.targets=q_proj,v_prj",), "did you mean 'v_proj'?"),
         (("trainable.targets=",), "trainable.targets is empty; choose from q_proj, k_proj"),
         (("trainable.targets=v_proj,q_proj,v_proj",), "trainable.targets names v_proj twice"),
@@ -112,6 +114,12 @@ def test_intervals(rule: str, inside: tuple[float, ...], outside: tuple[float, .
             "critic.tensor is 3, but it must divide critic.placement.num_devices, which is 4",
         ),
         (GRPO, "train.samples_per_problem is 1, but objective.kind=policy_gradient compares"),
+        (MIX, "train.samples_per_problem is 1, but objective.grpo_mix=0.5 compares"),
+        (
+            (*MIX, "train.samples_per_problem=2", "sampling.temperature=0"),
+            "sampling.temperature is 0.0, but objective.grpo_mix=0.5 needs samples",
+        ),
+        (("objective.grpo_mix=1.5",), "objective.grpo_mix is 1.5, but it must be in [0, 1]"),
         (
             (*GRPO, "train.samples_per_problem=8", "sampling.temperature=0"),
             "sampling.temperature is 0.0, but objective.kind=policy_gradient needs samples",

@@ -3,6 +3,7 @@
 """SentencePiece tokenizers (`tokenizer.model` alone), as critics of other families have."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stepalign_jax.huggingface.tokenizer import (
     opens_thinking,
     render_prompt,
     stop_ids,
+    token_spans,
 )
 
 # Llama's puts a space before the first piece of a text, Gemma's does not.
@@ -45,6 +47,16 @@ def test_prompt_equals_the_chat_template(tokenizer, text, thinking):
     ending = "<start_of_turn>model\n" + "<think>\n" * thinking
     assert tokenizer.decode(ids).endswith(ending)
     assert opens_thinking(tokenizer, thinking=thinking) == thinking
+
+
+@pytest.mark.parametrize("text", ["12 + 34", " so\n", "é ∑ 😀 数", "a  b"])
+def test_spans_of_tokens_lie_in_the_decoded_text(tokenizer, text):
+    ids = encode_plain(tokenizer, text)
+    written, spans = token_spans(tokenizer, ids)
+    assert written.removeprefix(" ") == decode(tokenizer, ids).removeprefix(" ")
+    assert spans[0][0] == 0 and spans[-1][1] == len(written)
+    whole = [part for i, part in enumerate(spans) if spans.index(part) == i]
+    assert all(a[1] == b[0] for a, b in pairwise(whole))
 
 
 FRAGMENTS = [*SPECIALS, "<unk>", "<", "s>", "/s>", " ", "\n", "Step", "12", "é", "<start_of"]

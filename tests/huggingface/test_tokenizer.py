@@ -23,6 +23,8 @@ from stepalign_jax.huggingface.tokenizer import (
     opens_thinking,
     render_prompt,
     stop_ids,
+    thought_opening,
+    token_spans,
 )
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -189,6 +191,36 @@ def test_decode_drops_special_tokens_and_nothing_else(tokenizer):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert decode(tokenizer, [*ids, end]) == text
+
+
+def test_spans_of_tokens_lie_in_the_decoded_text(tokenizer):
+    text = "47 + 24 数学😀 = 71\n\n<think>x</think>"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    written, spans = token_spans(tokenizer, [*ids, end])
+    assert written == text and len(spans) == len(ids) + 1
+    assert spans[-1] == (len(text), len(text))  # the stop token writes nothing
+    assert {char for span in spans for char in range(*span)} == set(range(len(text)))
+    # The ten bytes of these three characters have no merges: one run, which all share.
+    run = [span for span in spans if span[0] == text.index("数")]
+    assert run == [(text.index("数"), text.index("😀") + 1)] * 10
+    # Cut inside a character, as the token budget may.
+    assert token_spans(tokenizer, ids[: spans.index(run[0]) + 2])[0] == "47 + 24 \ufffd"
+
+
+def test_an_open_tag_is_what_a_thinking_completion_begins_with(tokenizer, monkeypatch):
+    opening = thought_opening(tokenizer)
+    assert tokenizer.decode(opening) == "<think>\n"
+    assert opening[0] == tokenizer.convert_tokens_to_ids("<think>")
+    # Closed as well, the prompt would be the one without thinking, which has a name already.
+    on, off = (render_prompt(tokenizer, "1", thinking=flag) for flag in (True, False))
+    assert tokenizer.decode([*on, *opening]) + "\n</think>\n\n" == tokenizer.decode(off)
+    before = TEMPLATE.partition("{% if enable_thinking")[0]
+    monkeypatch.setattr(tokenizer, "chat_template", before + "<think>\n{% endif %}")
+    assert thought_opening(tokenizer) == []
+    monkeypatch.setattr(tokenizer, "chat_template", before + "{% endif %}")
+    with pytest.raises(UserError, match=r"has no <think>.* set prompts\.teacher_thinking=off"):
+        thought_opening(tokenizer)
 
 
 @pytest.mark.parametrize(("eos", "expected"), [([7, 9], (7, 9)), (7, (7,)), (None, None)])

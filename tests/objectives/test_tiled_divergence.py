@@ -15,7 +15,7 @@ from support.tiled import ARRAYS, SETTINGS, D, N, V, draw, equations, tiled, val
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.objectives.divergence import LossScores
-from stepalign_jax.objectives.tiled_divergence import tiled_scores
+from stepalign_jax.objectives.tiled_divergence import tiled_entropies, tiled_scores
 
 
 @pytest.mark.parametrize(("name", "way"), float64.NAMES_AND_WAYS)
@@ -272,3 +272,17 @@ def test_the_update_computes_no_entropy():
     in_update = exponentials(tiled, draw())
     assert in_update == 4  # two temperatures of two sides
     assert exponentials(lambda arrays: analysis(**arrays), arrays) == in_update + 2
+
+
+def test_entropies_are_those_of_float64_and_constants():
+    inputs = draw()
+    arrays = inputs["solver_hidden"], inputs["solver_head"]
+    logs = float64.logprobs(*arrays, temperature=1.0)
+    expected = -(np.exp(logs) * logs).sum(-1)
+
+    def entropies(hidden: jax.Array, head: jax.Array) -> jax.Array:
+        return tiled_entropies(hidden, head, token_tile=3, mesh=None)
+
+    np.testing.assert_allclose(entropies(*arrays), expected, rtol=2e-5)
+    gradients = jax.grad(lambda *x: entropies(*x).sum(), argnums=(0, 1))(*arrays)
+    assert not any(np.asarray(gradient).any() for gradient in gradients)

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of tokens by name: their products, their shapes, and names that nobody has."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +12,9 @@ from stepalign_jax.objectives import token_weights as module
 from stepalign_jax.objectives.token_weights import (
     WeightInputs,
     check_token_weights,
+    entropy_weight,
+    entropy_weights,
+    reads_entropies,
     token_weight,
     token_weights,
 )
@@ -21,6 +26,7 @@ INPUTS = WeightInputs(
     correct=np.array([True, False, True]),
     usable=np.ones(3, bool),
     copied=np.zeros(3, np.int32),
+    markup=np.array([[True, False, False, True], [False] * 4, [True] * 4]),
 )
 
 
@@ -47,6 +53,10 @@ def test_gates_by_the_answer():
     assert (right + wrong).tolist() == [[1.0] * 4] * 3
 
 
+def test_markup_is_switched_off():
+    assert token_weights(("markup_off",), INPUTS).tolist() == [[0, 1, 1, 0], [1] * 4, [0] * 4]
+
+
 def test_weights_with_a_number_by_hand():
     assert token_weights(("skip_first:2",), INPUTS).tolist() == [[0, 0, 1, 1]] * 3
     ramp = token_weights(("ramp:0.25",), INPUTS)  # rows have 4, 2 and 3 tokens
@@ -57,12 +67,40 @@ def test_weights_with_a_number_by_hand():
     assert both.tolist() == [[0] * 4, [0, 0, 1, 1], [0, 0, 1, 1]]
 
 
+def test_a_gate_opens_at_its_entropy():
+    entropies = jnp.array([0.0, 0.49, 0.5, 2.0])
+    assert entropy_weights(("entropy_gate:0.5",), entropies).tolist() == [0, 0, 1, 1]
+    assert entropy_weights(("entropy_gate:0",), entropies).tolist() == [1, 1, 1, 1]
+    both = ("skip_first:2", "entropy_gate:0.5", "entropy_gate:1")
+    assert entropy_weights(both, entropies).tolist() == [0, 0, 0, 1]
+    assert entropy_weights(("skip_first:2",), entropies).tolist() == [1] * 4
+    # What is known before the scores is made elsewhere, and leaves the gate out.
+    assert token_weights(both, INPUTS).tolist() == [[0, 0, 1, 1]] * 3
+    assert reads_entropies(both) and not reads_entropies(("skip_first:2",))
+
+
+def test_no_gradient_flows_through_a_weight(monkeypatch):
+    monkeypatch.setattr(module, "ENTROPY_WEIGHTS", dict(module.ENTROPY_WEIGHTS))
+
+    @entropy_weight
+    def in_proportion(entropies: jax.Array, number: float) -> jax.Array:
+        return number * entropies
+
+    def total(entropies: jax.Array) -> jax.Array:
+        return entropy_weights(("in_proportion:3",), entropies).sum()
+
+    entropies = jnp.array([0.5, 2.0])
+    assert total(entropies) == 7.5
+    assert jax.grad(total)(entropies).tolist() == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
         ("skip_first", "as in 'skip_first:4'"),
         ("skip_first:many", "takes a number"),
         ("ramp:-1", "takes a number from 0 on"),
+        ("entropy_gate", "as in 'entropy_gate:4'"),
         ("ramp:nan", "takes a number from 0 on"),
         ("correct_only:2", "takes no number: write 'correct_only'"),
     ],

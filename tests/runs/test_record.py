@@ -39,6 +39,9 @@ PROBLEMS = [Problem("1+1", "2", None, "t")] * 2 + [Problem("2+2", "4", None, "t"
 LENGTHS = np.array([3, 1, 2, 2], np.int32)
 LOGPROBS = -np.arange(1, 13, dtype=np.float32).reshape(4, 3) / 8
 ADVANTAGES = np.arange(12, dtype=np.float32).reshape(4, 3) / 16
+# The third rollout does not count, nor do places behind a rollout's end.
+LOSSES = np.array([[1, 0, 2], [3, 9, 9], [9, 9, 9], [-1, 1, 9]], np.float32)
+MARKUP = np.array([[1, 1, 0], [0, 1, 1], [1, 1, 1], [1, 0, 1]], bool)
 # The third rollout has no context; the others count, in two micro-batches of two rows.
 CONTEXTS = [Context("a", None), Context("b", None), Context("c", "empty"), Context("d", None)]
 PLACES = [[(0, 0), (0, 1), (0, 2), (1, 0)], [(3, 0), (3, 1)]]
@@ -62,7 +65,11 @@ def make_results(**changes: Any) -> StepResults:
         return rubbish
 
     names: dict[str, Any] = dict.fromkeys(LossScores._fields, np.zeros_like(LOGPROBS))
-    by_name = names | {"advantage": ADVANTAGES, "solver_logprobs": LOGPROBS}
+    by_name = names | {
+        "loss": LOSSES,
+        "advantage": ADVANTAGES,
+        "solver_logprobs": LOGPROBS,
+    }
     pieces = {name: packed(values) for name, values in by_name.items()}
     scores = [LossScores(**{name: p[i] for name, p in pieces.items()}) for i in range(2)]
     rows: Any = SimpleNamespace(tokens=np.zeros((2, 10)))
@@ -82,7 +89,7 @@ def make_results(**changes: Any) -> StepResults:
         "critiques": Critiques(
             CONTEXTS, CriticReply(CONTEXTS, [5, 3, 4], [True, True, False]), 0.25
         ),
-        "batch": Batch(parts, [wide, wide], None, solver_tokens=30, teacher_tokens=48),
+        "batch": Batch(parts, [wide, wide], MARKUP, None, solver_tokens=30, teacher_tokens=48),
         "metrics": {"loss": 0.5, "gradient_norm": 0.25, "tokens_in_loss": 6},
         "scores": scores,
         "seconds": {"sample": 2.0, "critique": 4.0, "score": 0.5, "update": 3.0, "host": 0.5},
@@ -110,12 +117,22 @@ def test_metrics_by_hand():
         "sampler_logprob_gap": 0.0,
         "contexts_failed": 1.0,
         "context_failed/empty": 1.0,
+        "kl_on_markup": (1 + 1) / (1 + 2 + 3 + 1 + 1),
         "critic_exact_on_wrong": 0.25,
         "critic_tokens": 12.0,
         "critic_mean_tokens": 4.0,
         "critic_truncated": pytest.approx(1 / 3),
     }
     assert "empty" in FAILURES
+
+
+def test_the_share_on_markup_is_of_a_teachers_divergence_alone():
+    quiet = make_results()
+    for scores in quiet.scores:
+        scores.loss[:] = 0.0  # pyright: ignore[reportIndexIssue]
+    assert step_metrics(quiet, compute_dtype="float32")["kl_on_markup"] is None
+    without = quiet._replace(batch=quiet.batch._replace(teacher=None))
+    assert "kl_on_markup" not in step_metrics(without, compute_dtype="float32")
 
 
 def test_failed_contexts_are_counted_by_kind_and_together():

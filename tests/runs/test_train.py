@@ -84,7 +84,13 @@ def check_files(run: RunDirectory, config: Config) -> None:
     steps = list(range(config.train.num_steps))
     saved = json.loads(json.dumps(dataclasses.asdict(config)))
     assert read_json(run.config_file) == saved
-    assert read_json(run.prompts_file).keys() == {"solver", "teacher", "critic"}
+    prompts = read_json(run.prompts_file)
+    found = prompts.pop("alignment", None)
+    assert prompts.keys() == {"solver", "teacher", "critic"}
+    if config.condition == "grpo":
+        assert found is None
+    else:  # one template for all roles, and no thoughts
+        assert 0 <= found["same_prompt_kl"] <= 1e-6 and found["template_artefacts"] == []
     assert [row["step"] for row in read_jsonl(run.metrics_file)] == steps
     assert [row["step"] for row in read_jsonl(run.timings_file)] == steps
     events = b"".join(path.read_bytes() for path in run.tensorboard.glob("events.*"))

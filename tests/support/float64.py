@@ -21,6 +21,7 @@ NAMES = tuple(KINDS)
 SETTINGS: dict[str, Any] = {
     "beta": 0.3,
     "loss_temperature": 1.1,
+    "grpo_mix": 0.0,
     "element_clip": 0.0,
     "top_k": 0,
     "token_tile": 3,

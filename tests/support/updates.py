@@ -37,7 +37,12 @@ CONFIG = TIED
 SPEC = LoraSpec(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
 MODEL = Qwen3(CONFIG, jnp.float32, lora=SPEC)
 DIVERGENCE = ForwardKl(
-    loss_temperature=1.0, element_clip=0.0, top_k=0, token_tile=8, token_weights=()
+    loss_temperature=1.0,
+    grpo_mix=0.0,
+    element_clip=0.0,
+    top_k=0,
+    token_tile=8,
+    token_weights=(),
 )
 SURROGATE = PolicyGradient(loss_temperature=1.1, clip=0.2, token_tile=8, token_weights=())
 TEACHERS: dict[str, TeacherConfig] = {

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from support.float64 import log_softmax
 from support.updates import (
     ALL,
     BATCH,
@@ -23,6 +24,7 @@ from support.updates import (
     copy,
     make_part,
     make_state,
+    plain_logits,
     plain_logprobs,
     run_step,
     spread,
@@ -34,8 +36,10 @@ from stepalign_jax.objectives.divergence import TokenScores
 from stepalign_jax.parallel.mesh import make_mesh
 from stepalign_jax.training.scoring import (
     ScoringPrograms,
+    make_logprobs_program,
     make_scoring_programs,
     score_contexts,
+    whole_logprobs,
 )
 
 ONE = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
@@ -136,3 +140,14 @@ def test_the_solver_reads_each_rollout_once_whatever_the_number_of_contexts():
         num_parts=2, mesh=ONE,
     )  # fmt: skip
     assert [variables is SOLVER for variables in read] == [True, False, False, False] * 2
+
+
+def test_whole_log_probabilities_behind_several_prompts():
+    program, prompts = make_logprobs_program(MODEL), SOLVER_PROMPTS[:2]
+    found = whole_logprobs(program, SOLVER, prompts, COMPLETIONS[0][:3], mesh=ONE)
+    assert found.shape == (2, 3, MODEL.config.vocab_size)
+    for prompt, rows in zip(prompts, found, strict=True):
+        tokens = np.zeros(16, np.int32)
+        tokens[: len(prompt) + 3] = [*prompt, *COMPLETIONS[0][:3]]
+        logits = np.asarray(plain_logits(SOLVER, tokens), np.float64)[len(prompt) - 1 :][:3]
+        np.testing.assert_allclose(rows, log_softmax(logits), atol=2e-5, rtol=0)
