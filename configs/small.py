@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""A real small instruct model on word problems: between the miniature and the paper.
 
-    python -m stepalign_jax.prepare --source gym --num-train 1000 --num-validation 64 \\
+    python -m stepalign_jax.prepare --source gym --num-train 1000 --num-validation 64 \
         --num-test 128 --to data/gsm
     python -m stepalign_jax.probe --config small
     python -m stepalign_jax.train --config small            (StepAlignFB)

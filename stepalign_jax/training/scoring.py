@@ -180,7 +180,8 @@ def whole_logprobs(
         np.full(len(rows), length, np.int32),
         np.ones(len(rows), bool),
     )
-    [layout] = make_layouts(rows, rollouts, rollouts.finished, num_parts=1, mesh=mesh)
+    usable = np.ones(len(rows), bool)
+    [layout] = make_layouts(rows, rollouts, usable, num_parts=1, mesh=mesh)
     packed = jax.device_get(program(variables, pack_prompts(layout, rows, rollouts, mesh=mesh)))
     found = np.zeros((len(rows), length, packed.shape[-1]), np.float32)
     found[layout.index] = packed[layout.counts.reshape(-1)]
