@@ -63,10 +63,10 @@ def fly(
 
 def test_each_role_is_measured_and_printed_once(tmp_path, capsys):
     engine = ScriptedEngine(
-        [RIGHT, WRONG, WRONG, WRONG, WRONG, RIGHT],
+        [RIGHT, RIGHT, WRONG, WRONG, WRONG, WRONG],
         [RIGHT] * 5,  # of the teacher: one critique failed
     )
-    critic = Fixed(None, None, None, None, None, "truncated")
+    critic = Fixed("truncated", None, None, None, None, None)
     found = fly(tmp_path, "stepalign", engine, critic)
     assert found is not None and found["warnings"] == []
     assert found["solver"]["accuracy"]["mean"] == pytest.approx(2 / 6)
