@@ -42,6 +42,7 @@ def fixed_parts(monkeypatch):
         mesh=None,
         variables=lambda: {"params": np.zeros(2)},
         directory=resolve_checkpoint("packaged:tiny"),
+        fingerprint={"model weights": "1f"},
         weights=None,
         engine=None,
     )
@@ -63,7 +64,7 @@ def test_what_evaluate_prints_and_writes(tmp_path, fixed_parts, capsys):
     changes = {"num_samples": 6, "num_validation_samples": 2}
     config = write_config(tmp_path / "c.py", small_config(tmp_path, evaluation=changes))
     evaluate.main(["--config", config])
-    first, *table, opened, line = [row for row in capsys.readouterr().out.splitlines() if row]
+    first, *table, line, opened = [row for row in capsys.readouterr().out.splitlines() if row]
     assert first == "packaged:tiny: 3 test problems"  # alone: it is the base
     assert table[2].split() == ["Avg@6", "12.5", "[12.5,", "12.5]"]
     assert opened == "opened"

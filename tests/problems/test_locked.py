@@ -104,7 +104,7 @@ def test_evaluate_and_train_count_an_evaluation_once(directory, tmp_path, monkey
     for command in (evaluate, train):
         monkeypatch.setattr(command, "evaluate", interrupted)
         monkeypatch.setattr(command, "make_grader", lambda _: nullcontext())
-        monkeypatch.setattr(command, "name_unparsable_golds", lambda *_: None)
+        monkeypatch.setattr(command, "check_problems", lambda *_, **__: None)
 
     def stop(call, *arguments):
         """Returns what the process has counted."""

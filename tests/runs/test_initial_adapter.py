@@ -87,7 +87,7 @@ def test_a_run_from_an_adapter(directory, tmp_path, capsys):
 def test_another_adapter_selects_anew(directory, tmp_path):
     def decides(adapter: Path) -> str:
         config = make_config(tmp_path, adapter)
-        return str(evaluation_inputs(config, config.evaluation, tmp_path, [], seed=0))
+        return str(evaluation_inputs(config, config.evaluation, {}, [], seed=0))
 
     found = [decides(directory), decides(tmp_path / "none")]
     path = directory / "adapter_model.safetensors"

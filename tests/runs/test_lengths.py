@@ -73,7 +73,9 @@ def test_a_filter_samples_training_problems_as_evaluation_does():
 def test_a_benchmark_is_checked_like_a_split(capsys):
     config = small_config(Path("unused"))
     roles, (solver, _) = tiny_roles(), lengths(LONG)
-    grader: Any = SimpleNamespace(unparsable=lambda golds: [g for g in golds if g == "x+"])
+    grader: Any = SimpleNamespace(
+        unparsable=lambda golds: [g for g in golds if g == "x+"], check_scorers=list
+    )
     problems = {"aime2024": [LONG, dataclasses.replace(SHORT, answer="x+")]}
 
     def check_on(positions: int) -> None:
