@@ -34,8 +34,8 @@ EIGHT_DEVICES = """
 
     def entropies_step(mesh, arrays):
         def loss(trains):
-            entropies = tiled_entropies(*trains.values(), token_tile=3, mesh=mesh)
-            hidden, head = trains.values()
+            hidden, head = trains["solver_hidden"], trains["solver_head"]
+            entropies = tiled_entropies(hidden, head, token_tile=3, mesh=mesh)
             return jnp.sum(entropies * hidden.sum(-1)) + head.sum()
         return jax.value_and_grad(loss)(arrays)
 
