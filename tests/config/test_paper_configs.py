@@ -54,6 +54,7 @@ def test_grpo_differs_in_the_objective_and_the_groups_alone() -> None:
         "objective.clip",
         "objective.element_clip",
         "objective.top_k",
+        "objective.grpo_mix",
         "train.samples_per_problem",
         "train.micro_batches",
     }

@@ -3,6 +3,7 @@
 """Prompts: equal to the chat template for ordinary text, and safe for text that imitates it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.runs import tiny_roles
 from support.toy_tokenizers import by_template
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -26,6 +28,7 @@ from stepalign_jax.huggingface.tokenizer import (
     thought_opening,
     token_spans,
 )
+from stepalign_jax.problems.problem import Problem
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
@@ -221,6 +224,22 @@ def test_an_open_tag_is_what_a_thinking_completion_begins_with(tokenizer, monkey
     monkeypatch.setattr(tokenizer, "chat_template", before + "{% endif %}")
     with pytest.raises(UserError, match=r"has no <think>.* set prompts\.teacher_thinking=off"):
         thought_opening(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("how", "ending"),
+    [
+        ("off", "assistant\n<think>\n\n</think>\n\n"),
+        ("on", "assistant\n"),
+        ("on+open_tag", "assistant\n<think>\n"),
+    ],
+)
+def test_where_the_teachers_prompt_ends(tokenizer, how, ending):
+    roles = replace(tiny_roles(teacher_thinking=how), tokenizer=tokenizer)
+    problem = Problem("1+1", "2", None, "t")
+    shown = tokenizer.decode(roles.teacher(problem, "<think>"))
+    assert shown == f"<|im_start|>user\n1+1\nFeedback:\n<think><|im_end|>\n<|im_start|>{ending}"
+    assert (roles.teacher(problem, "")[-3:] == roles.solver(problem)[-3:]) == (how == "off")
 
 
 @pytest.mark.parametrize(("eos", "expected"), [([7, 9], (7, 9)), (7, (7,)), (None, None)])

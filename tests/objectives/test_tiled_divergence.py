@@ -276,8 +276,8 @@ def test_the_update_computes_no_entropy():
 
 def test_entropies_are_those_of_float64_and_constants():
     inputs = draw()
-    arrays = inputs["solver_hidden"], inputs["solver_head"]
-    logs = float64.logprobs(*arrays, temperature=1.0)
+    arrays = tuple(jnp.asarray(inputs[key]) for key in ("solver_hidden", "solver_head"))
+    logs = float64.logprobs(*map(np.asarray, arrays), temperature=1.0)
     expected = -(np.exp(logs) * logs).sum(-1)
 
     def entropies(hidden: jax.Array, head: jax.Array) -> jax.Array:

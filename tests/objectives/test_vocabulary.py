@@ -10,6 +10,7 @@ EIGHT_DEVICES = """
     import jax, jax.numpy as jnp, numpy as np
     from stepalign_jax.config.schema import ParallelConfig
     from support.tiled import SETTINGS, equations, tiled
+    from stepalign_jax.objectives.tiled_divergence import tiled_entropies
     from stepalign_jax.objectives.tiled_logprobs import tiled_logprobs
     from stepalign_jax.parallel.mesh import active_mesh, make_mesh, use_mesh
 
@@ -31,6 +32,13 @@ EIGHT_DEVICES = """
             )[0] ** 2)
         return jax.value_and_grad(loss)(arrays)
 
+    def entropies_step(mesh, arrays):
+        def loss(trains):
+            hidden, head = trains["solver_hidden"], trains["solver_head"]
+            entropies = tiled_entropies(hidden, head, token_tile=3, mesh=mesh)
+            return jnp.sum(entropies * hidden.sum(-1)) + head.sum()
+        return jax.value_and_grad(loss)(arrays)
+
     def same(step):
         arrays = {key: inputs[key] for key in ("solver_hidden", "solver_head")}
         one = jax.jit(functools.partial(step, None))(arrays)
@@ -47,6 +55,8 @@ EIGHT_DEVICES = """
     (_, scores), gradients = same(functools.partial(divergence_step, "forward_kl", {}, True))
     assert gradients["solver_head"].sharding.spec == jax.P("tensor", "fsdp")
     same(logprobs_step)
+    _, gradients = same(entropies_step)  # constants inside what is differentiated
+    assert (gradients["solver_head"] == 1).all()
     assert active_mesh() is None
 
     # No device sees more than its tile of tokens by its slice of the vocabulary.
