@@ -156,7 +156,7 @@ LIKELIHOOD = NegativeLogLikelihood(
     token_weights=(),
     loss_temperature=1.0,
 )
-OBJECTIVES = {"grpo": POLICY_GRADIENT, "sft": LIKELIHOOD, "rejection": LIKELIHOOD}
+OBJECTIVES = {"divergence": FORWARD_KL, "likelihood": LIKELIHOOD, "reward": POLICY_GRADIENT}
 
 
 def get_config(variant: str = "") -> Config:
@@ -237,7 +237,7 @@ def get_config(variant: str = "") -> Config:
             store="paid",
             shared_store="",
         ),
-        objective=OBJECTIVES.get(condition, FORWARD_KL),
+        objective=OBJECTIVES[CONDITIONS[condition].learns_by],
         teacher=InitialTeacher(),
         optimizer=OptimizerConfig(
             learning_rate=1e-4,

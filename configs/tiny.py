@@ -19,7 +19,6 @@ from stepalign_jax.config.learning import (
     ForwardKl,
     InitialTeacher,
     NegativeLogLikelihood,
-    ObjectiveConfig,
     OptimizerConfig,
     PolicyGradient,
 )
@@ -57,6 +56,7 @@ LIKELIHOOD = NegativeLogLikelihood(
     token_weights=(),
     loss_temperature=1.0,
 )
+OBJECTIVES = {"divergence": FORWARD_KL, "likelihood": LIKELIHOOD, "reward": POLICY_GRADIENT}
 
 
 def get_config(variant: str = "") -> Config:
@@ -131,7 +131,7 @@ def _easy(condition: str) -> Config:
             store="paid",
             shared_store="",
         ),
-        objective=_objective(condition),
+        objective=OBJECTIVES[CONDITIONS[condition].learns_by],
         teacher=InitialTeacher(),
         optimizer=OptimizerConfig(
             learning_rate=3e-4,
@@ -169,12 +169,6 @@ def _easy(condition: str) -> Config:
         ),
         parallel=ParallelConfig(data=1, fsdp=1, tensor=1),
     )
-
-
-def _objective(condition: str) -> ObjectiveConfig:
-    if condition == "grpo":
-        return POLICY_GRADIENT
-    return FORWARD_KL if CONDITIONS[condition].asks_teacher else LIKELIHOOD
 
 
 def _hard(config: Config) -> Config:

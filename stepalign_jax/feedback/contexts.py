@@ -9,7 +9,7 @@ distilled conditions differ in that function alone.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.names import nearest
@@ -157,9 +157,16 @@ class Condition(NamedTuple):
     targets: TargetFunction | None
 
     @property
+    def learns_by(self) -> Literal["divergence", "likelihood", "reward"]:
+        """Which of the three kinds of objective it needs."""
+        if self.targets is not None:
+            return "likelihood"
+        return "reward" if self.contexts is None else "divergence"
+
+    @property
     def asks_teacher(self) -> bool:
         """Whether a teacher scores the rollouts under the contexts."""
-        return self.contexts is not None and self.targets is None
+        return self.learns_by == "divergence"
 
 
 CONDITIONS: dict[str, Condition] = {}

@@ -16,6 +16,7 @@ from stepalign_jax.base.hashing import stable_hash32
 from stepalign_jax.config.learning import (
     DivergenceConfig,
     NegativeLogLikelihood,
+    ObjectiveConfig,
     PolicyGradient,
 )
 from stepalign_jax.config.schema import Config, EvaluationConfig, LoraTrainable, TrainableConfig
@@ -53,6 +54,13 @@ from stepalign_jax.training.state import (
 from stepalign_jax.training.step import Method
 
 GRADING_WORKERS = 2
+
+# By `Condition.learns_by`: the class, and what a config sets.
+_OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], str]] = {
+    "divergence": (DivergenceConfig, "a divergence, such as forward_kl"),
+    "likelihood": (NegativeLogLikelihood, "nll"),
+    "reward": (PolicyGradient, "policy_gradient"),
+}
 
 
 def open_solver(config: Config) -> tuple[LanguageModel, Roles]:
@@ -195,13 +203,8 @@ def check_condition(config: Config) -> Condition:
         critiques that need be no solutions.
     """
     condition = get_condition(config.condition)
-    if condition.targets is not None:
-        kinds, needs = (NegativeLogLikelihood,), "nll"
-    elif condition.contexts is None:
-        kinds, needs = (PolicyGradient,), "policy_gradient"
-    else:
-        kinds, needs = (DivergenceConfig,), "a divergence, such as forward_kl"
-    if not isinstance(config.objective, kinds):
+    objective, needs = _OBJECTIVES[condition.learns_by]
+    if not isinstance(config.objective, objective):
         kind = getattr(config.objective, "kind", type(config.objective).__name__)
         raise UserError(
             f"objective.kind is {kind!r}, but condition={condition.name} needs {needs}: take "
@@ -334,7 +337,6 @@ def select_problems(
     Raises:
       UserError: none is left.
     """
-
     initial = initial_solver(model, roles, grader)
     return difficulty.select_problems(
         config, problems, split, fingerprint=lambda: model.fingerprint, evaluate=initial
