@@ -4,7 +4,8 @@
 
     solver    one rollout of each of a few training problems, sampled as a step samples
     critic    what it makes of them, if the condition asks it
-    teacher   its own answers to the same problems under the condition's contexts
+    teacher   its own answers to the same problems under the condition's contexts, if a teacher
+              is asked in training
     run       the tokens of the whole, and the time of what was measured here
 
 Each is printed as it is found, and all of it is in preflight.json. What is drawn has addresses
@@ -80,7 +81,8 @@ def preflight(
     found: dict[str, Any] = {"condition": config.condition, "problems": len(asked)}
     contexts: list[Context] = []
     say(f"pre-flight: {len(asked)} training problems, one rollout each")
-    with _clock(num_phases=3 if condition.contexts else 1) as clock:
+    num_phases = 1 + (condition.contexts is not None) + condition.asks_teacher
+    with _clock(num_phases) as clock:
         with clock.phase("sample"):
             samples = sample(
                 model.engine, model.variables(), roles, asked, config.sampling,
@@ -100,14 +102,15 @@ def preflight(
             if critiques.reply is not None:
                 lengths["critique"] = critiques.reply.lengths
                 found["critic"] = _critic(critiques.reply, critiques.exact_share)
-            with clock.phase("teacher"):
-                asker = Asker(model, roles, config.seed, PREFLIGHT_STEP, None)
-                right = ask_teacher(
-                    asker, grader, samples.attempts, contexts, config.sampling, ""
-                )
-            usable = np.array([context.failure is None for context in contexts])
             found["contexts"] = dict(Counter(outcomes(contexts)))
-            found["teacher"] = _teacher(config, right, correct[usable])
+            if condition.asks_teacher:
+                with clock.phase("teacher"):
+                    asker = Asker(model, roles, config.seed, PREFLIGHT_STEP, None)
+                    right = ask_teacher(
+                        asker, grader, samples.attempts, contexts, config.sampling, ""
+                    )
+                usable = np.array([context.failure is None for context in contexts])
+                found["teacher"] = _teacher(config, right, correct[usable])
     found["run"] = _run(config, lengths, clock.seconds)
     found["warnings"] = list(warnings(found, contexts))
     for warning in found["warnings"]:

@@ -126,6 +126,15 @@ def test_failing_critiques_are_warned_of_by_name(tmp_path):
     assert found["teacher"] == {"problems": 0, "accuracy": None, "above_solver": None}
 
 
+def test_where_no_teacher_is_asked_in_training_none_is_asked_before(tmp_path, capsys):
+    engine = ScriptedEngine([RIGHT] + [WRONG] * 5)  # it has no words of a teacher
+    critic = Fixed("truncated", *[None] * 5)
+    found = fly(tmp_path, "sft", engine, critic)
+    assert found is not None and "teacher" not in found and found["warnings"] == []
+    assert found["contexts"] == {"ok": 5, "truncated": 1}
+    assert "teacher" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("problems_per_step", "warned"), [(1, True), (4, False)])
 def test_groups_with_both_outcomes_are_foretold(tmp_path, problems_per_step, warned, capsys):
     # 2 samples of a problem of which one of two was right: both outcomes are sure. Of a group
