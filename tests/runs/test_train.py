@@ -17,7 +17,7 @@ from typing import Any, get_args
 import jax
 import numpy as np
 import pytest
-from support.run_files import finish, rollout_row
+from support.run_files import finish, require_same_shape, rollout_row
 from support.runs import ROOT, small_config, write_config
 
 from stepalign_jax import evaluate, train
@@ -191,21 +191,6 @@ def test_a_run_with_its_own_critic(unbroken):
         for done in (2, 4)
     ]
     assert curve == [None, found[0], None, found[1]]
-
-
-def require_same_shape(imitation: Any, real: Any, where: str = "") -> None:
-    """Every key of an imitation is one of the real thing, and holds the same kind of value."""
-    if isinstance(imitation, dict):
-        assert isinstance(real, dict) and imitation.keys() <= real.keys(), where
-        for key, value in imitation.items():
-            require_same_shape(value, real[key], f"{where}/{key}")
-    elif isinstance(imitation, list):
-        assert isinstance(real, list), where
-        for entry in imitation[:1]:
-            require_same_shape(entry, real[0], f"{where}[]")
-    elif not (imitation is None or real is None):
-        number = isinstance(imitation, (int, float)) and isinstance(real, (int, float))
-        assert number or type(imitation) is type(real), where
 
 
 def test_imitated_run_files_are_like_those_of_a_run(unbroken, tmp_path):

@@ -75,3 +75,18 @@ def finish(
 def rollout_row(text: str = "Step 1: 1+2=3\nAnswer: 3") -> dict[str, Any]:
     """What an export reads of a row of rollouts/."""
     return {"problem": "1+2", "answer": "3", "tokens": list(encode(text))}
+
+
+def require_same_shape(imitation: Any, real: Any, where: str = "") -> None:
+    """Every key of an imitation is one of the real thing, and holds the same kind of value."""
+    if isinstance(imitation, dict):
+        assert isinstance(real, dict) and imitation.keys() <= real.keys(), where
+        for key, value in imitation.items():
+            require_same_shape(value, real[key], f"{where}/{key}")
+    elif isinstance(imitation, list):
+        assert isinstance(real, list), where
+        for entry in imitation[:1]:
+            require_same_shape(entry, real[0], f"{where}[]")
+    elif not (imitation is None or real is None):
+        number = isinstance(imitation, (int, float)) and isinstance(real, (int, float))
+        assert number or type(imitation) is type(real), where
