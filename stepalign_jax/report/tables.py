@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from stepalign_jax.evaluation.words import NOTHING, percent, rounded
+
 SCORES = {"avg_at_k": "Avg@{k}", "pass_at_k": "Pass@{k}", "maj_at_k": "Maj@{k}"}
 
 _EVALUATED = {
@@ -35,7 +37,6 @@ _PAIRED_NOTE = "Shares in percent, gains in points, [intervals] over problems.\n
 
 VARIANTS = {"equal_tokens": "Equal tokens", "equal_wall_clock": "Equal wall clock"}
 
-_NOTHING = "–"
 WIDTH = 80  # of a terminal; no table is wider
 _LONGEST = 17  # name of a condition
 _LABEL, _CELL = 17, 17  # widths of the columns of tables that stand under each other
@@ -70,11 +71,11 @@ def _paired_rows(
     rows = []
     for key, label in names.items():
         if key in before:
-            cells = [_share(before[key]), _share(after.get(key))]
-            cells.append(_share(gain.get(key), signed=True))
+            cells = [percent(before[key]), percent(after.get(key))]
+            cells.append(percent(gain.get(key), signed=True))
             rows.append([label.format(k=k), *cells])
-    tokens = [_number(before.get("mean_tokens")), _number(after.get("mean_tokens"))]
-    tokens.append(_number(gain.get("mean_tokens"), signed=True))
+    tokens = [rounded(before.get("mean_tokens")), rounded(after.get("mean_tokens"))]
+    tokens.append(rounded(gain.get("mean_tokens"), signed=True))
     return [*rows, ["tokens per answer", *tokens]]
 
 
@@ -90,8 +91,8 @@ def _change(change: dict[str, Any]) -> str:
 
 def evaluation_table(intervals: dict[str, Any], k: int, title: str = "") -> str:
     """Returns a plain-text table of one evaluation's intervals."""
-    rows = [[label.format(k=k), _share(intervals[key])] for key, label in _EVALUATED.items()]
-    rows.append(["answer length", f"{_number(intervals['mean_tokens'])} tokens"])
+    rows = [[label.format(k=k), percent(intervals[key])] for key, label in _EVALUATED.items()]
+    rows.append(["answer length", f"{rounded(intervals['mean_tokens'])} tokens"])
     return _aligned([_heading(title), *rows])
 
 
@@ -115,12 +116,12 @@ def critic_table(found: dict[str, Any], exact: Any, exact_on_wrong: Any) -> str:
     number = found["attempts"]
     rows = [
         _heading("critic"),
-        ["exact", _share(exact)],
-        ["exact on wrong", _share(exact_on_wrong)],
+        ["exact", percent(exact)],
+        ["exact on wrong", percent(exact_on_wrong)],
     ]
-    rows += [[name, _share(count / number)] for name, count in found["failed"].items()]
-    length = _number(found["mean_tokens"])
-    rows.append(["critique length", length if length == _NOTHING else f"{length} tokens"])
+    rows += [[name, percent(count / number)] for name, count in found["failed"].items()]
+    length = rounded(found["mean_tokens"])
+    rows.append(["critique length", length if length == NOTHING else f"{length} tokens"])
     if exact is None:
         return _aligned(rows) + f"Asked about {number} rollouts.\n"
     asked = f"Asked about {number} rollouts, {found['wrong_attempts']} of them wrong.\n"
@@ -134,7 +135,7 @@ def teacher_heading() -> str:
 
 def teacher_row(condition: str, interval: Any) -> str:
     """Returns how often the teacher is right under a condition's context; None: never asked."""
-    return f"{condition:{_LABEL}}  {_share(interval)}\n"
+    return f"{condition:{_LABEL}}  {percent(interval)}\n"
 
 
 def _heading(title: str) -> list[str]:
@@ -178,7 +179,7 @@ def _row(comparison: dict[str, Any], variant: str, name: str) -> dict[str, str]:
     seeds = comparison["variants"][variant].get(name, [])
     number, asked = len(seeds), comparison["num_seeds"]
     columns = ("before", "after", "gain", "each", "critic", "share", "tokens", "seconds")
-    found: dict[str, str] = dict.fromkeys(columns, _NOTHING)
+    found: dict[str, str] = dict.fromkeys(columns, NOTHING)
     found["seeds"] = str(number) if number == asked else f"{number}/{asked}"
     if not seeds:
         return found
@@ -187,15 +188,15 @@ def _row(comparison: dict[str, Any], variant: str, name: str) -> dict[str, str]:
         return float(np.mean([seed["summary"][side]["avg_at_k"]["mean"] for seed in seeds]))
 
     exactness = [v for s in seeds for _, v in s["critic_exactness"] if v is not None]
-    gains = [_share(s["summary"]["gain"]["avg_at_k"], signed=True) for s in seeds]
+    gains = [percent(s["summary"]["gain"]["avg_at_k"], signed=True) for s in seeds]
     gain = comparison["gains"][variant][name]["avg_at_k"]
     return found | {
-        "before": _share(mean_of("before")),
-        "after": _share(mean_of("after")),
-        "gain": _share(gain, signed=True),
+        "before": percent(mean_of("before")),
+        "after": percent(mean_of("after")),
+        "gain": percent(gain, signed=True),
         "each": "; ".join(gains),
-        "critic": _share(float(np.mean(exactness)) if exactness else None),
-        "share": _share(float(np.mean([s["critic_share"] for s in seeds]))),
+        "critic": percent(float(np.mean(exactness)) if exactness else None),
+        "share": percent(float(np.mean([s["critic_share"] for s in seeds]))),
         "tokens": _count(np.mean([s["solver_tokens"] for s in seeds])),
         "seconds": _count(np.mean([s["train_seconds"] for s in seeds])),
     }
@@ -214,7 +215,7 @@ def _difference_rows(comparison: dict[str, Any], variant: str) -> list[list[str]
     labels = [label.format(k=comparison["k"]) for label in SCORES.values()]
     return [
         [comparison["labels"][0], *labels],
-        *([n, *(_share(d[key], signed=True) for key in SCORES)] for n, d in found.items()),
+        *([n, *(percent(d[key], signed=True) for key in SCORES)] for n, d in found.items()),
     ]
 
 
@@ -269,19 +270,3 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
 def _markdown(rows: list[list[str]]) -> str:
     table = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(row) + " |" for row in table)
-
-
-def _share(value: Any, *, signed: bool = False) -> str:
-    return _number(value, scale=100.0, signed=signed)
-
-
-def _number(value: Any, *, scale: float = 1.0, signed: bool = False) -> str:
-    """Returns "41.2 [38.0, 44.5]" of an interval, "41.2" of a number, "–" of None."""
-    sign = "+" if signed else ""
-    if value is None:
-        return _NOTHING
-    if not isinstance(value, dict):
-        return f"{scale * value:{sign}.1f}"
-    mean, low, high = (scale * value[key] for key in ("mean", "low", "high"))
-    digits = 0 if max(abs(mean), abs(low), abs(high)) >= 1000 else 1
-    return f"{mean:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"

@@ -31,6 +31,7 @@ from stepalign_jax.critics.replay import Replay
 from stepalign_jax.evaluation.evaluate import Evaluation, difference_interval, share_interval
 from stepalign_jax.evaluation.probe import Asker, ask_teacher
 from stepalign_jax.evaluation.statistics import mixed_share
+from stepalign_jax.evaluation.words import percent
 from stepalign_jax.feedback.contexts import (
     Context,
     describe_failures,
@@ -155,8 +156,8 @@ def _solver(
     samples = {"test": how.num_samples, "validation": how.num_validation_samples}
     known = {split: e.intervals(how, seed)["avg_at_k"] for split, e in measured.items()}
     accuracy = share_interval(correct, how, seed)
-    others = [f"{split} Avg@{samples[split]} {_percent(known[split])}" for split in known]
-    _show("solver", f"{_percent(accuracy)} % right; {', '.join(others)}")
+    others = [f"{split} Avg@{samples[split]} {percent(known[split])}" for split in known]
+    _show("solver", f"{percent(accuracy)} % right; {', '.join(others)}")
     return {"accuracy": accuracy, "mean_tokens": float(np.mean(lengths)), **known}
 
 
@@ -194,8 +195,8 @@ def _teacher(config: Config, right: np.ndarray, solver: np.ndarray) -> dict[str,
     above = difference_interval(solver, right, how, seed)
     _show(
         "teacher",
-        f"{_percent(accuracy)} % right under contexts of {config.condition}, "
-        f"{_percent(above, signed=True)} points above the solver",
+        f"{percent(accuracy)} % right under contexts of {config.condition}, "
+        f"{percent(above, signed=True)} points above the solver",
     )
     return {"problems": len(right), "accuracy": accuracy, "above_solver": above}
 
@@ -235,7 +236,7 @@ def warnings(found: Mapping[str, Any], contexts: Sequence[Context]) -> Iterator[
         )
     teacher = found.get("teacher")
     if teacher is not None and teacher["problems"] and teacher["above_solver"]["low"] <= 0:
-        above = _percent(teacher["above_solver"], signed=True)
+        above = percent(teacher["above_solver"], signed=True)
         yield (
             f"nothing to distil is shown by {teacher['problems']} problems: under contexts of "
             f"{found['condition']} the teacher is {above} points above the solver, which may "
@@ -253,11 +254,3 @@ def warnings(found: Mapping[str, Any], contexts: Sequence[Context]) -> Iterator[
 def _show(role: str, words: str) -> None:
     lines = textwrap.fill(words, WIDTH - _INDENT)
     say(textwrap.indent(lines, " " * _INDENT).replace(" " * _INDENT, f"  {role:<9}", 1))
-
-
-def _percent(interval: Mapping[str, float] | None, *, signed: bool = False) -> str:
-    if interval is None:
-        return "–"
-    sign = "+" if signed else ""
-    mean, low, high = (f"{100 * interval[key]:{sign}.1f}" for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
