@@ -81,7 +81,8 @@ class Batch(NamedTuple):
     Attributes:
       micro_batches: what the solver reads, longest rows first.
       teacher: what the teacher reads, one per micro-batch; None where no teacher is asked.
-      markup: [B, T] which tokens of `layout.index` are markup; see `feedback.markup`.
+      markup: [B, T] which tokens of `layout.index` are markup, see `feedback.markup`; all
+        False where neither a token weight nor a teacher is asked.
       targets: [B] the texts that are trained on in place of the rollouts, each a text or a
         named failure; None where the rollouts are.
       solver_tokens: tokens that the solver reads, padding left out.
@@ -169,10 +170,14 @@ def pack(
         rollouts, contexts = _as_completions(targets, samples, roles, stop_id), targets
     lengths = np.asarray(rollouts.lengths)
     usable = np.array([context.failure is None for context in contexts])
-    # Encoding every critique again is worth it only where a weight may look.
+    # Encoding every critique again, and reading the text of every token, is worth it only where
+    # somebody may look: a weight, or what is logged of a teacher's divergence.
     copied = np.zeros(len(lengths), np.int32)
+    markup = np.zeros(rollouts.tokens.shape, bool)
     if weight_names:
         copied = _copied(samples.rollouts, critiques, roles)
+    if weight_names or condition.asks_teacher:
+        markup = _markup(rollouts, roles)
     inputs = WeightInputs(
         tokens=np.asarray(rollouts.tokens),
         lengths=lengths,
@@ -180,7 +185,7 @@ def pack(
         correct=correct,
         usable=usable,
         copied=copied,
-        markup=_markup(rollouts, roles),
+        markup=markup,
     )
     advantages = group_advantages(jnp.asarray(correct.reshape(-1, num_samples)))
     micro_batches = packing.pack(
@@ -194,7 +199,7 @@ def pack(
     )
     solver_tokens = _num_tokens(samples.prompts, lengths)
     if not condition.asks_teacher:
-        return Batch(micro_batches, None, inputs.markup, targets, solver_tokens, 0)
+        return Batch(micro_batches, None, markup, targets, solver_tokens, 0)
     # A context that failed may be longer than any prompt may be, and no token of it counts.
     prompts = [
         roles.teacher(attempt.problem, "" if context.failure else context.text)
@@ -205,7 +210,7 @@ def pack(
         for micro_batch in micro_batches
     ]
     teacher_tokens = _num_tokens(prompts, lengths)
-    return Batch(micro_batches, teacher, inputs.markup, None, solver_tokens, teacher_tokens)
+    return Batch(micro_batches, teacher, markup, None, solver_tokens, teacher_tokens)
 
 
 def _markup(rollouts: Rollouts, roles: Roles) -> np.ndarray:
