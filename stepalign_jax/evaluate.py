@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_json
+from stepalign_jax.base.progress import say
 from stepalign_jax.config.cli import MODEL_CONFIG, parse_arguments, read_config, run_command
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate, gains
@@ -96,9 +97,10 @@ def main(argv: list[str]) -> None:
         run = RunDirectory(Path(arguments.run))
         step = choose_step(run, step=None, metric=None)
         if changed := differing_keys(run, config, SECTIONS):
-            _say(f"warning: not as in the run: {', '.join(changed)}")
+            say(f"warning: not as in the run: {', '.join(changed)}", to=sys.stderr)
     elif arguments.config is None:
-        _say(f"note: prompts, sampling and evaluation are those of --config {MODEL_CONFIG}")
+        what = "prompts, sampling and evaluation"
+        say(f"note: {what} are those of --config {MODEL_CONFIG}", to=sys.stderr)
     problems = _load_problems(arguments, config, run)
     model, roles = open_solver(config)
     adapted = model.with_saved_adapter(Path(arguments.adapter)) if arguments.adapter else None
@@ -243,10 +245,6 @@ def _show(
         means = {name: round(each["mean"], 4) for name, each in intervals[-1].items()}
         print(json.dumps(means))
     sys.stdout.flush()
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from stepalign_jax.base.names import nearest
 from stepalign_jax.base.text import surrogate_at
 from stepalign_jax.grading.spelling import rational
 from stepalign_jax.grading.tasks import PACKAGE
+from stepalign_jax.preparing.records import FieldError
 from stepalign_jax.preparing.rows import BadRow, Row, Source
 from stepalign_jax.preparing.write import SplitRule, split_of
 
@@ -105,8 +106,8 @@ def gym_source(task: Task, limits: Mapping[str, int | None], rule: SplitRule) ->
                 row = _word_problem(entry)
             else:
                 row = _row(entry, None if by_value else task, dataset)
-        except _Unusable as error:
-            return BadRow(task.name, i + 1, *error.args)
+        except FieldError as error:
+            return BadRow(task.name, i + 1, error.field, error.reason)
         except Exception as error:  # of a generator, over one of its problems
             return BadRow(task.name, i + 1, "", f"cannot be generated ({error!r:.80})")
         where = f"{task.name} seed {task.seed} index {i}"
@@ -138,10 +139,6 @@ def gym_source(task: Task, limits: Mapping[str, int | None], rule: SplitRule) ->
         },
         licence=WORD_PROBLEMS_LICENCE if task.name == WORD_PROBLEMS else LICENCE,
     )
-
-
-class _Unusable(Exception):
-    """A generated problem cannot be used: field, reason."""
 
 
 def _import() -> Any:
@@ -242,7 +239,7 @@ def _word_problem(entry: Mapping[str, Any]) -> Row:
     answer, solution = _text(entry, "answer"), _text(entry["metadata"], "answer_cot")
     last = _LAST_LINE.search(solution)
     if last is None or rational(last[1]) != rational(answer):
-        raise _Unusable("answer_cot", f"does not end in the answer {answer}")
+        raise FieldError("answer_cot", f"does not end in the answer {answer}")
     question = _text(entry, "question").removesuffix(_INSTRUCTION)
     return Row(question, answer, f"{solution[: last.start()]}\nThe final answer is {answer}.")
 
@@ -255,11 +252,11 @@ def _row(entry: Mapping[str, Any], scored: Task | None, dataset: Any) -> Row:
     try:
         entry = json.loads(json.dumps(entry))
     except (TypeError, ValueError) as error:
-        raise _Unusable("metadata", f"cannot be stored as JSON ({error})") from error
+        raise FieldError("metadata", f"cannot be stored as JSON ({error})") from error
     if not _is_right(dataset, entry, answer):
-        raise _Unusable("answer", "its own scorer does not find it right once it was stored")
+        raise FieldError("answer", "its own scorer does not find it right once it was stored")
     if _is_right(dataset, entry, _NO_ANSWER):
-        raise _Unusable("answer", f"its own scorer finds {_NO_ANSWER!r} right too")
+        raise FieldError("answer", f"its own scorer finds {_NO_ANSWER!r} right too")
     scorer = {"task": scored.name, "entry": entry}
     if scored.options:
         scorer["options"] = dict(scored.options)
@@ -276,9 +273,9 @@ def _is_right(dataset: Any, entry: Mapping[str, Any], answer: str) -> bool:
 def _text(record: Mapping[str, Any], field: str) -> str:
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise _Unusable(field, "the task brings none")
+        raise FieldError(field, "the task brings none")
     if (place := surrogate_at(value)) is not None:
-        raise _Unusable(field, f"holds half a character at character {place}")
+        raise FieldError(field, f"holds half a character at character {place}")
     return value.strip()
 
 

@@ -29,7 +29,7 @@ from stepalign_jax.feedback.contexts import Attempt, Context
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.grading.answers import extract_answer
 from stepalign_jax.grading.grader import Grader
-from stepalign_jax.huggingface.fingerprint import fingerprint_adapter, fingerprint_checkpoint
+from stepalign_jax.huggingface.fingerprint import fingerprint_adapter
 from stepalign_jax.huggingface.language_model import LanguageModel
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.preparing.rows import Dropped, Row, Stages
@@ -85,7 +85,7 @@ def model_stages(config: Config, options: StageOptions) -> Stages:
         "options": options._asdict(),
         "base_avg_below": config.problems.base_avg_below,
         "base_avg_samples": config.problems.base_avg_samples,
-        "weights": fingerprint_checkpoint(model.directory),
+        "weights": model.fingerprint,
         "adapter": fingerprint_adapter(Path(adapter)) if adapter else None,
         **{name: dataclasses.asdict(section) for name, section in sections.items()},
     }

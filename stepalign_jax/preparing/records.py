@@ -3,7 +3,6 @@
 """Records with named columns, and the rows of problems that are made of them."""
 
 import importlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.names import nearest
 from stepalign_jax.base.text import surrogate_at
 from stepalign_jax.preparing.rows import BadRow, Dropped, Row
+from stepalign_jax.problems.jsonl import number_as_text
 
 Record = Mapping[str, Any]
 
@@ -95,9 +95,8 @@ def answer_field(record: Record, field: str) -> str:
     Raises:
       FieldError: it is neither.
     """
-    value = record.get(field)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
+    if field in record:
+        record = {**record, field: number_as_text(record[field])}
     return text_field(record, field)
 
 

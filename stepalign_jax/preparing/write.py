@@ -10,7 +10,6 @@ added later move no other problem.
 """
 
 import hashlib
-import importlib.metadata
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from stepalign_jax.base.files import jsonl_row, write_json
 from stepalign_jax.base.hashing import digest
+from stepalign_jax.base.version import package_version
 from stepalign_jax.preparing.rows import Row, Source
 from stepalign_jax.problems.locked import MANIFEST
 from stepalign_jax.problems.sources import SPLITS
@@ -112,7 +112,7 @@ def write_manifest(
     files = {path.name: _file(path) for path in sorted(directory.glob("*.jsonl"))}
     manifest = {
         "format": FORMAT,
-        "version": importlib.metadata.version("stepalign_jax"),
+        "version": package_version(),
         "source": {"name": source.name, **source.details},
         "licence": source.licence,
         "options": dict(options),

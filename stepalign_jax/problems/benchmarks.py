@@ -11,7 +11,6 @@ nothing but the solver is evaluated on it.
 
 import importlib
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.names import nearest
 from stepalign_jax.base.paths import check_path
 from stepalign_jax.base.progress import waiting
-from stepalign_jax.problems.jsonl import read_records, text_field
+from stepalign_jax.problems.jsonl import number_as_text, read_records, text_field
 from stepalign_jax.problems.problem import Problem
 
 _ENDINGS = (".jsonl", ".parquet")
@@ -109,7 +108,8 @@ def _problem(name: str, where: Benchmark, record: Mapping[str, Any], place: str)
                 f"{where.problem!r} and {where.answer!r}"
             )
     text = text_field(record, where.problem, place)
-    answer = _answer(record, where.answer, place)
+    answer = number_as_text(record[where.answer])
+    answer = text_field({where.answer: answer}, where.answer, place)
     if where.answer_after:
         _, mark, answer = answer.rpartition(where.answer_after)
         if not (mark and answer.strip()):
@@ -118,14 +118,6 @@ def _problem(name: str, where: Benchmark, record: Mapping[str, Any], place: str)
                 "answer"
             )
     return Problem(text, answer.strip(), None, name)
-
-
-def _answer(record: Mapping[str, Any], field: str, place: str) -> str:
-    """Text, or a number as text."""
-    value = record[field]
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    return text_field(record, field, place)
 
 
 def _files(name: str, benchmark: Benchmark, path: Path) -> list[Path]:

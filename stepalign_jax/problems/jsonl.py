@@ -3,6 +3,7 @@
 """Problems of one's own, from a JSON Lines file."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,13 @@ def _scorer(value: object, place: str) -> str | None:
 def scorer_text(scorer: Mapping[str, Any]) -> str:
     """Returns `Problem.scorer`: one text for one scorer."""
     return json.dumps(scorer, sort_keys=True)
+
+
+def number_as_text(value: Any) -> Any:
+    """Returns a finite number as text, as some data sets give answers; else what it is."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    return value
 
 
 def text_field(record: Mapping[str, Any], key: str, place: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.progress import say
 from stepalign_jax.config.schema import Config
 from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.huggingface.language_model import LanguageModel
@@ -118,13 +119,12 @@ def find_artefacts(tokenizer: Any, teacher: np.ndarray, rollout: list[int]) -> l
 def _said(artefact: Artefact, roles: Roles) -> dict[str, Any]:
     """Warns of it, and returns it in words."""
     token, rollout = map(roles.tokenizer.decode, ([artefact.token], [artefact.rollout]))
-    print(
+    say(
         f"warning: template artefact: at position {artefact.position} of a rollout the teacher "
         f"expects {token!r} with probability {artefact.probability:.2f}, where the solver "
         f"writes {rollout!r}: the loss there is the template's, not the context's (set "
         "prompts.teacher_thinking=off or on+open_tag, or objective.token_weights=skip_first:"
         f"{artefact.position + 1})",
-        file=sys.stderr,
-        flush=True,
+        to=sys.stderr,
     )
     return {**artefact._asdict(), "token": token, "rollout": rollout}

@@ -8,7 +8,6 @@ made from: the config, the hashes of problems and models, the version of this pa
 that were made from unlike things are refused, not averaged.
 """
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_json_object, read_jsonl, write_json
+from stepalign_jax.base.version import package_version
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation
 from stepalign_jax.runs.directory import RunDirectory, config_differences, config_json
@@ -101,7 +101,7 @@ def make_cell(
         "config": config_json(config),
         "inputs": read_json_object(run.inputs_file)["fingerprints"],
         "changes": recorded_changes(run),
-        "version": _version(),
+        "version": package_version(),
         "machine": read_json(run.lock_file).get("host") if run.lock_file.exists() else None,
         "before": before,
         "after": after,
@@ -115,13 +115,6 @@ def make_cell(
             "critic_share": sum(row.get("critique", 0.0) for row in timings) / sum(seconds),
         },
     }
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("stepalign_jax")
-    except importlib.metadata.PackageNotFoundError:  # run from its files, not installed
-        return "not installed"
 
 
 class CellFiles:
