@@ -28,6 +28,7 @@ LAYERS = [
     "exporting",
     "planning",
     "preparing",
+    "analysis",
     "report",
 ]
 COMMANDS = len(LAYERS)
