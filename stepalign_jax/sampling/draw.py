@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Key, Shaped, UInt32
 
-# A filter looks among the first number of most probable tokens if no row's top-k asks for more,
-# else among the second, then the third where their mass falls short of top-p, and so on; last
-# it sorts the vocabulary.
+# A top-k filter looks among the first of these numbers of most probable tokens that no row's k
+# exceeds; last it sorts the vocabulary.
 NUM_CANDIDATES = (64, 512, 8_192)
 
 
@@ -51,9 +50,9 @@ def sample_token(
     Rows are of three kinds. Each kind is computed for all rows if any row is of it, and
     skipped otherwise; what it computes for rows of another kind means nothing.
 
-        temperature        0         1.1        1.1       0.6
-        top_k, top_p       -        0, 1.0    20, 1.0   0, 0.95
-        kind            greedy   unfiltered       filtered
+        temperature        0              1.1        0.6          1.1        0.6
+        top_k, top_p       -           0, 1.0    0, 0.95      20, 1.0   20, 0.95
+        drawn         greedily    from the vocabulary    among the most probable
 
     Args:
       logits: turned into float32 first.
@@ -67,26 +66,22 @@ def sample_token(
     """
     logits = logits.astype(jnp.float32)
     is_greedy = temperature == 0
-    is_filtered = ~is_greedy & ((top_k > 0) | (top_p < 1))
+    is_whole = ~is_greedy & (top_k == 0)
+    is_top_k = ~is_greedy & (top_k > 0)
     # Written as XLA compiles a division by a constant: a product with the reciprocal. The same
     # address must draw the same tokens as when the temperature was a constant.
     factors = (1 / jnp.where(is_greedy, 1.0, temperature))[:, None]
 
-    def unfiltered() -> Int32[Array, " B"]:
-        ids = jnp.arange(logits.shape[1], dtype=jnp.int32)[None]
-        return _argmax(logits * factors + _noise(keys, ids))
+    def whole() -> Int32[Array, " B"]:
+        return _draw_whole(logits * factors, keys, jnp.where(is_whole, top_p, 1.0))
 
-    def filtered() -> Int32[Array, " B"]:
-        return _draw_filtered(logits * factors, keys, top_k, top_p, is_filtered)
+    def most_probable() -> Int32[Array, " B"]:
+        return _draw_top_k(logits * factors, keys, jnp.where(is_top_k, top_k, 0), top_p)
 
     tokens = jnp.where(
         is_greedy,
         _if_any(is_greedy, lambda: _argmax(logits)),
-        jnp.where(
-            is_filtered,
-            _if_any(is_filtered, filtered),
-            _if_any(~is_greedy & ~is_filtered, unfiltered),
-        ),
+        jnp.where(is_whole, _if_any(is_whole, whole), _if_any(is_top_k, most_probable)),
     )
     return tokens, _pick(logits, tokens) - jax.nn.logsumexp(logits, axis=-1)
 
@@ -98,72 +93,86 @@ def _if_any(
     return lax.cond(jnp.any(rows), draw, lambda: jnp.zeros(rows.shape, jnp.int32))
 
 
-def _draw_filtered(
+def _draw_whole(
+    scaled: Float32[Array, "B V"], keys: Key[Array, " B"], top_p: Float32[Array, " B"]
+) -> Int32[Array, " B"]:
+    """Tokens drawn from the vocabulary, or from its nucleus where top-p is below 1.
+
+    The nucleus is the smallest set of most probable tokens whose mass reaches top-p, and with
+    the last of them all that are as probable as it.
+    """
+
+    def nucleus() -> Float32[Array, "B V"]:
+        probs = jax.nn.softmax(scaled, axis=-1)
+        left_out = (probs < _least_kept(probs, top_p)[:, None]) & (top_p < 1)[:, None]
+        return jnp.where(left_out, -jnp.inf, scaled)
+
+    kept = lax.cond(jnp.any(top_p < 1), nucleus, lambda: scaled)
+    return _argmax(kept + _noise(keys, jnp.arange(kept.shape[1], dtype=jnp.int32)[None]))
+
+
+def _least_kept(
+    probs: Float32[Array, "B V"], top_p: Float32[Array, " B"]
+) -> Float32[Array, " B"]:
+    """The largest t for which the probabilities of at least t sum up to `top_p`; 0 if none.
+
+    Floats that are not negative are in the order of their bits, so t is found bit by bit, the
+    highest first: 30 sums, up to 2.0, where a sort of the vocabulary takes many times as long.
+    """
+
+    def next_bit(place: Int32[Array, ""], bits: Int32[Array, " B"]) -> Int32[Array, " B"]:
+        tried = bits | (1 << (29 - place))
+        least = lax.bitcast_convert_type(tried, jnp.float32)[:, None]
+        mass = jnp.sum(jnp.where(probs >= least, probs, 0.0), axis=-1)
+        return jnp.where(mass >= top_p, tried, bits)
+
+    bits = lax.fori_loop(0, 30, next_bit, jnp.zeros(probs.shape[:1], jnp.int32))
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _draw_top_k(
     scaled: Float32[Array, "B V"],
     keys: Key[Array, " B"],
     top_k: Int32[Array, " B"],
     top_p: Float32[Array, " B"],
-    rows: Bool[Array, " B"],
 ) -> Int32[Array, " B"]:
-    """Tokens of `rows`, which filter; the result is that of a full sort.
+    """Tokens drawn among the k most probable; the result is that of a full sort.
 
     Args:
       scaled: logits over temperature.
       keys: of the noise.
-      top_k: see `SamplingParams`.
-      top_p: likewise.
-      rows: the others are ignored.
+      top_k: see `SamplingParams`; rows with 0 are ignored.
+      top_p: a share of the mass of those k.
     """
     vocab_size = scaled.shape[-1]
-    few, *more = (min(number, vocab_size) for number in NUM_CANDIDATES)
-    by_mass = top_k == 0  # top-p alone
+    most = jnp.max(top_k)
 
-    def among_few() -> Int32[Array, " B"]:
-        values, ids = lax.top_k(scaled, few)
-        return _draw_sorted(values, ids, keys, None, top_k, top_p)
+    def among(number: int, *more: int) -> Int32[Array, " B"]:
+        draw = lambda: _draw_sorted(*lax.top_k(scaled, number), keys, top_k, top_p)  # noqa: E731
+        return lax.cond(most <= number, draw, lambda: among(*more)) if more else draw()
 
-    def among(total: Float32[Array, " B"], number: int, *more: int) -> Int32[Array, " B"]:
-        values, ids = lax.top_k(scaled, number)
-        draw = lambda: _draw_sorted(values, ids, keys, total, top_k, top_p)  # noqa: E731
-        if not more:
-            return draw()
-        mass = jnp.sum(jnp.exp(values - total[:, None]), axis=-1)
-        enough = jnp.where(by_mass, mass >= top_p, top_k <= number)
-        return lax.cond(jnp.all(enough | ~rows), draw, lambda: among(total, *more))
-
-    def among_many() -> Int32[Array, " B"]:
-        wider = [number for number in more if few < number < vocab_size]
-        return among(jax.nn.logsumexp(scaled, axis=-1), *wider, vocab_size)
-
-    if vocab_size == few:
-        return among_many()
-    return lax.cond(jnp.all((~by_mass & (top_k <= few)) | ~rows), among_few, among_many)
+    return among(*(number for number in NUM_CANDIDATES if number < vocab_size), vocab_size)
 
 
 def _draw_sorted(
     values: Float32[Array, "B C"],
     ids: Int32[Array, "B C"],
     keys: Key[Array, " B"],
-    total: Float32[Array, " B"] | None,
     top_k: Int32[Array, " B"],
     top_p: Float32[Array, " B"],
 ) -> Int32[Array, " B"]:
-    """Tokens drawn among candidates in falling order, as many as the filters need.
+    """Tokens drawn among candidates in falling order, as many as the filters leave.
 
     Args:
       values: scaled logits of the C candidates.
       ids: their token ids.
       keys: of the noise.
-      total: log of the whole vocabulary's mass, which top-p alone is a share of; None where
-        every row has a top-k.
       top_k: see `SamplingParams`.
       top_p: likewise.
     """
-    by_mass, ranks = (top_k == 0)[:, None], jnp.arange(values.shape[1])[None]
-    values = jnp.where(by_mass | (ranks < top_k[:, None]), values, -jnp.inf)
-    kept = jax.nn.logsumexp(values, axis=-1)
-    total = kept if total is None else jnp.where(by_mass[:, 0], total, kept)
-    probs = jnp.exp(values - total[:, None])
+    ranks = jnp.arange(values.shape[1])[None]
+    values = jnp.where(ranks < top_k[:, None], values, -jnp.inf)
+    probs = jnp.exp(values - jax.nn.logsumexp(values, axis=-1, keepdims=True))
     mass_before = jnp.cumsum(probs, axis=-1) - probs
     # At top_p = 1 rounding must not end the sum before the last candidate.
     nucleus = (mass_before < top_p[:, None]) | (top_p[:, None] >= 1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stepalign_jax.sampling import draw
-from stepalign_jax.sampling.draw import NUM_CANDIDATES, make_row_keys, sample_token
+from stepalign_jax.sampling.draw import make_row_keys, sample_token
 
 SETTINGS = [
     pytest.param(dict(temperature=1.0, top_k=0, top_p=1.0), id="plain"),
@@ -51,8 +51,6 @@ def keys_for(batch: int, *, seed: int = 0, purpose: int = 0, **fields: int) -> j
 
 
 _sample: Any = jax.jit(lambda logits, keys, **params: sample_token(logits, keys, **params))
-# For calls with too few candidates alone: a program of its own.
-_sample_by_sorting: Any = jax.jit(lambda *args, **params: sample_token(*args, **params))
 
 
 def draw_rows(
@@ -143,7 +141,7 @@ def test_rows_of_every_kind_draw_beside_each_other_what_they_draw_alone(vocab_si
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What a draw has computed of what it can skip: noise, or a selection of so many."""
+    """What a draw has computed of what it can skip: noise, nuclei, a selection of so many."""
     found: list[str] = []
 
     def note(name: str) -> None:
@@ -157,7 +155,13 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         note(f"top_k {k}")
         return plain_top_k(values, k)
 
+    def least_kept(probs: jax.Array, top_p: jax.Array) -> jax.Array:
+        note("nucleus")
+        return plain_least_kept(probs, top_p)
+
     plain_noise, plain_top_k = draw._noise, jax.lax.top_k
+    plain_least_kept = draw._least_kept
+    monkeypatch.setattr(draw, "_least_kept", least_kept)
     monkeypatch.setattr(draw, "_noise", noise)
     monkeypatch.setattr(draw.lax, "top_k", top_k)
     return found
@@ -171,8 +175,9 @@ def test_only_what_some_row_asks_for_is_computed(computed):
         ([PLAIN, GREEDY], ["noise"]),
         ([FILTERED[0], GREEDY], ["noise", "top_k 64"]),
         ([FILTERED[0], FILTERED[1], PLAIN], ["noise", "noise", "top_k 64"]),
-        ([FILTERED[0], FILTERED[3]], ["noise", "top_k 512"]),
-        ([FILTERED[2]], ["noise", "top_k 5000", "top_k 512"]),
+        ([FILTERED[0], FILTERED[3]], ["noise", "noise", "nucleus", "top_k 64"]),
+        ([FILTERED[3], GREEDY], ["noise", "nucleus"]),
+        ([FILTERED[2]], ["noise", "top_k 5000"]),
     ]:
         computed.clear()
         params = [np.resize([kind[name] for kind in kinds], 6) for name in PLAIN]
@@ -202,29 +207,39 @@ def test_argmax_is_that_of_numpy(row):
     assert draw._argmax(jnp.array([row], jnp.float32))[0] == np.argmax(row)
 
 
-@pytest.mark.parametrize("settings", FILTERED)
-def test_a_third_number_of_candidates_is_enough_where_the_second_is_not(settings, monkeypatch):
-    logits = np.random.default_rng(3).normal(0, 0.3, (8, 1_000)).astype(np.float32)
+@pytest.mark.parametrize("top_k", [3, 8, 600])
+@pytest.mark.parametrize("top_p", [0.7, 1.0])
+def test_partial_selection_equals_the_full_sort(top_k, top_p, monkeypatch):
+    logits = np.random.default_rng(3).normal(0, 2, (64, 1_000)).astype(np.float32)
+    logits[0, :500] = logits[0].max()  # many equals: the lower ids come first
     tokens = []
-    for numbers in (4, 8, 960), (1, 1):
+    for numbers in (4, 8, 960), ():
         monkeypatch.setattr(draw, "NUM_CANDIDATES", numbers)
         sample = jax.jit(lambda *args, **params: sample_token(*args, **params))
-        tokens.append(draw_rows(logits, keys_for(8), settings, sample=sample)[0])
+        settings = {**PLAIN, "top_k": top_k, "top_p": top_p}
+        tokens.append(draw_rows(logits, keys_for(64), settings, sample=sample)[0])
     np.testing.assert_array_equal(*tokens)
 
 
-@pytest.mark.parametrize("spread", [0.3, 4.0])
-@pytest.mark.parametrize("settings", FILTERED)
-def test_partial_selection_equals_the_full_sort(spread, settings, monkeypatch):
-    # At 0.3 the mass of the candidates falls short of 0.9 in every row, at 4 in none.
-    logits = np.random.default_rng(3).normal(0, spread, (64, 4_000)).astype(np.float32)
-    logits[0, :2_000] = logits[0].max()  # many equals: the lower ids come first
-    keys = keys_for(64)
-    partial, _ = draw_rows(logits, keys, settings)
-    with monkeypatch.context() as patch:
-        patch.setattr(draw, "NUM_CANDIDATES", (1, 1))
-        full, _ = draw_rows(logits, keys, settings, sample=_sample_by_sorting)
-    np.testing.assert_array_equal(partial, full)
-    top = np.sort(np.exp(logits.astype(np.float64)), axis=-1)[:, ::-1]
-    short = top[:, : NUM_CANDIDATES[1]].sum(-1) / top.sum(-1) < 0.9
-    assert short[1:].all() if spread < 1 else not short[1:].any()
+@pytest.mark.parametrize("spread", [0.3, 4.0])  # nuclei of thousands of tokens, and of few
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 0.999])
+def test_the_nucleus_is_that_of_a_sort(spread, top_p):
+    logits = np.random.default_rng(3).normal(0, spread, (16, 4_000)).astype(np.float32)
+    probs = np.asarray(jax.nn.softmax(jnp.asarray(logits)))
+    least = np.asarray(jax.jit(draw._least_kept)(probs, np.full(16, top_p, np.float32)))
+    for row, bound in zip(probs.astype(np.float64), least, strict=True):
+        descending = np.sort(row)[::-1]
+        size = int(np.searchsorted(np.cumsum(descending), top_p)) + 1
+        # float32 sums may end one token sooner or later than float64's.
+        assert abs(int((row >= bound).sum()) - size) <= 1
+        assert bound in row.astype(np.float32)
+
+
+def test_the_nucleus_holds_all_that_are_as_probable_as_its_last_token():
+    probs = np.array([[0.5, 0.125, 0.125, 0.125, 0.125]], np.float32)
+    for top_p, least in [(0.5, 0.5), (0.51, 0.125), (1.0, 0.125)]:
+        assert draw._least_kept(jnp.asarray(probs), jnp.array([top_p]))[0] == least
+
+
+def test_a_nucleus_that_rounding_never_fills_is_the_vocabulary():
+    assert draw._least_kept(jnp.full((1, 3), 0.3), jnp.array([0.95]))[0] == 0
