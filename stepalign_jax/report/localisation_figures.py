@@ -2,13 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the advantage falls, drawn: over contexts, and over the steps of training."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from stepalign_jax.analysis.results import RESULT_FILE
+from stepalign_jax.base.files import read_json_object
 from stepalign_jax.report.panels import (
     COLOURS,
     INK,
@@ -20,6 +24,7 @@ from stepalign_jax.report.panels import (
     prepare,
     show_percent,
 )
+from stepalign_jax.runs.directory import RunDirectory
 
 _PARTS = {"abs_before": "before", "abs_first": "in the first error", "abs_after": "after"}
 _PART_COLOURS = ("#9DB4C4", COLOURS[1], "#C9C2B4")
@@ -71,33 +76,63 @@ def localisation_words(found: Mapping[str, Any]) -> str:
     return f"Where the advantage falls, by context. {'; '.join(parts)}."
 
 
-def curve_figure(curve: Mapping[int, Mapping[str, Any]]) -> Figure:
-    """Draws the analyses of a run: by optimizer steps done, the content of analysis.json."""
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
-    axes = figure.subplots(1, len(_CURVES))
-    names = list(dict.fromkeys(n for found in curve.values() for n in found["names"]))
-    for panel, (measure, title) in zip(axes, _CURVES.items(), strict=True):
-        prepare(panel, "optimizer step")
-        integer_steps(panel)
-        show_percent(panel)
-        panel.set_title(title, **_TITLE)
-        for index, name in enumerate(names):
-            rows = [
-                [step, *_ends(found["contexts"][name][measure])]
-                for step, found in sorted(curve.items())
-                if (found["contexts"].get(name) or {}).get(measure)
-            ]
-            if rows:
-                steps, means, low, high = np.array(rows).T
-                colour, style = colour_of(index), LINE_STYLES[index % len(LINE_STYLES)]
-                panel.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-                panel.plot(steps, means, style, color=colour, marker="o", ms=3, label=name)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=max(1, len(labels)), frameon=False,
-        fontsize=8.5, labelcolor=INK,
-    )  # fmt: skip
-    return figure
+class Curve(NamedTuple):
+    """One measure over the optimizer steps; `run_panels.Panel` has the same fields."""
+
+    name: str
+    title: str
+    alternative: str
+    draw: Callable[[Axes], None]
+
+
+def analysis_curves(run: RunDirectory) -> list[Curve]:
+    """Returns what is drawn of the analyses that a run made while it trained.
+
+    Raises:
+      UserError: one of them cannot be read.
+    """
+    found = {}
+    for path in sorted(run.analysis.glob(f"step_*/{RESULT_FILE}")):
+        if step := re.fullmatch(r"step_([0-9]+)", path.parent.name):
+            found[int(step[1])] = read_json_object(path)
+    if not found:
+        return []
+    return [
+        Curve(f"analysis_{m}", title, _words(found, m, title), partial(_draw_curve, found, m))
+        for m, title in _CURVES.items()
+    ]
+
+
+def _draw_curve(curve: Mapping[int, Mapping[str, Any]], measure: str, axes: Axes) -> None:
+    prepare(axes, "optimizer step")
+    integer_steps(axes)
+    show_percent(axes)
+    names = list(dict.fromkeys(name for found in curve.values() for name in found["names"]))
+    for index, name in enumerate(names):
+        rows = [
+            [step, *_ends(interval)]
+            for step, found in curve.items()
+            if (interval := found["contexts"].get(name, {}).get(measure))
+        ]
+        if not rows:
+            continue
+        steps, *values = np.array(rows).T
+        means, low, high = (100 * value for value in values)
+        colour, style = colour_of(index), LINE_STYLES[index % len(LINE_STYLES)]
+        axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(steps, means, style, color=colour, marker="o", ms=3, lw=1.6, label=name)
+    legend_below(axes, len(names))
+
+
+def _words(curve: Mapping[int, Mapping[str, Any]], measure: str, title: str) -> str:
+    first, last = min(curve), max(curve)
+    parts = []
+    for name in curve[last]["names"]:
+        ends = [curve[step]["contexts"].get(name, {}).get(measure) for step in (first, last)]
+        if all(ends):
+            means = [f"{100 * end['mean']:.0f}" for end in ends]
+            parts.append(f"{name} {' to '.join(means)}")
+    return f"{title} by context from step {first} to step {last}: {', '.join(parts)}."
 
 
 def _draw_parts(axes: Axes, found: Mapping[str, Any], names: Sequence[str]) -> None:
