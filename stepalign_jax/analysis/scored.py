@@ -89,7 +89,7 @@ class ScoredRollouts:
         return np.repeat(np.arange(len(self.rows)), np.diff(self.offsets))
 
     def save(self, directory: pathlib.Path) -> None:
-        """Writes tokens.npz and rollouts.jsonl; the texts last, so that they prove the arrays."""
+        """Writes tokens.npz and rollouts.jsonl; the texts come last and prove the arrays."""
         directory.mkdir(parents=True, exist_ok=True)
         names = [field.name for field in dataclasses.fields(self)][2:]
         arrays = {name: getattr(self, name) for name in names}
