@@ -23,6 +23,7 @@ class Purpose(enum.IntEnum):
     SOLVER = 0
     CRITIC = 1
     EVALUATION = 2
+    CONTINUATION = 3
 
 
 # Of what is drawn before training, in place of an optimizer step: none has this number.
