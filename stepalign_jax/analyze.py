@@ -30,6 +30,7 @@ from stepalign_jax.analysis.results import (
 from stepalign_jax.analysis.score import make_analysis_programs, scored_conditions
 from stepalign_jax.analysis.scored import ScoredRollouts
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import atomic_file
 from stepalign_jax.base.names import nearest
 from stepalign_jax.base.progress import say
 from stepalign_jax.config.cli import MODEL_CONFIG, parse_arguments, read_config, run_command
@@ -39,7 +40,7 @@ from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.locked import count_opening
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.analysis_figures import draw_analysis, examples
-from stepalign_jax.report.localisation import localisation_tables
+from stepalign_jax.report.localisation import localisation_markdown, localisation_tables
 from stepalign_jax.runs.directory import RunDirectory, differing_keys
 from stepalign_jax.runs.setup import (
     check_problems,
@@ -232,6 +233,8 @@ def main(argv: list[str]) -> None:
     asked = _ask(arguments, config)
     scored, found = analyze(config, asked)
     print(localisation_tables(found))
+    with atomic_file(asked.directory / "tables.md") as file:
+        file.write(localisation_markdown(found).encode())
     drawn = _rollouts_to_draw(arguments.draw, scored)
     for path in draw_analysis(asked.directory, scored, found, drawn):
         print(f"written: {path}")

@@ -48,7 +48,8 @@ def localisation_tables(found: dict[str, Any]) -> str:
 
 def localisation_markdown(found: dict[str, Any]) -> str:
     """Returns the same tables in Markdown."""
-    return "\n\n".join(markdown_rows(rows) for rows in _tables(found)) + "\n"
+    tables = [[[c.replace("|", r"\|") for c in row] for row in rows] for rows in _tables(found)]
+    return "\n\n".join(map(markdown_rows, tables)) + "\n"
 
 
 def _head(found: dict[str, Any]) -> str:

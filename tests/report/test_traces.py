@@ -170,9 +170,9 @@ def test_tables_fit_a_terminal_and_have_a_row_per_context():
     for name in CONTEXTS:
         assert text.count(f"\n{name} ") == 5
     assert "3 by oracle" in text and "100.0" in text
-    assert "| stepalign | 0.0 [0.0, 0.0] | 100.0 [100.0, 100.0] |" in localisation_markdown(
-        analysis()
-    )
+    table = localisation_markdown(analysis())
+    assert "| stepalign | 0.0 [0.0, 0.0] | 100.0 [100.0, 100.0] |" in table
+    assert r"share of \|A\|" in table
 
 
 def test_what_cannot_be_measured_is_a_dash_and_is_drawn_as_nothing(tmp_path):
@@ -183,5 +183,6 @@ def test_what_cannot_be_measured_is_a_dash_and_is_drawn_as_nothing(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        draw_analysis(tmp_path / "missing", make(), analysis(), [])
+        draw_analysis(tmp_path / "file", make(), analysis(), [])
