@@ -35,8 +35,8 @@ TABLES: dict[str, dict[str, str]] = {
 }
 _EVEN = "all tokens alike"
 _NOTE = (
-    "All in percent, [intervals] over problems. A: log-probability of the teacher minus that of "
-    "the solver. Error: the first wrong reasoning step. Blame: the negative share of |A|; a "
+    "All in percent, [intervals] over problems. A: log-probability of the teacher minus that "
+    "of the solver. Error: the first wrong reasoning step. Blame: the negative share of |A|; a "
     "blamed token is at most half as likely to the teacher as to the solver."
 )
 

@@ -105,6 +105,7 @@ def test_a_heatmap_holds_the_text_once_per_context_and_underlines_the_error():
     assert texts == 2 * token_texts(made, 2)
     assert "".join(token_texts(made, 2)) == WRONG.replace("\n", "\u21b5") + "\u25a0"
     assert len(axes.lines) == 2 * 10  # tokens of the wrong reasoning step
+    assert not heatmap_figure(made, 0).axes[0].lines  # the answer is in no reasoning step
 
 
 def hostile(text: str) -> ScoredRollouts:
