@@ -187,6 +187,7 @@ def train(config: Config) -> dict[str, Any]:
             writer,
             EmptySteps(loop.max_empty_steps),
             config=config,
+            roles=roles,
             num_devices=model.mesh.size,
         )
         recorded: Future[str] | None = None
