@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
 
 def verdict_of(gain: dict[str, float]) -> Verdict:
-    """"learned" where the whole interval is above 0, "worse" where it is below."""
+    """ "learned" where the whole interval is above 0, "worse" where it is below."""
     if gain["low"] > 0:
         return "learned"
     return "worse" if gain["high"] < 0 else "unclear"
@@ -51,7 +51,9 @@ def answer_of(facts: Facts) -> Answer:
     progress = f"{done} of {planned} optimizer steps are done"
     gain = facts.validation_gain
     if gain is None:
-        sentence = f"{progress}, and nothing has been measured twice, so there is no gain to tell."
+        sentence = (
+            f"{progress}, and nothing has been measured twice, so there is no gain to tell."
+        )
         return Answer("open", _WORDS["open"], sentence, None, _costs(facts))
     verdict, (first, *_, newest) = verdict_of(gain), facts.validation.values()
     headline = {"learned": "It is learning", "worse": "It is getting worse"}
@@ -86,7 +88,9 @@ def _costs(facts: Facts) -> list[tuple[str, str]]:
         found.append((count(facts.total("critic_tokens")), "tokens written by the critic"))
     if facts.train_seconds:
         number = len(facts.timings)
-        found.append((duration(facts.train_seconds), f"of training, {number:,} optimizer steps"))
+        found.append(
+            (duration(facts.train_seconds), f"of training, {number:,} optimizer steps")
+        )
     if facts.critic_share:
         found.append((f"{100 * facts.critic_share:.0f} %", "of that time was the critic's"))
     if cost := facts.total("critic_cost"):

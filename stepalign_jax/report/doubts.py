@@ -70,7 +70,9 @@ def _answers(facts: Facts) -> Iterator[str]:
 
 def _ungraded(facts: Facts) -> Iterator[str]:
     number = sum(
-        row.get(name, 0) for row in facts.timings for name in ("grading_timeouts", "grading_crashes")
+        row.get(name, 0)
+        for row in facts.timings
+        for name in ("grading_timeouts", "grading_crashes")
     )
     if number:
         yield f"{number:,.0f} answers could not be judged in time and count as wrong."
@@ -110,7 +112,9 @@ def _critic(facts: Facts) -> Iterator[str]:
 
 def _lengths(facts: Facts) -> Iterator[str]:
     sides = facts.summary or {}
-    before, after = (_mean(sides.get(side, {}).get("mean_tokens")) for side in ("before", "after"))
+    before, after = (
+        _mean(sides.get(side, {}).get("mean_tokens")) for side in ("before", "after")
+    )
     if before and after and not 1 / LONGER <= after / before <= LONGER:
         yield (
             f"Answers went from {before:,.0f} to {after:,.0f} tokens: compare at equal length "

@@ -59,7 +59,10 @@ class Facts(NamedTuple):
     @property
     def num_rollouts(self) -> int:
         """Rollouts of the steps that are done."""
-        per_step = (self.of("train", "problems_per_step"), self.of("train", "samples_per_problem"))
+        per_step = (
+            self.of("train", "problems_per_step"),
+            self.of("train", "samples_per_problem"),
+        )
         return len(self.metrics) * int(per_step[0] or 0) * int(per_step[1] or 0)
 
     @property
@@ -101,7 +104,9 @@ def _validation_gain(run: RunDirectory, config: dict[str, Any]) -> dict[str, flo
     files = list(run.validation_files().values())
     if len(files) < 2:
         return None
-    first, newest = (Evaluation.read(file).per_problem["avg_at_k"] for file in (files[0], files[-1]))
+    first, newest = (
+        Evaluation.read(file).per_problem["avg_at_k"] for file in (files[0], files[-1])
+    )
     if len(first) != len(newest):
         return None
     how = config.get("evaluation", {})

@@ -17,9 +17,7 @@ class Html(str):
     """Text that is HTML; any other string is text to escape."""
 
 
-def tag(
-    name_: str, *children: str | None, **attributes: str | int | bool | None
-) -> Html:
+def tag(name_: str, *children: str | None, **attributes: str | int | bool | None) -> Html:
     """Returns an element.
 
     Args:

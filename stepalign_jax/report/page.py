@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One self-contained HTML file: its style and script inside, and data in compressed blocks.
 
-    head      a policy that forbids every request, the style
+    head      a policy that forbids every request, and the style
     body      what is read without a script: the answer, tables, figures
-    script    page/*.js, the one script that may run (its hash stands in the policy)
+    script    page/*.js, the one script that may run: its hash stands in the policy, and the style's
     blocks    <script type="application/octet-stream" id="...">: JSON, deflated, in base64; the
               script inflates a block when somebody looks at it
 
@@ -23,7 +23,15 @@ from typing import Any
 from stepalign_jax.base.files import atomic_file
 from stepalign_jax.report.html import Html, joined, tag
 
-_SCRIPTS = ("text.js", "blocks.js", "differences.js", "strips.js", "viewer.js", "explorer.js", "page.js")
+_SCRIPTS = (
+    "text.js",
+    "blocks.js",
+    "differences.js",
+    "strips.js",
+    "viewer.js",
+    "explorer.js",
+    "page.js",
+)
 
 
 def compressed(value: Any) -> str:
@@ -61,13 +69,10 @@ def write_page(
     return path
 
 
-def _pieces(
-    title: str, body: Html, script: str, blocks: Mapping[str, str]
-) -> Iterable[str]:
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Figures carry styles on their elements, which no hash can allow.
+def _pieces(title: str, body: Html, script: str, blocks: Mapping[str, str]) -> Iterable[str]:
+    style = _part("page.css")
     policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     head = joined(
@@ -78,13 +83,17 @@ def _pieces(
         tag("meta", name="referrer", content="no-referrer"),
         tag("link", rel="icon", href="data:,"),
         tag("title", title),
-        tag("style", Html(_part("page.css"))),
+        tag("style", Html(style)),
     )
     yield f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n'
     yield f"<script>{script}</script>\n"
     for name, content in blocks.items():
         yield f'<script type="application/octet-stream" id="{name}">{content}</script>\n'
     yield "</body>\n</html>\n"
+
+
+def _digest(content: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
 def _part(name: str) -> str:

@@ -34,7 +34,18 @@ _CHUNK = 48  # rollouts of a chunk, at most
 _CHUNK_CHARACTERS = 200_000  # of JSON; a chunk that has more is closed
 _LONGEST_TITLE = 100  # characters of a problem in the list
 
-_COLUMNS = ("source", "place", "step", "problem", "correct", "tokens", "cut", "failure", "mean", "low")
+_COLUMNS = (
+    "source",
+    "place",
+    "step",
+    "problem",
+    "correct",
+    "tokens",
+    "cut",
+    "failure",
+    "mean",
+    "low",
+)
 
 
 class Opened(NamedTuple):
@@ -152,7 +163,11 @@ def pack_rollouts(run: RunDirectory, config: dict[str, Any], room: int = _ROOM) 
     for directory in sorted(run.path.glob("analysis/*/tokens.npz")):
         try:
             scored = ScoredRollouts.load(directory.parent)
-            take(f"analysis {directory.parent.name}", scored.contexts, list(_of_analysis(scored, trace)))
+            take(
+                f"analysis {directory.parent.name}",
+                scored.contexts,
+                list(_of_analysis(scored, trace)),
+            )
         except UserError as error:
             faults.append(str(error))
     chunks.close()
@@ -169,7 +184,10 @@ def _trace(config: dict[str, Any]) -> TraceFormat | None:
 
 
 def _index(
-    sources: list[dict[str, Any]], rows: list[list[Any]], kept: frozenset[int], largest: list[float]
+    sources: list[dict[str, Any]],
+    rows: list[list[Any]],
+    kept: frozenset[int],
+    largest: list[float],
 ) -> tuple[dict[str, Any], int]:
     """The content of the block `index`, and how many rollouts can be opened."""
     names = [*_COLUMNS, "chunk", "at"]
@@ -298,7 +316,11 @@ def _title(row: dict[str, Any]) -> str:
 
 def _thousandths(values: Any) -> Any:
     """Whole thousandths; None of nothing."""
-    return None if values is None else np.rint(1000 * np.asarray(values, float)).astype(int).tolist()
+    return (
+        None
+        if values is None
+        else np.rint(1000 * np.asarray(values, float)).astype(int).tolist()
+    )
 
 
 def _steps(text: str, trace: TraceFormat | None) -> list[int]:
