@@ -31,7 +31,7 @@ def doubts_of(facts: Facts) -> list[str]:
 def _unfinished(facts: Facts) -> Iterator[str]:
     if facts.summary is None:
         yield (
-            "The run is not done: its numbers are of validation problems, and those may be few. "
+            "The run is not done: its numbers are of validation problems, which may be few. "
             "The test problems are asked at the end."
         )
 
@@ -126,7 +126,10 @@ def _inputs(facts: Facts) -> Iterator[str]:
     for change in facts.changes:
         if "inputs" in change:
             what = ", ".join(change["inputs"])
-            yield f"Inputs changed at step {change['step']}: {what}. Before and after differ in more than training."
+            yield (
+                f"Inputs changed at step {change['step']}: {what}. Before and after differ in "
+                "more than training."
+            )
         elif "num_steps" in change:
             old, new = change["num_steps"]
             yield f"The run was lengthened at step {change['step']}, from {old} to {new} steps."
@@ -136,8 +139,8 @@ def _selection(facts: Facts) -> Iterator[str]:
     limit = facts.of("problems", "base_avg_below")
     if limit:
         yield (
-            f"Problems were chosen because the base failed at them (Avg below {100 * limit:g} %): "
-            "some rise is expected without any learning."
+            "Problems were chosen because the base failed at them (Avg below "
+            f"{100 * limit:g} %): some rise is expected without any learning."
         )
     scores = facts.validation
     if len(scores) > 2:
@@ -159,7 +162,8 @@ def _preflight(facts: Facts) -> Iterator[str]:
 def _alignment(facts: Facts) -> Iterator[str]:
     found = facts.prompts.get("alignment") or {}
     if artefacts := found.get("template_artefacts"):
-        yield f"Teacher and solver differ by their template alone at: {', '.join(map(str, artefacts))}."
+        named = ", ".join(map(str, artefacts))
+        yield f"Teacher and solver differ by their template alone at: {named}."
 
 
 def _always(facts: Facts) -> Iterator[str]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The part of a run's page that page/*.js brings to life: a list of rollouts, and one of them."""
+"""The part of a page that page/*.js brings to life: a list of rollouts, and one of them."""
 
 from stepalign_jax.report.html import Html, joined, tag
 
@@ -42,7 +42,12 @@ def _controls() -> Html:
 
 def _list() -> Html:
     headings = [
-        tag("th", tag("button", title, type="button", data_sort=name), scope="col", class_=name)
+        tag(
+            "th",
+            tag("button", title, type="button", data_sort=name),
+            scope="col",
+            class_=f"c-{name}",
+        )
         for name, title in _HEADINGS.items()
     ]
     drawn = tag(

@@ -1,8 +1,7 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a report reads of a run, all of it optional: the run may be training, or be an old one."""
+"""What a report reads of a run; all of it is optional, for the run may be training or old."""
 
-import json
 from typing import Any, NamedTuple
 
 from stepalign_jax.base.files import read_json, read_jsonl
@@ -117,8 +116,3 @@ def _validation_gain(run: RunDirectory, config: dict[str, Any]) -> dict[str, flo
         confidence=how.get("confidence", _CONFIDENCE),
         seed=config.get("seed", 0),
     ).as_dict()
-
-
-def as_json(value: Any) -> str:
-    """A value as the config's own files show it."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)

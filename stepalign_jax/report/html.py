@@ -45,7 +45,7 @@ def joined(*parts: str | None) -> Html:
 
 
 def written(text: str, **attributes: str | int | bool | None) -> Html:
-    """Returns an element for what a model or a user wrote: isolated, its signs shown by name."""
+    """Returns an element for what somebody wrote: isolated, its signs shown by name."""
     return tag("bdi", _with_signs(text), dir="auto", **attributes)
 
 

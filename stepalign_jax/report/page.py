@@ -4,7 +4,7 @@
 
     head      a policy that forbids every request, and the style
     body      what is read without a script: the answer, tables, figures
-    script    page/*.js, the one script that may run: its hash stands in the policy, and the style's
+    script    page/*.js, the one script that may run: the policy has its hash, and the style's
     blocks    <script type="application/octet-stream" id="...">: JSON, deflated, in base64; the
               script inflates a block when somebody looks at it
 

@@ -7,14 +7,16 @@ analysis, under several, from analysis/*/ (`analysis/scored.py`). Each is two re
 written, and the numbers of its tokens. Records of a few dozen rollouts make a chunk, and a
 chunk two blocks, so that a search reads no numbers.
 
-    index     block `index`: {"sources": [...], "problems": [...], "columns": {name: [...]}, ...}
-    texts     block `t7`: [[problem, answer, rollout, [context], [failure], steps, [steps]], ...]
-    numbers   block `n7`: [[tokens, ends, logprobs, [advantage], [loss], entropy, [entropy]], ...]
+    block `index`   {"sources": [...], "problems": [...], "columns": {name: [...]}, ...}
+    block `t7`      of each rollout: problem, answer, rollout, [context], [failure], reasoning
+                    steps, [reasoning steps of the context], first error
+    block `n7`      of each: tokens, ends, logprobs, [advantage], [loss], entropy of the solver,
+                    [entropy of the teacher]
 
-Numbers are in thousandths of a nat, which is what is shown. Places are in UTF-16 units, which is
-what JavaScript counts; `ends` are differences. Where all blocks would be larger than `_ROOM`,
-every second chunk is left out, then every second of the rest, and so on: memory is bounded, and
-what is left is spread over the whole run.
+What stands in brackets has one entry per context. Numbers are in thousandths of a nat, which is
+what is shown. Places are in UTF-16 units, which is what JavaScript counts; `ends` are
+differences. Where all blocks would be larger than `_ROOM`, every second chunk is left out, then
+every second of the rest, and so on: memory is bounded, and what is left is spread over the run.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

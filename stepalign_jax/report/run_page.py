@@ -11,12 +11,13 @@ from stepalign_jax.report.answer import answer_of
 from stepalign_jax.report.doubts import doubts_of
 from stepalign_jax.report.examples import examples_of
 from stepalign_jax.report.explorer import explorer
-from stepalign_jax.report.facts import Facts, as_json, read_facts
+from stepalign_jax.report.facts import Facts, read_facts
 from stepalign_jax.report.figures import run_figures
 from stepalign_jax.report.html import Html, joined, tag, written
 from stepalign_jax.report.page import write_page
 from stepalign_jax.report.rollouts import Packed, pack_rollouts
 from stepalign_jax.report.sections import (
+    as_json,
     costs_list,
     doubts_list,
     figures_of,
@@ -32,7 +33,7 @@ from stepalign_jax.runs.directory import RunDirectory
 _ROLES = {
     "solver": "The solver reads the question alone.",
     "critic": "The critic reads the question, the solver's attempt, and what it may know.",
-    "teacher": "The teacher reads the question and the context, and scores the solver's tokens.",
+    "teacher": "The teacher reads question and context, and scores the solver's tokens.",
 }
 
 
@@ -102,7 +103,10 @@ def _scores(summary: dict[str, Any]) -> Html:
         if key in sides[0]
     ]
     tokens = (rounded(side.get("mean_tokens"), signed=side is sides[2]) for side in sides)
-    caption = "Test problems before and after: percent, and points of gain, with intervals over problems"
+    caption = (
+        "Test problems before and after: percent, and points of gain, with intervals over "
+        "problems"
+    )
     return table(
         ["", "before", "after", "gain"], [*rows, ["tokens per answer", *tokens]], caption
     )
@@ -134,8 +138,8 @@ def _critiques(facts: Facts) -> Html | None:
         return None
     exact = facts.column("critic_exact_on_wrong")
     words = (
-        f"On wrong rollouts {100 * sum(exact) / len(exact):.1f} % of the critiques were, to the letter, "
-        "what a program makes of the rollout."
+        f"On wrong rollouts {100 * sum(exact) / len(exact):.1f} % of the critiques were, to "
+        "the letter, what a program makes of the rollout."
         if exact
         else "No program can check these critiques."
     )
@@ -179,8 +183,8 @@ def _rollouts(facts: Facts, packed: Packed) -> Html | None:
     here = (
         f"All {packed.number:,} rollouts are in this file."
         if packed.opened == packed.number
-        else f"The list has all {packed.number:,} rollouts; the texts of {packed.opened:,}, spread over the "
-        "run, are in this file, and those of the others in rollouts/ of the run."
+        else f"The list has all {packed.number:,} rollouts; the texts of {packed.opened:,}, "
+        "spread over the run, are in this file, and those of the others in the run's rollouts/."
     )
     return joined(
         tag("p", here),

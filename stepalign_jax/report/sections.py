@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts that the pages of a run and of a comparison share."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -104,6 +105,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> H
     return tag("div", drawn, class_="wide", tabindex=0, role="region", aria_label=caption)
 
 
+def as_json(value: Any) -> str:
+    """A value as the files of a run show it."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+
+
 def figures_of(drawn: Sequence[Drawn]) -> Html | None:
     """Returns figures, each with its words to open; None without any."""
     if not drawn:
@@ -135,16 +141,15 @@ def scale(before: Any, after: Any, confidence: float) -> Html:
     marks = [mark for side, ends in sides.items() for mark in _marks(side, *ends)]
     ticks = "".join(
         f'<line x1="{x}" x2="{x}" y1="62" y2="68" class="tick"/>'
-        f'<text x="{x}" y="84" class="tick">{x // 10}{" %" if x == 1000 else ""}</text>'
+        f'<text x="{x}" y="90" class="tick">{x // 10}{" %" if x == 1000 else ""}</text>'
         for x in range(0, 1001, 250)
     )
     (start, *_), (end, *_) = sides.values()
     way = f'<line x1="{1000 * start:.1f}" x2="{1000 * end:.1f}" y1="50" y2="50" class="way"/>'
     label = f"{words}, on a scale from 0 to 100 %; bars are {100 * confidence:.0f} % intervals"
-    return Html(
-        f'<svg class="scale" viewBox="-45 0 1090 92" role="img" aria-label="{label}">'
-        f'<line x1="0" x2="1000" y1="65" y2="65" class="tick"/>{ticks}{way}{"".join(marks)}</svg>'
-    )
+    axis = '<line x1="0" x2="1000" y1="65" y2="65" class="tick"/>'
+    opened = f'<svg class="scale" viewBox="-45 0 1090 96" role="img" aria-label="{label}">'
+    return Html(f"{opened}{axis}{ticks}{way}{''.join(marks)}</svg>")
 
 
 def _ends(value: Any) -> tuple[float, float, float]:
@@ -154,9 +159,7 @@ def _ends(value: Any) -> tuple[float, float, float]:
 
 
 def _marks(side: str, mean: float, low: float, high: float) -> Iterable[str]:
-    x = 1000 * mean
-    yield (
-        f'<line x1="{1000 * low:.1f}" x2="{1000 * high:.1f}" y1="50" y2="50" class="{side} bar"/>'
-    )
+    x, left, right = 1000 * mean, 1000 * low, 1000 * high
+    yield f'<line x1="{left:.1f}" x2="{right:.1f}" y1="50" y2="50" class="{side} bar"/>'
     yield f'<circle cx="{x:.1f}" cy="50" r="9" class="{side}"/>'
     yield f'<text x="{x:.1f}" y="26" class="{side}">{100 * mean:.1f}</text>'

@@ -105,7 +105,7 @@ function rowOf(r) {
     low: nats(columns.low[r], true),
     failure: failures[columns.failure[r]] || "usable",
   };
-  for (const [name, cell] of Object.entries(cells)) row.append(make("td", { class: name }, cell));
+  for (const [name, cell] of Object.entries(cells)) row.append(make("td", { class: "c-" + name }, cell));
   row.addEventListener("click", () => openRow(r));
   return row;
 }
