@@ -47,7 +47,7 @@ def write_comparison_report(
     """
     shown = {v: found for v, found in comparison["variants"].items() if found}
     parts = {
-        **{v: (VARIANTS.get(v, v), _variant(comparison, v)) for v in shown},
+        **{v: (str(VARIANTS.get(v, v)), _variant(comparison, v)) for v in shown},
         "figures": ("Figures", figures_of(comparison_figures(comparison))),
         "made": ("How it was made", _made(comparison)),
     }
@@ -88,7 +88,7 @@ def _answer(comparison: dict[str, Any], variant: str) -> tuple[Verdict, str, str
     told = "; ".join(
         f"{name} {percent(gains[name]['avg_at_k'], signed=True)}" for name in by_gain
     )
-    at = VARIANTS.get(variant, variant).lower()
+    at = str(VARIANTS.get(variant, variant)).lower()
     sentence = (
         f"Gains in Avg@{k} at {at}, in points with intervals over seeds and problems: {told}."
     )
@@ -122,10 +122,10 @@ def comparison_doubts(comparison: dict[str, Any]) -> Iterator[str]:
     yield from comparison["notes"]
     for variant, missing in comparison["missing"].items():
         if missing:
-            at = VARIANTS.get(variant, variant).lower()
+            at = str(VARIANTS.get(variant, variant)).lower()
             yield f"At {at} these cells are missing: {', '.join(missing)}."
     for variant, found in comparison["differences"].items():
-        at = VARIANTS.get(variant, variant).lower()
+        at = str(VARIANTS.get(variant, variant)).lower()
         for name, difference in found.items():
             if difference and verdict_of(difference["avg_at_k"]) == "unclear":
                 yield (

@@ -97,4 +97,8 @@ def _digest(content: str) -> str:
 
 
 def _part(name: str) -> str:
-    return resources.files(__package__).joinpath("page", name).read_text(encoding="utf-8")
+    return (
+        resources.files("stepalign_jax.report")
+        .joinpath("page", name)
+        .read_text(encoding="utf-8")
+    )

@@ -162,7 +162,7 @@ def pack_rollouts(run: RunDirectory, config: dict[str, Any], room: int = _ROOM) 
 
     condition = str(config.get("condition", ""))
     take("training", [condition], _of_training(run, trace, examples))
-    for directory in sorted(run.path.glob("analysis/*/tokens.npz")):
+    for directory in sorted(run.path.glob("analysis/*/rollouts.jsonl")):
         try:
             scored = ScoredRollouts.load(directory.parent)
             take(

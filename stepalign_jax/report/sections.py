@@ -141,14 +141,14 @@ def scale(before: Any, after: Any, confidence: float) -> Html:
     marks = [mark for side, ends in sides.items() for mark in _marks(side, *ends)]
     ticks = "".join(
         f'<line x1="{x}" x2="{x}" y1="62" y2="68" class="tick"/>'
-        f'<text x="{x}" y="90" class="tick">{x // 10}{" %" if x == 1000 else ""}</text>'
+        f'<text x="{x}" y="92" class="tick">{x // 10}{" %" if x == 1000 else ""}</text>'
         for x in range(0, 1001, 250)
     )
     (start, *_), (end, *_) = sides.values()
     way = f'<line x1="{1000 * start:.1f}" x2="{1000 * end:.1f}" y1="50" y2="50" class="way"/>'
     label = f"{words}, on a scale from 0 to 100 %; bars are {100 * confidence:.0f} % intervals"
     axis = '<line x1="0" x2="1000" y1="65" y2="65" class="tick"/>'
-    opened = f'<svg class="scale" viewBox="-45 0 1090 96" role="img" aria-label="{label}">'
+    opened = f'<svg class="scale" viewBox="-14 0 1064 100" role="img" aria-label="{label}">'
     return Html(f"{opened}{axis}{ticks}{way}{''.join(marks)}</svg>")
 
 

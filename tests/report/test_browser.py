@@ -65,7 +65,7 @@ def test_ten_thousand_rollouts_are_small_and_painted_and_opened_at_once(browser,
         with visit(browser, large) as seen:
             page = seen.page
             paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
-            page.wait_for_function(paint)
+            seen.until(paint.removesuffix(".startTime"))
             paints.append(page.evaluate(paint))
             assert page.text_content("#found") == "10,000 rollouts"
             slow.append(seen.slowness())
@@ -109,12 +109,12 @@ def test_searching_ten_thousand_rollouts_finds_what_is_there(browser, large):
         title = page.text_content("#viewer .problem")
         page.keyboard.press("Escape")
         page.fill("#search", title)
-        page.wait_for_function(SEARCHED)
+        seen.until(SEARCHED)
         shown = page.locator("#rows .open").all_text_contents()
         assert shown and all(text == title for text in shown)
         assert heap_of(page) <= 300_000_000
         page.fill("#search", "no such words")
-        page.wait_for_function("document.querySelector('#found').textContent === '0 rollouts'")
+        seen.until("document.querySelector('#found').textContent === '0 rollouts'")
         assert seen.complaints == []
 
 
@@ -278,17 +278,15 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     long = "<b>" + "0123456789" * 100_000
     rows.append({**hostile_row("x"), "rollout": long, "context": long + "1", "ends": None})
     name = "<img src=x onerror=window.harm=1>"
-    run = make_run(
-        tmp_path_factory.mktemp("runs") / name, [rows], **{f"context_failed/{name}": 1.0}
-    )
-    write_rows_in_ascii(run.rollouts_file(0), [r | {"failure": None} for r in rows])
+    where = tmp_path_factory.mktemp("runs") / name
+    run = make_run(where, [[hostile_row("x")]], **{f"context_failed/{name}": 1.0})
+    write_rows_in_ascii(run.rollouts_file(0), rows)
     prompts = {
         role: HOSTILE[0] + HOSTILE[2] + HOSTILE[3] for role in ("solver", "teacher", "critic")
     }
     write_json(run.prompts_file, prompts)
     write_json(run.preflight_file, {"warnings": [HOSTILE[0], HOSTILE[6]]})
-    scored = [r for r in (hostile_row(HOSTILE[0]), hostile_row(HOSTILE[6]))]
-    add_analysis(run, name, scored)
+    add_analysis(run, name, [hostile_row(HOSTILE[0]), hostile_row(HOSTILE[6])])
     return write_run_report(run)
 
 
@@ -302,7 +300,7 @@ def test_hostile_texts_are_text(browser, hostile):
             page.keyboard.press("Escape")
             page.wait_for_selector("dialog", state="hidden")
         page.fill("#search", "</script>")
-        page.wait_for_function("document.querySelector('#found').textContent === '2 rollouts'")
+        seen.until("document.querySelector('#found').textContent === '2 rollouts'")
         page.select_option("#source", index=1)
         assert page.evaluate("window.harm") is None
         assert page.locator("img, iframe, object, embed, form[action], [onerror]").count() == 0
@@ -361,13 +359,9 @@ def test_the_keyboard_reaches_everything(browser, small):
         page.wait_for_selector("dialog[open] .pairs")
         first = page.text_content("#viewer h2")
         page.keyboard.press("j")
-        page.wait_for_function(
-            "old => document.querySelector('#viewer h2').textContent !== old", arg=first
-        )
+        seen.until(f"document.querySelector('#viewer h2').textContent !== {first!r}")
         page.keyboard.press("k")
-        page.wait_for_function(
-            "old => document.querySelector('#viewer h2').textContent === old", arg=first
-        )
+        seen.until(f"document.querySelector('#viewer h2').textContent === {first!r}")
         page.keyboard.press("Escape")
         page.wait_for_selector("dialog", state="hidden")
         assert page.evaluate("document.activeElement.className") == "open"

@@ -119,7 +119,7 @@ def test_columns_and_records_of_a_rollout_by_hand(tmp_path):
     assert index["sources"] == [{"name": "training", "contexts": ["stepalign"]}]
     # The first character takes two units of UTF-16.
     assert texts == [
-        [row["problem"], row["answer"], row["rollout"], [row["context"]], [None], [2, 17],
+        [row["problem"], row["answer"], row["rollout"], [row["context"]], [None], [2, 16],
          [[0, 13]], None]
     ]  # fmt: skip
     assert numbers == [
@@ -151,8 +151,13 @@ def test_an_analysis_is_a_source_of_its_own_with_all_contexts(tmp_path):
     run = make_run(tmp_path / "run", random_steps(1, 3))
     rows = random_steps(2, 2)[1]
     scored = add_analysis(run, "step_00020", rows)
-    (run.path / "analysis" / "broken").mkdir()
-    (run.path / "analysis" / "broken" / "tokens.npz").write_bytes(b"PK")
+    for name, files in {
+        "half": ["tokens.npz"],
+        "broken": ["tokens.npz", "rollouts.jsonl"],
+    }.items():
+        (run.path / "analysis" / name).mkdir()  # the first is being written
+        for file in files:
+            (run.path / "analysis" / name / file).write_bytes(b"PK")
     packed = pack_rollouts(run, read_facts(run).config)
     index = inflated(packed.blocks["index"])
     assert [source["name"] for source in index["sources"]] == [
@@ -206,7 +211,7 @@ def test_the_answer_of_a_finished_run():
     assert answer.costs == [
         ("1,000", "tokens sampled by the solver"),
         ("500", "tokens written by the critic"),
-        ("20 s", "of training, 1 optimizer steps"),
+        ("20 s", "of training, 1 optimizer step"),
         ("25 %", "of that time was the critic's"),
     ]
 

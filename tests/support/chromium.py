@@ -77,7 +77,7 @@ class Visit:
         self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
         self.page.goto(address)
         if self.page.evaluate("document.documentElement.classList.contains('scripted')"):
-            self.page.wait_for_function(
+            self.until(
                 "!document.querySelector('#rows') || document.querySelector('#rows tr') "
                 "|| document.querySelector('#found').textContent"
             )
@@ -86,6 +86,15 @@ class Visit:
     def _hear(self, message: Any) -> None:
         if message.type in ("warning", "error"):
             self.complaints.append(message.text)
+
+    def until(self, condition: str) -> None:
+        """Waits until a JavaScript expression holds.
+
+        Playwright's own `wait_for_function` evaluates a string in the page, which its policy
+        forbids.
+        """
+        frame = "new Promise(requestAnimationFrame)"
+        self.page.evaluate(f"async () => {{ while (!({condition})) await {frame}; }}")
 
     def open(self, number: int) -> None:
         """Opens a row of the list; 1 is the first."""

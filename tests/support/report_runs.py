@@ -161,15 +161,14 @@ HOSTILE = (
 
 
 def hostile_row(text: str) -> dict[str, Any]:
-    """A row in which everything that somebody wrote is `text`."""
-    count = len(text)
+    """A row in which everything that somebody wrote is `text`; a token is a character."""
+    rollout = f"Step 1: {text}\nAnswer: {text}"
+    size = len(rollout)
     return {
-        "problem": text, "answer": text, "rollout": f"Step 1: {text}\nAnswer: {text}",
-        "tokens": list(range(count + 8)),
-        "ends": [8 + min(i + 1, count) for i in range(count + 8)],
-        "logprobs": [-0.5] * (count + 8), "finished": False, "correct": False,
-        "context": f"Step 1: x{text}\nAnswer: {text}", "failure": None,
-        "advantage": [-0.25] * (count + 8), "loss": [0.5] * (count + 8),
+        "problem": text, "answer": text, "rollout": rollout, "tokens": list(range(size)),
+        "ends": list(range(1, size + 1)), "logprobs": [-0.5] * size, "finished": False,
+        "correct": False, "context": f"Step 1: x{text}\nAnswer: {text}", "failure": None,
+        "advantage": [-0.25] * size, "loss": [0.5] * size,
     }  # fmt: skip
 
 

@@ -180,6 +180,10 @@ function appendTokens(cell, view, c, part, token, marks) {
     tint(span, colour, COLOURS[colour].of(rollout, c, token), view.scale);
     cell.append(span);
   }
+  const written = token ? ends[token - 1] : 0;
+  if (token === ends.length && written < end) {
+    appendText(cell, rollout.text.slice(Math.max(written, part.start), end)); // by no token
+  }
   return token;
 }
 
