@@ -34,6 +34,7 @@ from stepalign_jax.problems.order import check_batch, make_problem_iterator
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.figures import run_images
 from stepalign_jax.report.plots import plot_run
+from stepalign_jax.report.run_page import write_run_report
 from stepalign_jax.report.tables import summary_table
 from stepalign_jax.runs.alignment import check_alignment
 from stepalign_jax.runs.checkpoint import Checkpoints, finished_steps, restore_latest
@@ -192,6 +193,7 @@ def train(config: Config) -> dict[str, Any]:
             writer,
             EmptySteps(loop.max_empty_steps),
             config=config,
+            roles=roles,
             num_devices=model.mesh.size,
         )
         recorded: Future[str] | None = None
@@ -277,7 +279,9 @@ def main(argv: list[str]) -> None:
     config = read_config(arguments)
     summary = train(config)
     print(summary_table(summary))
-    print(f"files: {RunDirectory.of(config).path}")
+    run = RunDirectory.of(config)
+    print(f"files: {run.path}")
+    print(f"report: {write_run_report(run)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,267 @@
+// Copyright 2026 The stepalign_jax authors.
+// SPDX-License-Identifier: Apache-2.0
+// One rollout, opened: bars, tokens beside the critique, and the numbers of a token.
+
+const DRAWN_CHARACTERS = 20_000; // of each side at first
+const MOST_SPANS = 60_000; // tokens; beyond, a text is shown without them
+
+/** What tokens may be coloured by: a name, and the value (thousandths, signed) of token i. */
+const COLOURS = {
+  advantage: { title: "advantage", of: (/** @type {Rollout} */ r, c, i) => r.advantages[c]?.[i] },
+  surprise: { title: "surprise of the solver", of: (/** @type {Rollout} */ r, _c, i) => r.logprobs?.[i] },
+  loss: { title: "loss", of: (/** @type {Rollout} */ r, c, i) => r.losses[c]?.[i] },
+};
+
+/**
+ * @typedef {Object} View what is shown, and how
+ * @property {Rollout} rollout
+ * @property {string[]} names of its contexts
+ * @property {string} title
+ * @property {number} left context by which the left side is coloured
+ * @property {string} right "text", or the index of another context
+ * @property {keyof COLOURS} colour
+ * @property {number} scale thousandths that have the full colour
+ * @property {number} limit characters of each side
+ * @property {string} loss what the loss of a token is
+ */
+
+/**
+ * @param {Element} place
+ * @param {View} view
+ */
+function drawRollout(place, view) {
+  const { rollout, left, right } = view;
+  place.replaceChildren();
+  const beside = right === "text" ? left : Number(right);
+  const shown = [...new Set([left, beside])].filter((c) => rollout.advantages[c]);
+  const first = firstDifference(rollout, left);
+  if (shown.length) place.append(stripsOf(view, shown, first));
+  else place.append(make("p", { class: "note" }, whyNoNumbers(rollout, left)));
+  place.append(key(view));
+  place.append(pairs(view, first));
+  if (Math.max(rollout.text.length, rollout.contexts[left]?.length ?? 0) > view.limit) {
+    const words = `Only the first ${grouped(view.limit)} characters of each text are drawn. `;
+    const all = make("button", { type: "button" }, `Draw all ${grouped(rollout.text.length)}`);
+    all.addEventListener("click", () => drawRollout(place, { ...view, limit: Infinity }));
+    place.append(make("p", { class: "cut" }, words, all));
+  }
+  const card = make("div", { class: "card", role: "status", hidden: true });
+  place.append(card);
+  listenToTokens(place, view, card);
+}
+
+/** @param {Rollout} rollout @param {number} c */
+function whyNoNumbers(rollout, c) {
+  return rollout.failures[c]
+    ? "The context failed, so that the teacher was not asked: these tokens have no advantage."
+    : "No advantages are known of this rollout.";
+}
+
+/**
+ * Index of the first reasoning step that differs from the context's; -1: none, or no steps.
+ * @param {Rollout} rollout
+ * @param {number} c
+ */
+function firstDifference(rollout, c) {
+  if ((rollout.firstError ?? -2) >= 0) return rollout.firstError;
+  const context = rollout.contexts[c] ?? "", theirs = rollout.contextSteps[c] ?? [];
+  const texts = [[rollout.text, rollout.steps], [context, theirs]].map(([text, steps]) =>
+    partsOf(/** @type {string} */ (text), /** @type {number[]} */ (steps))
+      .filter((part) => part.step >= 0)
+      .map((part) => withoutSpaces(/** @type {string} */ (text).slice(part.start, part.end))));
+  if (!texts[0].length || !texts[1].length) return -1;
+  const count = Math.max(texts[0].length, texts[1].length);
+  for (let i = 0; i < count; i++) if (texts[0][i] !== texts[1][i]) return i;
+  return -1;
+}
+
+/** @param {View} view @param {number[]} shown @param {number} first */
+function stripsOf(view, shown, first) {
+  const { rollout, names } = view;
+  const starts = rollout.steps.filter((_, i) => i % 2 === 0);
+  const borders = starts.map((start, step) => ({
+    at: rollout.ends ? rollout.ends.findIndex((end) => end > start) : -1, first: step === first,
+  })).filter((border) => border.at >= 0);
+  let limit = 500;
+  for (const c of shown) for (const value of rollout.advantages[c] ?? []) limit = Math.max(limit, Math.abs(value));
+  const all = make("div", { class: "strips" });
+  for (const c of shown) all.append(strip(names[c], rollout.advantages[c] ?? [], limit, borders));
+  return all;
+}
+
+/** @param {View} view */
+function key(view) {
+  const end = (view.scale / 1000).toFixed(1);
+  const words = { advantage: [`−${end} and less`, `+${end} and more nats`], surprise: ["expected", "unlikely"], loss: ["0", `${end} nats`] };
+  const [low, high] = words[view.colour];
+  return make("p", { class: "key " + view.colour }, make("span", { class: "ramp", "aria-hidden": "true" }),
+    make("span", {}, low), make("span", {}, high), make("span", { class: "marked" }, make("i", { class: "changed" }, "differs"), " from the text beside it"));
+}
+
+/** @param {View} view @param {number} first */
+function pairs(view, first) {
+  const { rollout, names, left, right } = view;
+  const context = rollout.contexts[left] ?? "";
+  const asText = right === "text";
+  const mine = partsOf(rollout.text, rollout.steps);
+  const theirs = asText ? partsOf(context, rollout.contextSteps[left] ?? []) : mine;
+  const shown = asText ? "What the teacher saw" : "Under " + names[Number(right)];
+  const failed = asText && rollout.failures[left];
+  const rows = make("div", { class: "pairs", tabindex: "0", role: "group", "aria-label": "Tokens of the rollout: arrow keys go from one to the next" });
+  rows.append(make("div", { class: "pair heads" }, make("span"), make("h3", {}, asText ? "Rollout" : "Under " + names[left]),
+    make("h3", {}, shown, failed ? make("span", { class: "failed" }, String(failed)) : "")));
+  const cut = view.limit, spans = rollout.ends && rollout.tokens.length <= MOST_SPANS;
+  let token = 0;
+  for (const [ours, other] of asText ? pairsOf(mine, theirs) : mine.map((part) => /** @type {[Part, Part]} */ ([part, part]))) {
+    if (Math.min(ours?.start ?? Infinity, other?.start ?? Infinity) >= cut) continue;
+    const texts = [ours && rollout.text.slice(ours.start, Math.min(ours.end, cut)),
+      other && (asText ? context : rollout.text).slice(other.start, Math.min(other.end, cut))];
+    const same = !asText || (texts[0] !== null && texts[1] !== null && withoutSpaces(texts[0]) === withoutSpaces(texts[1]));
+    const differ = same ? [[], []] : changes(texts[0] ?? "", texts[1] ?? "");
+    const step = Math.max(ours?.step ?? -1, other?.step ?? -1);
+    const kind = (same ? "same" : "differs") + (step >= 0 && step === first ? " first" : "");
+    const cells = [0, 1].map(() => make("div", { class: "cell", dir: "auto" }));
+    const from = token;
+    if (ours && spans) token = appendTokens(cells[0], view, left, ours, token, differ[0]);
+    else if (texts[0]) appendMarked(cells[0], texts[0], differ[0]);
+    if (other && asText && texts[1]) appendMarked(cells[1], texts[1], differ[1]);
+    else if (ours && spans) appendTokens(cells[1], view, Number(right), ours, from, []);
+    rows.append(make("div", { class: "pair " + kind }, gutter(view, step, first, from, token), ...cells));
+  }
+  return rows;
+}
+
+/** @param {View} view @param {number} step @param {number} first @param {number} from @param {number} to */
+function gutter(view, step, first, from, to) {
+  const cell = make("div", { class: "gutter" });
+  if (step >= 0) cell.append(make("span", { class: "number" }, String(step + 1)));
+  const values = view.rollout.advantages[view.left]?.slice(from, to);
+  if (values?.length && step >= 0) {
+    const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+    cell.append(make("span", { class: "mean" }, nats(Math.round(mean), true).slice(0, -1)));
+  }
+  if (step >= 0 && step === first) {
+    const known = (view.rollout.firstError ?? -2) >= 0;
+    cell.append(make("span", { class: "first-word" }, known ? "first error" : "first difference"));
+  }
+  return cell;
+}
+
+/** Appends a text with marks at [start, end) of it. @param {Element} cell @param {string} text @param {number[][]} marks */
+function appendMarked(cell, text, marks) {
+  let place = 0;
+  for (const [start, end] of marks) {
+    appendText(cell, text.slice(place, start));
+    const mark = make("ins", { class: "changed" });
+    appendText(mark, text.slice(start, end));
+    cell.append(mark);
+    place = end;
+  }
+  appendText(cell, text.slice(place));
+}
+
+/**
+ * Appends the tokens that begin in a part; returns the next token.
+ * @param {Element} cell @param {View} view @param {number} c context @param {Part} part
+ * @param {number} token @param {number[][]} marks of the part's text
+ */
+function appendTokens(cell, view, c, part, token, marks) {
+  const { rollout, colour, limit } = view;
+  const ends = /** @type {number[]} */ (rollout.ends);
+  const end = Math.min(part.end, limit), last = end >= rollout.text.length;
+  for (; token < ends.length; token++) {
+    const start = token ? ends[token - 1] : 0;
+    if (start >= end && !(last && start === end)) break;
+    const text = rollout.text.slice(start, ends[token]);
+    const changed = marks.some(([a, b]) => start - part.start < b && ends[token] - part.start > a);
+    const span = make("span", { class: changed ? "t changed" : "t", "data-i": token });
+    if (text) appendText(span, text === "\n" ? "↵\n" : text);
+    else span.append(make("span", { class: "sign" }, "▪"));
+    tint(span, colour, COLOURS[colour].of(rollout, c, token), view.scale);
+    cell.append(span);
+  }
+  return token;
+}
+
+/** @param {HTMLElement} span @param {string} colour @param {number|null|undefined} value @param {number} scale */
+function tint(span, colour, value, scale) {
+  if (value === null || value === undefined) return;
+  const strength = Math.min(1, Math.abs(value) / scale);
+  if (strength < 0.02) return;
+  span.dataset.sign = colour === "advantage" ? (value < 0 ? "less" : "more") : "much";
+  span.style.setProperty("--strength", (0.55 * Math.sqrt(strength) * 100).toFixed(0) + "%");
+}
+
+/** @param {Element} place @param {View} view @param {HTMLElement} card */
+function listenToTokens(place, view, card) {
+  let current = -1;
+  const rows = /** @type {HTMLElement} */ (place.querySelector(".pairs"));
+  /** @param {number} token @param {Element|null} near */
+  const show = (token, near) => {
+    for (const old of place.querySelectorAll(".t.here")) old.classList.remove("here");
+    current = token;
+    markInStrips(place, token);
+    card.hidden = token < 0;
+    if (token < 0) return;
+    const spans = place.querySelectorAll(`.t[data-i="${token}"]`);
+    for (const span of spans) span.classList.add("here");
+    fillCard(card, view, token);
+    putBeside(card, near ?? spans[0] ?? rows);
+  };
+  place.addEventListener("pointerover", (event) => {
+    const span = /** @type {Element} */ (event.target).closest(".t");
+    if (span) show(Number(/** @type {HTMLElement} */ (span).dataset.i), span);
+  });
+  place.addEventListener("pointermove", (event) => {
+    const svg = /** @type {Element} */ (event.target).closest("svg.strip");
+    if (!svg) return;
+    const box = svg.getBoundingClientRect(), count = view.rollout.tokens.length;
+    show(Math.max(0, Math.min(count - 1, Math.floor(((event.clientX - box.left) / box.width) * count))), null);
+  });
+  place.addEventListener("pointerleave", () => show(-1, null));
+  rows.addEventListener("blur", () => show(-1, null));
+  rows.addEventListener("keydown", (event) => {
+    const count = view.rollout.tokens.length;
+    const to = { ArrowRight: current + 1, ArrowLeft: Math.max(current, 1) - 1, Home: 0, End: count - 1 }[event.key];
+    if (to === undefined || !count) return;
+    event.preventDefault();
+    show(Math.min(to, count - 1), null);
+    place.querySelector(".t.here")?.scrollIntoView({ block: "nearest" });
+  });
+}
+
+/** @param {Element} card @param {View} view @param {number} i */
+function fillCard(card, view, i) {
+  const { rollout, names, left, right } = view;
+  const start = rollout.ends ? (i ? rollout.ends[i - 1] : 0) : 0;
+  const text = rollout.ends ? rollout.text.slice(start, rollout.ends[i]).slice(0, 40) : "";
+  const head = make("p", {}, `Token ${i + 1} of ${rollout.tokens.length} `);
+  const said = make("bdi", { dir: "auto" });
+  appendText(said, text.replaceAll("\n", "↵"));
+  head.append(said, make("span", { class: "note" }, ` id ${rollout.tokens[i]}`));
+  const shown = right === "text" ? [left] : [...new Set([left, Number(right)])];
+  const solver = rollout.logprobs?.[i];
+  const rows = [
+    ["advantage", ...shown.map((c) => nats(rollout.advantages[c]?.[i], true))],
+    ["log π solver", ...shown.map(() => nats(solver))],
+    ["log π teacher", ...shown.map((c) => solver !== undefined && rollout.advantages[c] ? nats(solver + rollout.advantages[c][i]) : "–")],
+    [view.loss, ...shown.map((c) => nats(rollout.losses[c]?.[i]))],
+    ["entropy of solver", ...shown.map(() => nats(rollout.entropy?.[i]))],
+    ["entropy of teacher", ...shown.map((c) => nats(rollout.entropies[c]?.[i]))],
+  ].filter(([, ...values]) => values.some((value) => value !== "–"));
+  const table = make("table");
+  if (shown.length > 1) table.append(make("tr", {}, make("td"), ...shown.map((c) => make("th", { scope: "col" }, names[c]))));
+  for (const [name, ...values] of rows) {
+    table.append(make("tr", {}, make("th", { scope: "row" }, name), ...values.map((value) => make("td", {}, value))));
+  }
+  card.replaceChildren(head, table);
+}
+
+/** @param {HTMLElement} card @param {Element} near */
+function putBeside(card, near) {
+  const box = near.getBoundingClientRect(), own = card.getBoundingClientRect();
+  const left = Math.max(8, Math.min(box.left, innerWidth - own.width - 8));
+  const below = box.bottom + 8 + own.height < innerHeight;
+  card.style.left = left + "px";
+  card.style.top = Math.max(8, below ? box.bottom + 8 : box.top - own.height - 8) + "px";
+}
