@@ -21,9 +21,10 @@ def report(run: Path, height: int = 760) -> HTML:
     """The run's report.html, as it is, in a frame that reaches nothing outside it."""
     page = (run / "report" / "report.html").read_text(encoding="utf-8")
     return HTML(
-        f'<iframe srcdoc="{escape(page)}" sandbox="allow-scripts" title="report of the run" '
+        f'<div><iframe srcdoc="{escape(page)}" sandbox="allow-scripts" '
+        'title="report of the run" '
         f'style="width:100%;height:{height}px;border:1px solid #8885;border-radius:6px">'
-        "</iframe>"
+        "</iframe></div>"
     )
 
 
