@@ -30,6 +30,8 @@ COLOURS = (
 LINE_STYLES = ("-", "--", "-.", ":")
 BEFORE, AFTER = "#808080", COLOURS[0]
 
+# Steps that are drawn one by one; of more, the means of so many runs of neighbours.
+MOST_POINTS, MOST_COLUMNS = 400, 60
 # A trailing mean is drawn over points where there are so many of them.
 _MANY, _SMALLEST_WINDOW = 12, 5
 _Z = 1.96  # of a normal interval of 95 %
@@ -68,6 +70,27 @@ def trailing(values: np.ndarray) -> Trailing:
     return Trailing(window, means, means - halves, means + halves)
 
 
+def binned(steps: np.ndarray, values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns means of neighbours, so that at most `most` points are drawn.
+
+    Args:
+      steps: [n].
+      values: [n].
+      most: points at the end; fewer stay as they are.
+
+    Returns:
+      Steps and values of at most `most` points, a step of each lying amid its neighbours.
+    """
+    if len(steps) <= most:
+        return steps, values
+    starts = np.linspace(0, len(steps), most, endpoint=False).astype(int)
+    counts = np.diff([*starts, len(steps)])
+    return (
+        np.add.reduceat(np.asarray(steps, float), starts) / counts,
+        np.add.reduceat(np.asarray(values, float), starts) / counts,
+    )
+
+
 def prepare(axes: Axes, x_label: str = "") -> None:
     """Gives axes the one look: no box, a faint grid, small ticks."""
     axes.patch.set_visible(False)
@@ -96,10 +119,14 @@ def draw_steps(axes: Axes, points: np.ndarray, *, share: str = "") -> None:
         axes.plot(steps, values, color=AFTER, linewidth=1.6, marker="o", markersize=3.5)
     else:
         found = trailing(values)
-        axes.plot(steps, values, color=AFTER, linewidth=0.8, alpha=0.35)
-        axes.fill_between(steps, found.low, found.high, color=AFTER, alpha=0.18, linewidth=0)
+        places, values, means, low, high = (
+            binned(steps, part, MOST_POINTS)[1]
+            for part in (steps, values, found.mean, found.low, found.high)
+        )
+        axes.plot(places, values, color=AFTER, linewidth=0.8, alpha=0.35)
+        axes.fill_between(places, low, high, color=AFTER, alpha=0.18, linewidth=0)
         label = f"mean of last {found.window} steps"
-        axes.plot(steps, found.mean, color=AFTER, linewidth=1.8, label=label)
+        axes.plot(places, means, color=AFTER, linewidth=1.8, label=label)
         legend(axes)
     keep_room(axes, steps)
     if share == "whole":
@@ -127,6 +154,8 @@ def draw_stack(
 ) -> None:
     """Draws layers [n] on top of each other, one column per step, with a legend.
 
+    Of many steps a column is the mean of neighbours.
+
     Args:
       axes: where.
       steps: [n] of the columns.
@@ -136,12 +165,17 @@ def draw_stack(
     prepare(axes, "optimizer step")
     integer_steps(axes)
     axes.grid(axis="x", visible=False)
+    layers = {name: binned(steps, v, MOST_COLUMNS)[1] for name, v in layers.items()}
+    apart = (steps[-1] - steps[0] + 1) / min(len(steps), MOST_COLUMNS)
+    steps = binned(steps, steps, MOST_COLUMNS)[0]
     below = np.zeros(len(steps))
-    width = 1.0 if len(steps) > 40 else 0.8
+    width = apart * (1.0 if len(steps) > 40 else 0.8)
     for index, (name, values) in enumerate(layers.items()):
         colour = COLOURS[index % len(COLOURS)]
         axes.bar(steps, values, width, below, color=colour, label=name, linewidth=0)
         below = below + values
+    counts = all(float(value).is_integer() for value in below)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10], integer=counts))
     if top:
         axes.set_ylim(0, top)
         for step, height in zip(steps, below, strict=True):
@@ -184,7 +218,7 @@ def draw_before_after(
         means, errors = means_and_errors(intervals)
         axes.bar(places + shift, means, 0.36, color=colour, label=side)
         axes.errorbar(
-            places + shift, means, errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5
+            places + shift, means, errors, fmt="none", color=INK, elinewidth=1, capsize=2.5
         )
         for place, mean, top in zip(places + shift, means, intervals[:, 2], strict=True):
             axes.annotate(

@@ -11,6 +11,8 @@ A comparison, as `runs/compare.py` makes it: {"k": int, "num_seeds": int, "label
 "missing": {variant: [cell]}, "notes": [sentence]}, and by variant
 
     variants      {condition: [one dict per seed]}, of those that have cells
+    curves        {condition: [[step, mean, low, high], ...]}, validation Avg@k with intervals
+                  over runs and problems; [] where a cell is too old to have them
     gains         {condition: {score: interval}}, over runs and problems
     differences   {condition: {score: interval} or None}, gain of the first less this one's
 

@@ -106,6 +106,10 @@ def make_cell(
         "before": before,
         "after": after,
         "curve": run.validation_curve(),
+        "curve_by_problem": [
+            [step, Evaluation.read(file).per_problem["avg_at_k"].tolist()]
+            for step, file in run.validation_files().items()
+        ],
         "critic_exactness": [[r["step"] + 1, r["critic_exact_on_wrong"]] for r in rows],
         "costs": {
             "solver_tokens": int(sum(row["solver_tokens"] for row in rows)),

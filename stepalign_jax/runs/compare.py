@@ -252,6 +252,7 @@ class Comparison:
             "configs": {contender.label: contender.spec for contender in self._contenders},
             "overrides": list(self._overrides),
             "variants": {variant: part["conditions"] for variant, part in parts.items()},
+            "curves": {variant: part["curves"] for variant, part in parts.items()},
             "gains": {variant: part["gains"] for variant, part in parts.items()},
             "differences": {variant: part["differences"] for variant, part in parts.items()},
             "missing": {v: [str(name) for name in names] for v, names in self._missing.items()},

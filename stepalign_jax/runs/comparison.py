@@ -71,6 +71,25 @@ def difference(
     }
 
 
+def curve_intervals(
+    cells: Sequence[Cell], how: EvaluationConfig
+) -> list[tuple[int, float, float, float]]:
+    """Returns validation Avg@k over all runs of one condition: step, mean, low, high.
+
+    The steps are those that all runs have. Cells of older versions do not have problems apart:
+    with one of them there is nothing to resample, and the list is empty.
+    """
+    if not all("curve_by_problem" in cell for cell in cells):
+        return []
+    curves = [dict(cell["curve_by_problem"]) for cell in cells]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    found = []
+    for step in steps:
+        interval = _interval(np.array([curve[step] for curve in curves]), how)
+        found.append((step, *(interval[key] for key in ("mean", "low", "high"))))
+    return found
+
+
 def _gains(cells: Sequence[Cell], metric: str) -> np.ndarray:
     """[num_runs, num_problems] float64: after - before."""
     return np.array(
@@ -106,6 +125,10 @@ def variant_of(
         },
         "gains": {
             label: gain_intervals(list(by_seed.values()), how)
+            for label, by_seed in found.items()
+        },
+        "curves": {
+            label: curve_intervals(list(by_seed.values()), how)
             for label, by_seed in found.items()
         },
         "differences": {

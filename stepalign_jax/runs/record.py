@@ -19,6 +19,7 @@ from stepalign_jax.objectives.divergence import LossScores
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.runs.phases import Batch, Critiques, Samples
+from stepalign_jax.runs.repetition import ends_in_loop
 from stepalign_jax.runs.stopwatch import padding_shares, token_rates
 from stepalign_jax.training.optimizer import learning_rate_at
 from stepalign_jax.training.packing import unpack
@@ -78,6 +79,7 @@ def step_metrics(results: StepResults, *, compute_dtype: str) -> dict[str, float
         "mean_tokens": float(rollouts.lengths.mean()),
         "solver_tokens": float(rollouts.lengths.sum()),
         "truncated": float(1.0 - rollouts.finished.mean()),
+        "looping": float(ends_in_loop(rollouts.tokens, rollouts.lengths).mean()),
         "sampler_logprob_gap": gap,
         "contexts_failed": float(sum(failures.values())),
         **{f"context_failed/{name}": float(n) for name, n in failures.items() if n},

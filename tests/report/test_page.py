@@ -16,7 +16,7 @@ from report.test_report import make_comparison
 from support.report_runs import add_analysis, make_row, make_run, random_steps
 from support.run_files import interval, make_summary
 
-from stepalign_jax.base.files import write_json, write_jsonl
+from stepalign_jax.base.files import read_json, write_json, write_jsonl
 from stepalign_jax.report import rollouts
 from stepalign_jax.report.answer import answer_of, count
 from stepalign_jax.report.comparison_page import comparison_doubts, write_comparison_report
@@ -338,7 +338,8 @@ def test_a_run_may_be_anywhere_on_its_way(tmp_path):
 
 def test_a_config_of_another_version_has_a_page(tmp_path):
     run = make_run(tmp_path / "run", random_steps(1, 2))
-    write_json(run.config_file, {"condition": "stepalign"})
+    config = read_json(run.config_file)
+    write_json(run.config_file, {"evaluation": config["evaluation"]})
     assert "It learned" in write_run_report(run).read_text("utf-8")
 
 

@@ -10,6 +10,7 @@ from support.run_files import interval, make_summary
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_json, write_jsonl
 from stepalign_jax.report import plots, tables
+from stepalign_jax.report.comparison_panels import windows
 from stepalign_jax.runs.directory import RunDirectory
 
 
@@ -202,14 +203,19 @@ def test_plot_run_draws_what_there_is(tmp_path, drawn):
     write_jsonl(run.metrics_file, rows)
     write_json(run.evaluation_file("validation_00000"), {"avg_at_k": [0.0, 0.5]})
     write_json(run.evaluation_file("validation_00003"), {"avg_at_k": [0.25, 0.75]})
+    write_json(run.config_file, {"evaluation": {"confidence": 0.95}})
     write_json(run.summary_file, make_summary())
     assert plots.plot_run(run) == run.report / "run.png"
     assert imread(run.report / "run.png").shape[:2] == (480, 1980)
     titles = [a.get_title(loc="left") for a in drawn]
-    assert titles[:2] == ["Validation Avg@k (%)", "Loss"] and titles[2].startswith("Before")
+    assert titles == [
+        "Validation Avg@k (%), 95 % intervals over problems",
+        "Test before and after (%), intervals over problems",
+        "Loss",
+    ]
     np.testing.assert_array_equal(drawn[0].lines[0].get_xydata(), [[0, 25], [3, 50]])
-    np.testing.assert_allclose(np.asarray(drawn[1].lines[0].get_ydata())[3], 0.25)
-    heights = [bar.get_height() for bar in drawn[2].patches]
+    np.testing.assert_allclose(np.asarray(drawn[2].lines[0].get_ydata())[3], 0.25)
+    heights = [bar.get_height() for bar in drawn[1].patches]
     np.testing.assert_allclose(heights, [40] * 3 + [70] * 3)
 
 
@@ -259,7 +265,7 @@ def test_shares_have_an_axis_from_0_to_100_and_the_title_names_the_run(tmp_path,
     write_jsonl(run.metrics_file, rows)
     write_json(run.summary_file, make_summary(0.4, 1.0))
     plots.plot_run(run)
-    reward, loss, bars = drawn
+    bars, reward, loss = drawn
     for axes in (reward, bars):
         assert axes.get_yticks().tolist() == [0, 20, 40, 60, 80, 100]
         assert axes.spines["left"].get_bounds() == (0, 100)
@@ -286,7 +292,8 @@ def test_plot_run_of_a_run_without_numbers(tmp_path):
 def test_plot_comparison_draws_means_over_common_steps(tmp_path, drawn):
     path = plots.plot_comparison(make_comparison(), tmp_path / "plots" / "comparison.png")
     assert path.exists() and len(drawn) == 6
-    curves = {line.get_label(): line for line in drawn[0].lines}
+    labels = {line: str(line.get_label()) for line in drawn[0].lines}
+    curves = {label: line for line, label in labels.items() if not label.startswith("_")}
     assert set(curves) == {"stepalign", "no_context"}
     # The second seed stops at step 10, and a mean over fewer seeds would jump there.
     np.testing.assert_allclose(curves["stepalign"].get_xydata(), [[0, 40], [10, 52.5]])
@@ -323,8 +330,8 @@ def test_plot_comparison_draws_bands_the_critic_and_each_seeds_gain(tmp_path, dr
 
 def test_critic_exactness_is_averaged_over_windows_and_skips_gaps():
     points = [[1, 0.5], [2, None], [3, 1.0], [4, None], [5, None], [6, 0.25], [7, None]]
-    assert plots._windows(points) == {5: 0.75, 7: 0.25}
-    assert plots._windows([[1, None]]) == {}
+    assert windows(points) == {5: 0.75, 7: 0.25}
+    assert windows([[1, None]]) == {}
 
 
 def test_image_that_cannot_be_written(tmp_path):

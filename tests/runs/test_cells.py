@@ -16,11 +16,13 @@ from support.runs import TINY, refusal
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.compare import main
+from stepalign_jax.config.load import load_config
 from stepalign_jax.evaluation.statistics import bootstrap_interval
 from stepalign_jax.report.tables import comparison_markdown, comparison_table
 from stepalign_jax.runs import compare
 from stepalign_jax.runs.cells import CellName, parse_cell_names
 from stepalign_jax.runs.compare import Comparison
+from stepalign_jax.runs.comparison import curve_intervals
 from stepalign_jax.runs.directory import open_run
 from stepalign_jax.runs.jobs import Job, of_conditions
 
@@ -95,6 +97,7 @@ def test_a_cell_says_what_it_was_made_from_and_what_it_cost(tmp_path, runs):
     assert cell["command"][:3] == ["train", "--config", f"{TINY}:grpo"]
     assert cell["inputs"] == {"test problems": "1f", "model weights": "9a"}
     assert cell["after"]["avg_at_k"] == [0.75, 0.65] and cell["curve"] == [[0, 0.6]]
+    assert cell["curve_by_problem"] == [[0, [0.6, 0.6]]]
     # Steps of 1, 1 and 30 s; the critic has a quarter; a validation does not count.
     assert cell["costs"] == {
         "solver_tokens": 640,
@@ -352,3 +355,16 @@ def test_the_command(tmp_path, runs, monkeypatch, capsys):
         == (directory / "comparison.md").read_text()
     )
     assert (directory / "comparison.png").stat().st_size > 10_000
+
+
+def test_a_curve_has_intervals_over_runs_and_problems_where_all_runs_have_a_point():
+    how = load_config(TINY).evaluation
+    cells = [
+        {"curve_by_problem": [[0, [0.0, 0.0]], [10, [0.25, 0.75]]]},
+        {"curve_by_problem": [[0, [0.5, 0.5]], [10, [0.25, 0.75]], [20, [1.0, 1.0]]]},
+    ]
+    first, second = curve_intervals(cells, how)
+    # At first the runs differ and the problems do not, and then it is the other way round.
+    assert first == (0, 0.25, 0.0, 0.5) and second == (10, 0.5, 0.25, 0.75)
+    assert curve_intervals([cells[0], {"curve": []}], how) == []
+    assert curve_intervals([], how) == []

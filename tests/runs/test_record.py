@@ -122,6 +122,7 @@ def test_metrics_by_hand():
         "mean_tokens": 2.0,
         "solver_tokens": 8.0,
         "truncated": 0.25,
+        "looping": 0.0,
         "sampler_logprob_gap": 0.0,
         "contexts_failed": 1.0,
         "context_failed/empty": 1.0,
