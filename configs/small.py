@@ -26,6 +26,7 @@ from stepalign_jax.config.learning import (
     PolicyGradient,
 )
 from stepalign_jax.config.schema import (
+    AnalysisConfig,
     Config,
     CritiquesConfig,
     EvaluationConfig,
@@ -272,6 +273,15 @@ def get_config(variant: str = "") -> Config:
             num_resamples=10_000,
             confidence=0.95,
             grading_secs=5.0,
+        ),
+        analysis=AnalysisConfig(
+            every_steps=0,
+            num_rollouts=64,
+            contexts=(
+                *("stepalign", "refsol", "no_context", "other_problem"),
+                *("critique_full", "critique_omit"),
+            ),
+            batch_size=8,
         ),
         parallel=ParallelConfig(data=-1, fsdp=1, tensor=1),
     )

@@ -31,6 +31,7 @@ from stepalign_jax.config.critics import EndpointCritic
 from stepalign_jax.config.learning import Constant, ForwardKl, InitialTeacher, OptimizerConfig
 from stepalign_jax.config.load import check_variant
 from stepalign_jax.config.schema import (
+    AnalysisConfig,
     CheckpointCritic,
     Config,
     CritiquesConfig,
@@ -290,6 +291,15 @@ def get_config(variant: str) -> Config:
             num_resamples=10_000,  # ours
             confidence=0.95,  # ours
             grading_secs=10.0,  # ours
+        ),
+        analysis=AnalysisConfig(
+            every_steps=0,  # ours
+            num_rollouts=64,  # ours
+            contexts=(  # ours
+                *("stepalign", "refsol", "no_context", "other_problem"),
+                *("critique_full", "critique_omit"),
+            ),
+            batch_size=8,  # ours
         ),
         parallel=ParallelConfig(
             data=-1,  # ours

@@ -23,6 +23,7 @@ from stepalign_jax.config.learning import (
     PolicyGradient,
 )
 from stepalign_jax.config.schema import (
+    AnalysisConfig,
     ArithmeticProblems,
     Config,
     CritiquesConfig,
@@ -166,6 +167,15 @@ def _easy(condition: str) -> Config:
             num_resamples=2000,
             confidence=0.95,
             grading_secs=5.0,
+        ),
+        analysis=AnalysisConfig(
+            every_steps=0,
+            num_rollouts=200,
+            contexts=(
+                *("stepalign", "refsol", "no_context", "other_problem"),
+                *("critique_full", "critique_omit"),
+            ),
+            batch_size=64,
         ),
         parallel=ParallelConfig(data=1, fsdp=1, tensor=1),
     )

@@ -25,6 +25,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import atomic_file, read_jsonl, write_jsonl
 
 TOP = 5  # entries of each side that are kept beside the sampled token
+NO_ERROR, UNKNOWN = -1, -2  # of `first_error`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ class ScoredRollouts:
         return np.repeat(np.arange(len(self.rows)), np.diff(self.offsets))
 
     def save(self, directory: pathlib.Path) -> None:
-        """Writes tokens.npz and rollouts.jsonl; the texts last, so that they prove the arrays."""
+        """Writes tokens.npz and rollouts.jsonl; the texts come last and prove the arrays."""
         directory.mkdir(parents=True, exist_ok=True)
         names = [field.name for field in dataclasses.fields(self)][2:]
         arrays = {name: getattr(self, name) for name in names}

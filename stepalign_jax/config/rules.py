@@ -297,6 +297,16 @@ def _check_validation(config: Config) -> None:
     )
 
 
+def _check_analysis(config: Config) -> None:
+    every, contexts = config.analysis.every_steps, config.analysis.contexts
+    _require(
+        every == 0 or config.problems.num_validation >= 1,
+        f"analysis.every_steps is {every}, but problems.num_validation is 0, and its rollouts "
+        "are of these; give it problems, or switch the analysis off with 0",
+    )
+    _require(bool(contexts), "analysis.contexts is empty; name conditions, such as stepalign")
+
+
 def _check_parallel(config: Config) -> None:
     axes = annotations(type(config.parallel))
     left = [f"parallel.{axis}" for axis in axes if getattr(config.parallel, axis) == -1]
@@ -318,5 +328,6 @@ _RULES_BETWEEN_KEYS: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...
     (("problems", "train"), _check_batches),
     (("optimizer", "train"), _check_warmup),
     (("problems", "train"), _check_validation),
+    (("problems", "analysis"), _check_analysis),
     (("parallel",), _check_parallel),
 )

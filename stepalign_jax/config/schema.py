@@ -242,6 +242,16 @@ class EvaluationConfig(SamplingConfig):
 
 
 @section
+class AnalysisConfig:
+    """Scores of single tokens under several contexts: by `analyze`, and while a run trains."""
+
+    every_steps: Natural  # of training: scores the same rollouts again; 0 is off
+    num_rollouts: Count  # spread over as many problems as there are
+    contexts: tuple[str, ...]  # conditions whose contexts the teacher reads
+    batch_size: Count  # rollouts scored together
+
+
+@section
 class ParallelConfig:
     """Sizes of the mesh axes; -1 takes the devices that are left."""
 
@@ -270,4 +280,5 @@ class Config:
     optimizer: OptimizerConfig
     train: TrainConfig
     evaluation: EvaluationConfig
+    analysis: AnalysisConfig
     parallel: ParallelConfig

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_jsonl
+from stepalign_jax.config.learning import EmaTeacher, LiveTeacher
 from stepalign_jax.config.load import config_from_json
 from stepalign_jax.config.schema import Config, LoraTrainable
 from stepalign_jax.exporting.rounding import ProbeText
@@ -115,8 +116,33 @@ def load_trained(trained: Trained) -> dict[str, Any]:
     Raises:
       UserError: the checkpoint is damaged, or of another base.
     """
+    warn_of_another_model(trained.run, trained.model.directory)
+    return _load(trained, "trainable")
+
+
+def load_teacher(trained: Trained, solver: dict[str, Any]) -> dict[str, Any]:
+    """Returns the variables of the checkpoint's teacher.
+
+    Args:
+      trained: its model is loaded.
+      solver: the checkpoint's, which are those of a live teacher.
+
+    Raises:
+      UserError: as `load_trained`.
+    """
     model = trained.model
-    warn_of_another_model(trained.run, model.directory)
+    match trained.config.teacher:
+        case LiveTeacher():
+            return solver
+        case EmaTeacher():
+            return {"params": model.base} | _load(trained, "teacher")
+        case _:
+            return model.variables()
+
+
+def _load(trained: Trained, field: str) -> dict[str, Any]:
+    """A tree like the trainable one, from a field of the state."""
+    model = trained.model
     if model.lora is None:
         name, boxed = "params", abstract_params(model.sizes)
     else:
@@ -126,8 +152,8 @@ def load_trained(trained: Trained) -> dict[str, Any]:
         unboxed(boxed),
         param_shardings(model.mesh, boxed),
     )
-    part = {"trainable": {name: abstract}}
-    return restore_part(trained.run.checkpoints, part, trained.step)["trainable"]
+    part = {field: {name: abstract}}
+    return restore_part(trained.run.checkpoints, part, trained.step)[field]
 
 
 def probe_texts(trained: Trained, num_texts: int) -> list[ProbeText]:

@@ -33,7 +33,7 @@ that the paper builds on, as is the clip (0.05 there), on which the paper is sil
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int
+from jaxtyping import Array, Bool, Float32, Int, Int32
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.learning import (
@@ -73,6 +73,10 @@ class TokenScores(NamedTuple):
       teacher_logprobs: log pi_teacher(y) at temperature 1.
       solver_entropy: -sum_v p_v log p_v in nats, at temperature 1.
       teacher_entropy: the teacher's.
+      solver_top_ids: the solver's K likeliest entries, likeliest first, the lower id if equal.
+      solver_top_logprobs: theirs, at temperature 1.
+      teacher_top_ids: the teacher's.
+      teacher_top_logprobs: theirs.
     """
 
     divergence: Float32[Array, "*shape"]
@@ -81,6 +85,10 @@ class TokenScores(NamedTuple):
     teacher_logprobs: Float32[Array, "*shape"]
     solver_entropy: Float32[Array, "*shape"]
     teacher_entropy: Float32[Array, "*shape"]
+    solver_top_ids: Int32[Array, "*shape K"]
+    solver_top_logprobs: Float32[Array, "*shape K"]
+    teacher_top_ids: Int32[Array, "*shape K"]
+    teacher_top_logprobs: Float32[Array, "*shape K"]
 
 
 class Reading(NamedTuple):
@@ -172,18 +180,34 @@ def token_scores(
     tokens: Int[Array, " n"],
     divergence: DivergenceConfig,
     vocabulary: Vocabulary,
+    *,
+    num_top: int,
 ) -> TokenScores:
     """Returns all scores of n tokens; arguments are those of `loss_and_gradient`.
 
-    The entropies cost one more pass over V per side, which an update does not pay.
+    The entropies cost one more pass over V per side, and the `num_top` likeliest entries a
+    selection, which an update does not pay.
     """
     scores, _ = loss_and_gradient(solver, teacher, tokens, divergence, vocabulary)
+    solver_top, teacher_top = (_top(side, vocabulary, num_top) for side in (solver, teacher))
     return TokenScores(
         *scores,
         teacher_logprobs=vocabulary.pick(teacher.logits, tokens) - teacher.logsumexp,
         solver_entropy=entropy(solver, vocabulary),
         teacher_entropy=entropy(teacher, vocabulary),
+        solver_top_ids=solver_top[0],
+        solver_top_logprobs=solver_top[1],
+        teacher_top_ids=teacher_top[0],
+        teacher_top_logprobs=teacher_top[1],
     )
+
+
+def _top(
+    side: Reading, vocabulary: Vocabulary, number: int
+) -> tuple[Int32[Array, "n K"], Float32[Array, "n K"]]:
+    """Ids and log-probabilities of the likeliest entries."""
+    values, ids = vocabulary.largest(side.logits, number)
+    return ids, values - side.logsumexp[:, None]
 
 
 def log_softmax(logits: Float32[Array, "n V"], vocabulary: Vocabulary) -> Float32[Array, "n V"]:

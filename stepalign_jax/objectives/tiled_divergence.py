@@ -85,11 +85,13 @@ def tiled_scores(
     tokens: Int[Array, " N"],
     *,
     divergence: DivergenceConfig,
+    num_top: int,
     mesh: AnyMesh | None,
 ) -> TokenScores:
     """Returns all scores [N] of the tokens; forward only, for analysis.
 
-    Arguments are those of `tiled_divergence`, and so is what it raises.
+    Arguments are those of `tiled_divergence`, and so is what it raises. `num_top`, at most V,
+    is how many of each side's likeliest entries come with a token.
     """
     check_top_k(divergence, solver_head.shape[0])
 
@@ -97,7 +99,8 @@ def tiled_scores(
         def score(tile: Any, _fresh: jax.Array, _sums: None) -> Any:
             solver, teacher, tokens = tile
             sides = _read_both(divergence, vocabulary, solver, teacher, *heads)
-            return token_scores(*sides, tokens, divergence, vocabulary), None
+            scores = token_scores(*sides, tokens, divergence, vocabulary, num_top=num_top)
+            return scores, None
 
         return walk_tiles(score, rows, None, divergence.token_tile)
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float32, Int
+from jaxtyping import Array, Bool, Float32, Int, Int32
 
 from stepalign_jax.parallel.mesh import RULES
 
@@ -83,11 +83,26 @@ class Vocabulary:
 
     def kth_largest(self, values: Float32[Array, "n V"], k: int) -> Float32[Array, " n"]:
         """The k-th largest value of each row; k is at most V."""
-        best = jax.lax.top_k(values, min(k, values.shape[1]))[0]
-        if self.axis is not None:
-            every = jax.lax.all_gather(best, self.axis, axis=1, tiled=True)
-            best = jax.lax.top_k(every, k)[0]
-        return best[:, -1]
+        return self.largest(values, k)[0][:, -1]
+
+    def largest(
+        self, values: Float32[Array, "n V"], k: int
+    ) -> tuple[Float32[Array, "n k"], Int32[Array, "n k"]]:
+        """The k largest values of each row, largest first, and their entries; k at most V.
+
+        Of equal values the lower entry comes first.
+        """
+        best, entries = jax.lax.top_k(values, min(k, values.shape[1]))
+        if self.axis is None:
+            return best, entries
+        entries = entries + jax.lax.axis_index(self.axis) * values.shape[1]
+        # Devices stand in the order of their slices, so that ties keep it too.
+        best, entries = (
+            jax.lax.all_gather(found, self.axis, axis=1, tiled=True)
+            for found in (best, entries)
+        )
+        best, places = jax.lax.top_k(best, k)
+        return best, jnp.take_along_axis(entries, places, axis=1)
 
 
 def on_mesh(

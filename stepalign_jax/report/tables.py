@@ -49,7 +49,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     before, after, gain = (summary[side] for side in ("before", "after", "gain"))
     names = {**SCORES, "greedy": "greedy"}
     rows = _paired_rows(names, before, after, gain, summary.get("k", "k"))
-    table = _aligned([["", "before", "after", "gain"], *rows]) + _PAIRED_NOTE
+    table = aligned([["", "before", "after", "gain"], *rows]) + _PAIRED_NOTE
     seconds = summary.get("seconds")
     took = "" if seconds is None else f"The run took {seconds:,.0f} s.\n"
     return table + took + "".join(map(_change, summary.get("changes", [])))
@@ -60,7 +60,7 @@ def gain_table(
 ) -> str:
     """Returns a plain-text table of an evaluation beside the base's, with paired gains."""
     rows = _paired_rows(_EVALUATED, base, trained, gain, k)
-    return _aligned([[title, "base", "trained", "gain"], *rows]) + _PAIRED_NOTE
+    return aligned([[title, "base", "trained", "gain"], *rows]) + _PAIRED_NOTE
 
 
 def _paired_rows(
@@ -95,7 +95,7 @@ def evaluation_table(intervals: dict[str, Any], k: int, title: str = "") -> str:
     """Returns a plain-text table of one evaluation's intervals."""
     rows = [[label.format(k=k), percent(intervals[key])] for key, label in _EVALUATED.items()]
     rows.append(["answer length", f"{rounded(intervals['mean_tokens'])} tokens"])
-    return _aligned([_heading(title), *rows])
+    return aligned([_heading(title), *rows])
 
 
 def prepared_table(manifest: dict[str, Any]) -> str:
@@ -104,7 +104,7 @@ def prepared_table(manifest: dict[str, Any]) -> str:
     rows = [["", "rows"], *([what.replace("_", " "), f"{n:,}"] for what, n in taken)]
     rows += [[f"{split} problems", f"{n:,}"] for split, n in manifest["problems"].items()]
     width = max(len(number) for _, number in rows)
-    return _aligned([[what, number.rjust(width)] for what, number in rows])
+    return aligned([[what, number.rjust(width)] for what, number in rows])
 
 
 def critic_table(found: dict[str, Any], exact: Any, exact_on_wrong: Any) -> str:
@@ -125,14 +125,14 @@ def critic_table(found: dict[str, Any], exact: Any, exact_on_wrong: Any) -> str:
     length = rounded(found["mean_tokens"])
     rows.append(["critique length", length if length == NOTHING else f"{length} tokens"])
     if exact is None:
-        return _aligned(rows) + f"Asked about {number} rollouts.\n"
+        return aligned(rows) + f"Asked about {number} rollouts.\n"
     asked = f"Asked about {number} rollouts, {found['wrong_attempts']} of them wrong.\n"
-    return _aligned(rows) + asked + "Exact: to the letter as a program corrects the rollout.\n"
+    return aligned(rows) + asked + "Exact: to the letter as a program corrects the rollout.\n"
 
 
 def teacher_heading() -> str:
     """Returns the head of the table whose rows `teacher_row` makes, one at a time."""
-    return _aligned([_heading("teacher shown")])
+    return aligned([_heading("teacher shown")])
 
 
 def teacher_row(condition: str, interval: Any) -> str:
@@ -144,7 +144,7 @@ def _heading(title: str) -> list[str]:
     return [title.ljust(_LABEL), "percent".ljust(_CELL)]
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
     """Returns rows as columns, the first row underlined; closer if a terminal needs it."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
@@ -163,10 +163,10 @@ def comparison_table(comparison: dict[str, Any]) -> str:
             found = _row(comparison, variant, name)
             shown = ("before", "after", "gain", "seeds", "critic", "tokens", "seconds")
             rows.append([_shortened(name), *(found[key] for key in shown)])
-        parts.append(_aligned(rows))
+        parts.append(aligned(rows))
         if differences := _difference_rows(comparison, variant):
             differences[0][0] = _shortened(differences[0][0], end=" minus")
-            parts.append(_aligned([[_shortened(row[0]), *row[1:]] for row in differences]))
+            parts.append(aligned([[_shortened(row[0]), *row[1:]] for row in differences]))
     parts.append(
         f"Avg@{comparison['k']} in percent, gains in points [intervals] over seeds and "
         "problems.\nn: seeds. critic: percent exact on wrong rollouts.\n"
@@ -268,7 +268,7 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
     parts = []
     for variant in comparison["variants"]:
         parts.append(f"### {VARIANTS.get(variant, variant)}")
-        parts += [_markdown(rows) for rows in comparison_rows(comparison, variant) if rows]
+        parts += [markdown_rows(rows) for rows in comparison_rows(comparison, variant) if rows]
     parts.append(
         "Shares in percent, gains in points; means over seeds. Intervals are over seeds and "
         "problems, where not said otherwise, and pair both."
@@ -276,6 +276,6 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
     return "\n\n".join([*parts, *_notes(comparison)]) + "\n"
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown_rows(rows: list[list[str]]) -> str:
     table = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(row) + " |" for row in table)

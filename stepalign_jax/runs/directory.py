@@ -13,6 +13,7 @@
     critiques.jsonl    what critics were asked and said, if it is kept (critics/store.py)
     rollouts/          step_00000.jsonl: what was sampled and critiqued in one step
     evaluations/       <label>.json; while it is under way, <label>.json.partial; see start.py
+    analysis/          <label>/: tokens of some rollouts and their scores (analysis/results.py)
     checkpoints/       see checkpoint.py
     tensorboard/       a view of the metrics; never read back
     summary.json       what the run came to
@@ -109,6 +110,10 @@ class RunDirectory:
     @property
     def tensorboard(self) -> pathlib.Path:
         return self.path / "tensorboard"
+
+    @property
+    def analysis(self) -> pathlib.Path:
+        return self.path / "analysis"
 
     @property
     def report(self) -> pathlib.Path:

@@ -23,10 +23,13 @@ class Purpose(enum.IntEnum):
     SOLVER = 0
     CRITIC = 1
     EVALUATION = 2
+    CONTINUATION = 3
 
 
 # Of what is drawn before training, in place of an optimizer step: none has this number.
 PREFLIGHT_STEP = 2**32 - 1
+# Of rollouts that are sampled to be analysed.
+ANALYSIS_STEP = 2**32 - 2
 
 
 class Address(NamedTuple):
@@ -35,7 +38,8 @@ class Address(NamedTuple):
     Attributes:
       seed: of the run.
       purpose: a `Purpose`.
-      step: the optimizer step; 0 in evaluation, `PREFLIGHT_STEP` before training.
+      step: the optimizer step; 0 in evaluation, `PREFLIGHT_STEP` before training,
+        `ANALYSIS_STEP` of what is only analysed.
       problem: a stable hash of the problem, `base.hashing.stable_hash32`.
       sample: index among the samples of one problem.
       retry: 0, or how often the same request was made before.

@@ -266,13 +266,14 @@ def pack_prompts(
 def unpack(
     layouts: Sequence[Layout], scores: Sequence[Scores], shape: tuple[int, ...]
 ) -> Scores:
-    """Returns packed scores [N] of each layout as NumPy arrays [B, T]; 0 elsewhere."""
+    """Returns packed scores [N, ...] of each layout as NumPy [B, T, ...]; 0 elsewhere."""
     fetched = jax.device_get(list(scores))
 
     def rows_of(name: str) -> np.ndarray:
-        values = np.zeros(shape, np.float32)
-        for layout, found in zip(layouts, fetched, strict=True):
-            values[layout.index] = getattr(found, name)[layout.counts.reshape(-1)]
+        packed = [getattr(found, name) for found in fetched]
+        values = np.zeros((*shape, *packed[0].shape[1:]), packed[0].dtype)
+        for layout, rows in zip(layouts, packed, strict=True):
+            values[layout.index] = rows[layout.counts.reshape(-1)]
         return values
 
     kind = type(scores[0])

@@ -57,8 +57,16 @@ class ScoringPrograms(NamedTuple):
     score: Callable[..., TokenScores]
 
 
-def make_scoring_programs(model: Qwen3, divergence: DivergenceConfig) -> ScoringPrograms:
-    """Returns the programs of `score_contexts`; `divergence` is what they report."""
+def make_scoring_programs(
+    model: Qwen3, divergence: DivergenceConfig, *, num_top: int
+) -> ScoringPrograms:
+    """Returns the programs of `score_contexts`.
+
+    Args:
+      model: the module of both roles.
+      divergence: what they report.
+      num_top: how many of each side's likeliest entries come with a token; at most V.
+    """
 
     def hidden(variables: Variables, sequences: Sequences) -> Float[Array, "N D"]:
         return hidden_states(model, variables, sequences)
@@ -77,6 +85,7 @@ def make_scoring_programs(model: Qwen3, divergence: DivergenceConfig) -> Scoring
             teacher_head,
             tokens.reshape(-1),
             divergence=divergence,
+            num_top=num_top,
             mesh=active_mesh(),
         )
 
@@ -94,7 +103,7 @@ def score_contexts(
     num_parts: int,
     mesh: Mesh,
 ) -> dict[str, TokenScores]:
-    """Returns the scores [B, T] of the same tokens under each context; 0 at padding.
+    """Returns the scores [B, T, ...] of the same tokens under each context; 0 at padding.
 
     The solver reads each rollout once, the teacher once per context.
 

@@ -225,10 +225,15 @@ def test_a_top_k_of_all_entries_is_refused():
 # --- Forward only --------------------------------------------------------------------------
 
 
+TOP = 3
+
+
 def forward(inputs: dict, name: str, **settings: Any) -> Any:
     arrays = {key: value for key, value in inputs.items() if key != "token_weights"}
     divergence = float64.make_divergence(name, **settings)
-    return jax.jit(functools.partial(tiled_scores, divergence=divergence, mesh=None))(**arrays)
+    return jax.jit(
+        functools.partial(tiled_scores, divergence=divergence, num_top=TOP, mesh=None)
+    )(**arrays)
 
 
 @pytest.mark.parametrize(("name", "way"), float64.NAMES_AND_WAYS)
@@ -244,6 +249,9 @@ def test_forward_only_scores_are_the_float64_ones(name, way, shared):
     entropies = [-(np.exp(side) * side).sum(-1) for side in (solver, teacher)]
     expected = [divergence, (teacher - solver)[rows, tokens]]
     expected += [solver[rows, tokens], teacher[rows, tokens], *entropies]
+    for side in (solver, teacher):
+        ids = np.argsort(-side, axis=1, kind="stable")[:, :TOP]
+        expected += [ids, np.take_along_axis(side, ids, axis=1)]
     found = forward(inputs | ({"teacher_head": None} if shared else {}), name, **way)
     for values, exact in zip(found, expected, strict=True):
         np.testing.assert_allclose(values, exact, rtol=2e-5, atol=2e-6)
@@ -268,7 +276,7 @@ def test_the_update_computes_no_entropy():
 
     divergence = float64.make_divergence("forward_kl")
     arrays = {key: value for key, value in draw().items() if key != "token_weights"}
-    analysis = functools.partial(tiled_scores, divergence=divergence, mesh=None)
+    analysis = functools.partial(tiled_scores, divergence=divergence, num_top=TOP, mesh=None)
     in_update = exponentials(tiled, draw())
     assert in_update == 4  # two temperatures of two sides
     assert exponentials(lambda arrays: analysis(**arrays), arrays) == in_update + 2

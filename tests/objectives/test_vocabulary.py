@@ -10,7 +10,7 @@ EIGHT_DEVICES = """
     import jax, jax.numpy as jnp, numpy as np
     from stepalign_jax.config.schema import ParallelConfig
     from support.tiled import SETTINGS, equations, tiled
-    from stepalign_jax.objectives.tiled_divergence import tiled_entropies
+    from stepalign_jax.objectives.tiled_divergence import tiled_entropies, tiled_scores
     from stepalign_jax.objectives.tiled_logprobs import tiled_logprobs
     from stepalign_jax.parallel.mesh import active_mesh, make_mesh, use_mesh
 
@@ -39,6 +39,15 @@ EIGHT_DEVICES = """
             return jnp.sum(entropies * hidden.sum(-1)) + head.sum()
         return jax.value_and_grad(loss)(arrays)
 
+    def likeliest(mesh, arrays):
+        # Equal rows of the head tie, within a device's slice and between two: lower ids first.
+        head = arrays["solver_head"]
+        head = head.at[jnp.array([3, 11, 19])].set(2 * head[7])
+        found = tiled_scores(arrays["solver_hidden"], inputs["teacher_hidden"], head, None,
+            inputs["tokens"], divergence=float64.make_divergence("forward_kl", token_tile=3),
+            num_top=14, mesh=mesh)
+        return found.solver_top_ids, found.solver_top_logprobs, found.teacher_top_ids
+
     def same(step):
         arrays = {key: inputs[key] for key in ("solver_hidden", "solver_head")}
         one = jax.jit(functools.partial(step, None))(arrays)
@@ -55,6 +64,10 @@ EIGHT_DEVICES = """
     (_, scores), gradients = same(functools.partial(divergence_step, "forward_kl", {}, True))
     assert gradients["solver_head"].sharding.spec == jax.P("tensor", "fsdp")
     same(logprobs_step)
+    ids, top, _ = same(likeliest)  # more than a device's slice has
+    assert (np.diff(top) <= 0).all() and all(len(set(row)) == 14 for row in np.asarray(ids))
+    tied = [row[np.isin(row, (3, 11, 19))] for row in np.asarray(ids)]
+    assert all((np.diff(row) > 0).all() for row in tied) and max(map(len, tied)) == 3
     _, gradients = same(entropies_step)  # constants inside what is differentiated
     assert (gradients["solver_head"] == 1).all()
     assert active_mesh() is None

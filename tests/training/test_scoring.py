@@ -57,7 +57,7 @@ def rollouts_of(rows: slice = slice(None)) -> Rollouts:
 
 @functools.cache
 def programs() -> ScoringPrograms:
-    return make_scoring_programs(MODEL, DIVERGENCE)
+    return make_scoring_programs(MODEL, DIVERGENCE, num_top=4)
 
 
 def score(
