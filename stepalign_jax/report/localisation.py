@@ -38,7 +38,7 @@ _EVEN = "all tokens alike"
 def localisation_tables(found: dict[str, Any]) -> str:
     """Returns plain-text tables of analysis.json, with intervals over problems."""
     parts = [_head(found)]
-    parts += [aligned(rows) for rows in _tables(found)]
+    parts += [aligned(rows) for rows in localisation_rows(found)]
     return "\n".join(parts) + (
         "All in percent, [intervals] over problems. A: log-probability of the teacher minus\n"
         "that of the solver. Error: the first wrong reasoning step. Blame: the negative share\n"
@@ -48,7 +48,7 @@ def localisation_tables(found: dict[str, Any]) -> str:
 
 def localisation_markdown(found: dict[str, Any]) -> str:
     """Returns the same tables in Markdown."""
-    return "\n\n".join(markdown_rows(rows) for rows in _tables(found)) + "\n"
+    return "\n\n".join(markdown_rows(rows) for rows in localisation_rows(found)) + "\n"
 
 
 def _head(found: dict[str, Any]) -> str:
@@ -63,7 +63,8 @@ def _head(found: dict[str, Any]) -> str:
     )
 
 
-def _tables(found: dict[str, Any]) -> list[list[list[str]]]:
+def localisation_rows(found: dict[str, Any]) -> list[list[list[str]]]:
+    """Returns the rows of each table with its head; the first cell is what it is of."""
     even, tables = found["tokens"], []
     spread = {
         "abs_before": even["before"],

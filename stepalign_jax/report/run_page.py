@@ -7,6 +7,7 @@ from typing import Any
 
 from stepalign_jax.evaluation.words import percent, rounded
 from stepalign_jax.feedback.contexts import FAILURES
+from stepalign_jax.report.analyses import analyses_of
 from stepalign_jax.report.answer import answer_of
 from stepalign_jax.report.doubts import doubts_of
 from stepalign_jax.report.examples import examples_of
@@ -52,6 +53,7 @@ def write_run_report(run: RunDirectory) -> pathlib.Path:
         "figures": ("Figures", figures_of(run_figures(run))),
         "prompts": ("Prompts", _prompts(facts)),
         "critiques": ("Critiques", _critiques(facts)),
+        "analysis": ("Where the advantage falls", analyses_of(run)),
         "rollouts": ("Rollouts", _rollouts(facts, packed)),
         "config": ("Config", _config(facts)),
     }

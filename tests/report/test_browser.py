@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """report.html in a headless Chromium, opened from its file."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,18 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from report.test_report import make_comparison
-from support.chromium import PHONE, WIDE, chromium, needs_chromium, visit
-from support.report_runs import (
-    HOSTILE,
-    add_analysis,
-    hostile_row,
-    make_row,
-    make_run,
-    random_steps,
-    write_rows_in_ascii,
-)
+from support.chromium import PHONE, READABLE, WIDE, needs_chromium, visit
+from support.report_runs import make_row, make_run, random_steps
 
-from stepalign_jax.base.files import write_json
 from stepalign_jax.report.comparison_page import write_comparison_report
 from stepalign_jax.report.run_page import write_run_report
 from stepalign_jax.runs.directory import RunDirectory
@@ -30,31 +20,12 @@ pytestmark = [needs_chromium, pytest.mark.timeout(600)]
 
 STRICT = ["serious", "critical"]
 PLACES = [(view, colours) for view in (WIDE, PHONE) for colours in ("light", "dark")]
-READABLE = """() => document.documentElement.scrollWidth <= innerWidth"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run with 10,000 rollouts."""
     run = make_run(tmp_path_factory.mktemp("runs") / "large", random_steps(40, 250))
-    return write_run_report(run)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a run with 60 rollouts, and an analysis of four."""
-    counts = {"context_failed/wrong_answer": 1.0, "critic_exact_on_wrong": 0.75}
-    steps = random_steps(2, 30)
-    failed = {"failure": "wrong_answer", "advantage": None, "loss": None}
-    steps[0][0] |= failed
-    run = make_run(tmp_path_factory.mktemp("runs") / "small", steps, **counts)
-    add_analysis(run, "step_00002", steps[1][:4])
     return write_run_report(run)
 
 
@@ -269,65 +240,6 @@ def test_every_figure_has_words(browser, small):
 WITHOUT_WORDS = """() => [...document.querySelectorAll('svg')]
   .filter(svg => svg.getAttribute('role') !== 'img' || (svg.ariaLabel ?? '').length < 20)
   .map(svg => svg.outerHTML.slice(0, 200))"""
-
-
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in which everything that can be written is meant to do harm."""
-    rows = [hostile_row(text) for text in HOSTILE]
-    long = "<b>" + "0123456789" * 100_000
-    rows.append({**hostile_row("x"), "rollout": long, "context": long + "1", "ends": None})
-    name = "<img src=x onerror=window.harm=1>"
-    where = tmp_path_factory.mktemp("runs") / name
-    run = make_run(where, [[hostile_row("x")]], **{f"context_failed/{name}": 1.0})
-    write_rows_in_ascii(run.rollouts_file(0), rows)
-    prompts = {
-        role: HOSTILE[0] + HOSTILE[2] + HOSTILE[3] for role in ("solver", "teacher", "critic")
-    }
-    write_json(run.prompts_file, prompts)
-    write_json(run.preflight_file, {"warnings": [HOSTILE[0], HOSTILE[6]]})
-    add_analysis(run, name, [hostile_row(HOSTILE[0]), hostile_row(HOSTILE[6])])
-    return write_run_report(run)
-
-
-def test_hostile_texts_are_text(browser, hostile):
-    with visit(browser, hostile) as seen:
-        page = seen.page
-        for number, text in enumerate(HOSTILE, start=1):
-            seen.open(number)
-            drawn = page.evaluate("document.querySelector('#viewer .pair .cell').textContent")
-            assert drawn == as_shown(f"Step 1: {text}↵\nAnswer: {text}")
-            page.keyboard.press("Escape")
-            page.wait_for_selector("dialog", state="hidden")
-        page.fill("#search", "</script>")
-        seen.until("document.querySelector('#found').textContent === '2 rollouts'")
-        page.select_option("#source", index=1)
-        assert page.evaluate("window.harm") is None
-        assert page.locator("img, iframe, object, embed, form[action], [onerror]").count() == 0
-        links = page.evaluate(
-            "[...document.querySelectorAll('[href]')].map(e => e.getAttribute('href'))"
-        )
-        assert all(link.startswith("#") or link == "data:," for link in links)
-        assert not set("\u202e\u2067\x00") & set(page.evaluate("document.body.innerText"))
-        assert (seen.requests, seen.complaints) == ([], [])
-
-
-def as_shown(text: str) -> str:
-    """What the page makes of a text: signs that hide or turn others around are named."""
-    named = "\u202e\u202c\u2067\u2069\u200b\x00\x1b\ud835\u200d"
-    return "".join(f"U+{ord(c):04X}" if c in named else c for c in text)
-
-
-def test_a_line_of_a_million_characters_opens_and_is_whole_on_demand(browser, hostile):
-    with visit(browser, hostile) as seen:
-        page = seen.page
-        seen.open(len(HOSTILE) + 1)
-        assert "Only the first 20,000 characters" in page.text_content(".cut")
-        size = "document.querySelector('#viewer .pair:not(.heads) .cell').textContent.length"
-        assert page.evaluate(size) == 20_000
-        page.click(".cut button")
-        assert page.evaluate(size) == 1_000_003
-        assert page.locator(".cut").count() == 0 and page.evaluate(READABLE)
 
 
 def test_without_a_script_and_on_paper_a_few_rollouts_are_there(browser, small):

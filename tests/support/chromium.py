@@ -28,6 +28,9 @@ _LOOP = """() => {
 }"""
 _LOOP_MS = 40.0
 
+# Whether a page is no wider than its window.
+READABLE = "document.documentElement.scrollWidth <= innerWidth"
+
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 780}
 
 
