@@ -12,15 +12,11 @@ from stepalign_jax.base.files import read_json_object
 from stepalign_jax.report.analysis_figures import analysis_plates, examples
 from stepalign_jax.report.figures import Drawn
 from stepalign_jax.report.html import Html, joined, tag
-from stepalign_jax.report.localisation import localisation_rows
+from stepalign_jax.report.localisation import NOTE, localisation_rows
 from stepalign_jax.report.sections import figures_of, table
 from stepalign_jax.report.svg import to_svg
 from stepalign_jax.runs.directory import RunDirectory
 
-_NOTE = (
-    "In percent, [intervals] over problems. A: log-probability of the teacher minus that of "
-    "the solver. Error: the first wrong reasoning step. Blame: the negative share of |A|."
-)
 _TITLES = {
     "localisation": "Where the advantage falls, by context",
     "trace": "Advantage of each token of one rollout, contexts stacked",
@@ -36,9 +32,9 @@ def analyses_of(run: RunDirectory) -> Html | None:
     *others, newest = [_Analysis(path.parent) for path in found]
     return joined(
         newest.words(),
-        figures_of(newest.drawn()),
+        figures_of(newest.drawn(), broad=True),
         *newest.tables(),
-        tag("p", _NOTE, class_="note"),
+        tag("p", NOTE, class_="note"),
         *(tag("details", tag("summary", a.name), a.words(), *a.tables()) for a in others),
     )
 

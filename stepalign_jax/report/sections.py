@@ -110,11 +110,16 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
 
 
-def figures_of(drawn: Sequence[Drawn]) -> Html | None:
-    """Returns figures, each with its words to open; None without any."""
+def figures_of(drawn: Sequence[Drawn], *, broad: bool = False) -> Html | None:
+    """Returns figures, each with its words to open; None without any.
+
+    Args:
+      drawn: what they show.
+      broad: whether each takes a line of its own.
+    """
     if not drawn:
         return None
-    return tag("div", *map(_figure, drawn), class_="figures")
+    return tag("div", *map(_figure, drawn), class_="figures broad" if broad else "figures")
 
 
 def _figure(drawn: Drawn) -> Html:

@@ -78,8 +78,8 @@ def test_the_tokens_are_those_of_the_worked_example():
 
 
 def test_a_missing_reasoning_step_has_a_prefix_and_no_tokens_of_its_own():
-    made = scored(np.ones((1, 11)), first_error=[1], correct=[False], texts=[SHORT])
-    assert token_parts(made).tolist() == [BEFORE] * 8 + [AFTER] * 3
+    made = scored(np.ones((1, 12)), first_error=[1], correct=[False], texts=[SHORT])
+    assert token_parts(made).tolist() == [BEFORE] * 8 + [AFTER] * 4
     numbers = means(localisation(made, **HOW))
     assert numbers["abs_before"] is numbers["abs_first"] is numbers["abs_after"] is None
     assert numbers["false_blame_prefix"] == 0.0
