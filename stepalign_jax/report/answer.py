@@ -88,9 +88,8 @@ def _costs(facts: Facts) -> list[tuple[str, str]]:
         found.append((count(facts.total("critic_tokens")), "tokens written by the critic"))
     if facts.train_seconds:
         number = len(facts.timings)
-        found.append(
-            (duration(facts.train_seconds), f"of training, {number:,} optimizer steps")
-        )
+        steps = "1 optimizer step" if number == 1 else f"{number:,} optimizer steps"
+        found.append((duration(facts.train_seconds), f"of training, {steps}"))
     if facts.critic_share:
         found.append((f"{100 * facts.critic_share:.0f} %", "of that time was the critic's"))
     if cost := facts.total("critic_cost"):
