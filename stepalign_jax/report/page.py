@@ -23,6 +23,7 @@ from typing import Any
 from stepalign_jax.base.files import atomic_file
 from stepalign_jax.report.html import Html, joined, tag
 
+_STYLES = ("page.css", "rollouts.css", "media.css")
 _SCRIPTS = (
     "text.js",
     "blocks.js",
@@ -70,7 +71,7 @@ def write_page(
 
 
 def _pieces(title: str, body: Html, script: str, blocks: Mapping[str, str]) -> Iterable[str]:
-    style = _part("page.css")
+    style = "\n".join(map(_part, _STYLES))
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"

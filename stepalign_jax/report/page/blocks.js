@@ -11,7 +11,9 @@ async function openBlock(id) {
   const binary = atob(element(id).textContent);
   const bytes = new Uint8Array(binary.length);
   for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
-  const inflated = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
+  const inflated = new Blob([bytes])
+    .stream()
+    .pipeThrough(new DecompressionStream("deflate-raw"));
   return JSON.parse(await new Response(inflated).text());
 }
 
@@ -41,12 +43,26 @@ async function openBlock(id) {
  */
 async function openRollout(chunk, at) {
   const [texts, numbers] = await Promise.all([openBlock("t" + chunk), openBlock("n" + chunk)]);
-  const [problem, answer, text, contexts, failures, steps, contextSteps, firstError] = texts[at];
+  const [problem, answer, text, contexts, failures, steps, contextSteps, firstError] =
+    texts[at];
   const [tokens, lengths, logprobs, advantages, losses, entropy, entropies] = numbers[at];
   let end = 0;
   const ends = lengths && lengths.map((/** @type {number} */ length) => (end += length));
   return {
-    problem, answer, text, contexts, failures, steps, contextSteps, firstError,
-    tokens, ends, logprobs, advantages, losses, entropy, entropies,
+    problem,
+    answer,
+    text,
+    contexts,
+    failures,
+    steps,
+    contextSteps,
+    firstError,
+    tokens,
+    ends,
+    logprobs,
+    advantages,
+    losses,
+    entropy,
+    entropies,
   };
 }

@@ -43,7 +43,8 @@ function pairsOf(left, right) {
   const pairs = [];
   if (mine.before || theirs.before) pairs.push([mine.before, theirs.before]);
   const count = Math.max(mine.inside.length, theirs.inside.length);
-  for (let i = 0; i < count; i++) pairs.push([mine.inside[i] ?? null, theirs.inside[i] ?? null]);
+  for (let i = 0; i < count; i++)
+    pairs.push([mine.inside[i] ?? null, theirs.inside[i] ?? null]);
   const more = Math.max(mine.rest.length, theirs.rest.length);
   for (let i = 0; i < more; i++) pairs.push([mine.rest[i] ?? null, theirs.rest[i] ?? null]);
   return pairs;
@@ -64,15 +65,18 @@ const piecesOf = (text) => text.match(/[\p{L}\p{M}]+|\p{N}|\s+|[^]/gu) ?? [];
  * @returns {[number, number][][]} [start, end) of what only the left has, and only the right
  */
 function changes(left, right) {
-  const a = piecesOf(left), b = piecesOf(right);
+  const a = piecesOf(left),
+    b = piecesOf(right);
   let head = 0;
   while (head < a.length && head < b.length && a[head] === b[head]) head++;
   let tail = 0;
-  while (tail < Math.min(a.length, b.length) - head && a.at(-1 - tail) === b.at(-1 - tail)) tail++;
+  while (tail < Math.min(a.length, b.length) - head && a.at(-1 - tail) === b.at(-1 - tail))
+    tail++;
   const middle = [a.slice(head, a.length - tail), b.slice(head, b.length - tail)];
-  const alike = Math.max(...middle.map((side) => side.length)) > MOST_PIECES
-    ? [new Set(), new Set()]
-    : longestCommon(middle[0], middle[1]);
+  const alike =
+    Math.max(...middle.map((side) => side.length)) > MOST_PIECES
+      ? [new Set(), new Set()]
+      : longestCommon(middle[0], middle[1]);
   const offset = a.slice(0, head).join("").length;
   return middle.map((pieces, side) => {
     /** @type {[number, number][]} */
@@ -100,14 +104,15 @@ function longestCommon(a, b) {
   const table = new Uint16Array((a.length + 1) * width);
   for (let i = a.length - 1; i >= 0; i--) {
     for (let j = b.length - 1; j >= 0; j--) {
-      table[i * width + j] = a[i] === b[j]
-        ? table[(i + 1) * width + j + 1] + 1
-        : Math.max(table[(i + 1) * width + j], table[i * width + j + 1]);
+      table[i * width + j] =
+        a[i] === b[j]
+          ? table[(i + 1) * width + j + 1] + 1
+          : Math.max(table[(i + 1) * width + j], table[i * width + j + 1]);
     }
   }
   const found = [new Set(), new Set()];
-  for (let i = 0, j = 0; i < a.length && j < b.length; ) {
-    if (a[i] === b[j]) found[0].add(i++), found[1].add(j++);
+  for (let i = 0, j = 0; i < a.length && j < b.length;) {
+    if (a[i] === b[j]) (found[0].add(i++), found[1].add(j++));
     else if (table[(i + 1) * width + j] >= table[i * width + j + 1]) i++;
     else j++;
   }

@@ -9,9 +9,14 @@ const list = {
   /** @type {any} */ index: null,
   /** @type {number[]} rows that are shown, in their order */ order: [],
   /** @type {Uint8Array|null} 1 where a search found a row */ found: null,
-  sort: "place", up: true, page: 0, query: 0, opened: -1,
-  /** @type {Map<number, string[]>} */ texts: new Map(), characters: 0,
-  /** @type {{left: number, right: string, colour: keyof COLOURS}} */
+  sort: "place",
+  up: true,
+  page: 0,
+  query: 0,
+  opened: -1,
+  /** @type {Map<number, string[]>} */ texts: new Map(),
+  characters: 0,
+  /** @type {{left: number, right: string, colour: keyof typeof COLOURS}} */
   how: { left: 0, right: "text", colour: "advantage" },
 };
 
@@ -19,7 +24,9 @@ async function startExplorer() {
   if (!element("rows")) return;
   list.index = await openBlock("index");
   const { sources } = list.index;
-  sources.forEach((source, i) => element("source").append(make("option", { value: i }, source.name)));
+  sources.forEach((source, i) =>
+    element("source").append(make("option", { value: i }, source.name)),
+  );
   element("sources").hidden = sources.length < 2;
   for (const id of ["shown", "source"]) element(id).addEventListener("change", () => choose(0));
   let waiting = 0;
@@ -29,7 +36,9 @@ async function startExplorer() {
   });
   element("search").form.addEventListener("submit", (event) => event.preventDefault());
   for (const button of document.querySelectorAll("[data-sort]")) {
-    button.addEventListener("click", () => sortBy(/** @type {HTMLElement} */ (button).dataset.sort ?? ""));
+    button.addEventListener("click", () =>
+      sortBy(/** @type {HTMLElement} */ (button).dataset.sort ?? ""),
+    );
   }
   element("back").addEventListener("click", () => choose(list.page - 1));
   element("on").addEventListener("click", () => choose(list.page + 1));
@@ -47,21 +56,28 @@ function sortBy(name) {
 /** Makes the list again, and shows a page of it. @param {number} page */
 function choose(page) {
   const { columns, problems, failures } = list.index;
-  const source = Number(element("source").value || 0), shown = element("shown").value;
+  const source = Number(element("source").value || 0),
+    shown = element("shown").value;
   const passes = {
-    all: () => true, wrong: (r) => !columns.correct[r], right: (r) => columns.correct[r],
-    failed: (r) => failures[columns.failure[r]], cut: (r) => columns.cut[r],
+    all: () => true,
+    wrong: (r) => !columns.correct[r],
+    right: (r) => columns.correct[r],
+    failed: (r) => failures[columns.failure[r]],
+    cut: (r) => columns.cut[r],
   }[shown];
   list.order = [];
   for (let r = 0; r < columns.step.length; r++) {
-    if (columns.source[r] === source && passes(r) && (!list.found || list.found[r])) list.order.push(r);
+    if (columns.source[r] === source && passes(r) && (!list.found || list.found[r]))
+      list.order.push(r);
   }
   if (list.sort !== "place") {
     const names = { problem: problems, failure: failures }[list.sort];
-    const values = columns[list.sort], up = list.up ? 1 : -1;
+    const values = columns[list.sort],
+      up = list.up ? 1 : -1;
     const value = (r) => (names ? names[values[r]] : values[r]);
     list.order.sort((a, b) => {
-      const x = value(a), y = value(b);
+      const x = value(a),
+        y = value(b);
       if (x === y) return a - b;
       if (x === null || y === null) return x === null ? 1 : -1;
       return x < y ? -up : up;
@@ -105,7 +121,8 @@ function rowOf(r) {
     low: nats(columns.low[r], true),
     failure: failures[columns.failure[r]] || "usable",
   };
-  for (const [name, cell] of Object.entries(cells)) row.append(make("td", { class: "c-" + name }, cell));
+  for (const [name, cell] of Object.entries(cells))
+    row.append(make("td", { class: "c-" + name }, cell));
   row.addEventListener("click", () => openRow(r));
   return row;
 }
@@ -122,7 +139,8 @@ async function search() {
   /** @type {Map<number, number[]>} */
   const byChunk = new Map();
   columns.chunk.forEach((chunk, r) => {
-    if (chunk < 0) found[r] = Number(problems[columns.problem[r]].toLowerCase().includes(words));
+    if (chunk < 0)
+      found[r] = Number(problems[columns.problem[r]].toLowerCase().includes(words));
     else if (byChunk.has(chunk)) byChunk.get(chunk)?.push(r);
     else byChunk.set(chunk, [r]);
   });
@@ -131,19 +149,24 @@ async function search() {
     const texts = await textsOf(chunk);
     if (query !== list.query) return; // somebody typed on
     for (const r of rows) found[r] = Number(texts[columns.at[r]].includes(words));
-    if (++done % 20 === 0) element("found").textContent = `searching, ${Math.floor((100 * done) / byChunk.size)} %`;
+    if (++done % 20 === 0)
+      element("found").textContent = `searching, ${Math.floor((100 * done) / byChunk.size)} %`;
   }
   list.found = found;
   choose(0);
 }
 
-/** What can be searched of each rollout of a chunk. @param {number} chunk @returns {Promise<string[]>} */
+/**
+ * @param {number} chunk
+ * @returns {Promise<string[]>} what can be searched of each of its rollouts
+ */
 async function textsOf(chunk) {
   const known = list.texts.get(chunk);
   if (known) return known;
   const records = await openBlock("t" + chunk);
   const texts = records.map(([problem, answer, text, contexts]) =>
-    [problem, answer, text, ...contexts].join("\n").toLowerCase());
+    [problem, answer, text, ...contexts].join("\n").toLowerCase(),
+  );
   const size = texts.reduce((sum, text) => sum + text.length, 0);
   if (list.characters + size <= CACHED_CHARACTERS) {
     list.characters += size;
@@ -154,11 +177,15 @@ async function textsOf(chunk) {
 
 /** @param {number} r */
 async function openRow(r) {
-  const { columns, sources } = list.index, dialog = element("viewer");
+  const { columns, sources } = list.index,
+    dialog = element("viewer");
   list.opened = r;
   const names = sources[columns.source[r]].contexts;
   if (columns.chunk[r] < 0) {
-    const where = `The text of this rollout is not in this file: it is row ${columns.place[r] + 1} of rollouts/step_${String(columns.step[r]).padStart(5, "0")}.jsonl of the run.`;
+    const file = `rollouts/step_${String(columns.step[r]).padStart(5, "0")}.jsonl`;
+    const where =
+      "The text of this rollout is not in this page: " +
+      `it is row ${columns.place[r] + 1} of ${file} of the run.`;
     dialog.replaceChildren(viewerHead(r, null), make("p", {}, where));
   } else {
     const rollout = await openRollout(columns.chunk[r], columns.at[r]);
@@ -167,11 +194,22 @@ async function openRow(r) {
     const draw = () => {
       const { how } = list;
       const left = how.left < names.length ? how.left : 0;
-      const right = how.right === "text" || Number(how.right) >= names.length ? "text" : how.right;
-      const loss = sources[columns.source[r]].name === "training" ? lossName(dialog.dataset.loss) : lossName("forward_kl");
+      const right =
+        how.right === "text" || Number(how.right) >= names.length ? "text" : how.right;
+      const loss =
+        sources[columns.source[r]].name === "training"
+          ? lossName(dialog.dataset.loss)
+          : lossName("forward_kl");
       drawRollout(place, {
-        rollout, names, title: "", left, right, colour: how.colour,
-        scale: 1000 * list.index.scale, limit: DRAWN_CHARACTERS, loss,
+        rollout,
+        names,
+        title: "",
+        left,
+        right,
+        colour: how.colour,
+        scale: 1000 * list.index.scale,
+        limit: DRAWN_CHARACTERS,
+        loss,
       });
     };
     dialog.replaceChildren(viewerHead(r, rollout), viewerControls(names, draw), place);
@@ -183,21 +221,41 @@ async function openRow(r) {
 
 /** @param {string} objective */
 function lossName(objective) {
-  const names = { forward_kl: "KL(teacher‖solver)", reverse_kl: "KL(solver‖teacher)", jsd: "JSD" };
+  const names = {
+    forward_kl: "KL(teacher‖solver)",
+    reverse_kl: "KL(solver‖teacher)",
+    jsd: "JSD",
+  };
   return names[objective] ?? "loss";
 }
 
 /** @param {number} r @param {Rollout|null} rollout */
 function viewerHead(r, rollout) {
-  const { columns } = list.index, place = list.order.indexOf(r);
+  const { columns } = list.index,
+    place = list.order.indexOf(r);
   const title = make("h2", { id: "viewer-title" });
-  const facts = make("p", { class: "facts" }, make("b", { class: columns.correct[r] ? "right" : "wrong" }, columns.correct[r] ? "✓ right" : "✗ wrong"));
+  const facts = make(
+    "p",
+    { class: "facts" },
+    make(
+      "b",
+      { class: columns.correct[r] ? "right" : "wrong" },
+      columns.correct[r] ? "✓ right" : "✗ wrong",
+    ),
+  );
   const step = columns.step[r] === null ? "" : `optimizer step ${columns.step[r]}, `;
-  facts.append(` · ${step}${grouped(columns.tokens[r])} tokens${columns.cut[r] ? ", truncated" : ""}`);
-  title.append(step ? `Rollout ${columns.place[r] + 1} of step ${columns.step[r]}` : `Rollout ${columns.place[r] + 1}`);
+  facts.append(
+    ` · ${step}${grouped(columns.tokens[r])} tokens${columns.cut[r] ? ", truncated" : ""}`,
+  );
+  title.append(
+    step
+      ? `Rollout ${columns.place[r] + 1} of step ${columns.step[r]}`
+      : `Rollout ${columns.place[r] + 1}`,
+  );
   const problem = make("div", { class: "problem" });
   if (rollout) {
-    const text = make("bdi", { dir: "auto" }), answer = make("bdi", { dir: "auto" });
+    const text = make("bdi", { dir: "auto" }),
+      answer = make("bdi", { dir: "auto" });
     appendText(text, rollout.problem.slice(0, DRAWN_CHARACTERS));
     appendText(answer, rollout.answer.slice(0, 1_000));
     problem.append(text);
@@ -205,7 +263,11 @@ function viewerHead(r, rollout) {
   }
   const buttons = make("div", { class: "buttons" });
   const add = (words, label, to) => {
-    const button = make("button", { type: "button", "aria-label": label, class: to === null ? "close" : "" }, words);
+    const button = make(
+      "button",
+      { type: "button", "aria-label": label, class: to === null ? "close" : "" },
+      words,
+    );
     button.disabled = to === undefined;
     button.addEventListener("click", () => (to === null ? element("viewer").close() : go(to)));
     buttons.append(button);
@@ -224,19 +286,33 @@ async function go(r) {
 
 /** @param {KeyboardEvent} event */
 function onViewerKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || /** @type {Element} */ (event.target).tagName === "SELECT") return;
+  if (
+    event.ctrlKey ||
+    event.metaKey ||
+    event.altKey ||
+    /** @type {Element} */ (event.target).tagName === "SELECT"
+  )
+    return;
   const move = { j: 1, k: -1 }[event.key];
   const to = move && list.order[list.order.indexOf(list.opened) + move];
-  if (to !== undefined && to !== 0 - 1 && move) go(to);
+  if (move && to !== undefined) go(to);
 }
 
 /** @param {string[]} names @param {() => void} draw */
 function viewerControls(names, draw) {
   const { how } = list;
   const bar = make("div", { class: "controls" });
-  /** @param {string} words @param {[string, string][]} options @param {"left"|"right"|"colour"} what */
+  /**
+   * @param {string} words
+   * @param {[string, string][]} options values and titles
+   * @param {"left"|"right"|"colour"} what
+   */
   const add = (words, options, what) => {
-    const select = make("select", {}, ...options.map(([value, title]) => make("option", { value }, title)));
+    const select = make(
+      "select",
+      {},
+      ...options.map(([value, title]) => make("option", { value }, title)),
+    );
     select.value = String(how[what]);
     if (select.selectedIndex < 0) select.selectedIndex = 0;
     select.addEventListener("change", () => {
@@ -245,10 +321,25 @@ function viewerControls(names, draw) {
     });
     bar.append(make("label", {}, words + " ", select));
   };
-  add("Colour by", Object.entries(COLOURS).map(([value, { title }]) => [value, title]), "colour");
+  add(
+    "Colour by",
+    Object.entries(COLOURS).map(([value, { title }]) => [value, title]),
+    "colour",
+  );
   if (names.length > 1) {
-    add("under", names.map((name, i) => [String(i), name]), "left");
-    add("beside", [["text", "its text"], ...names.map((name, i) => /** @type {[string, string]} */ ([String(i), name]))], "right");
+    add(
+      "under",
+      names.map((name, i) => [String(i), name]),
+      "left",
+    );
+    add(
+      "beside",
+      [
+        ["text", "its text"],
+        ...names.map((name, i) => /** @type {[string, string]} */ ([String(i), name])),
+      ],
+      "right",
+    );
   }
   return bar;
 }

@@ -10,6 +10,7 @@ function startTheme() {
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
   };
+  /** @type {string|null} */
   let kept = null;
   try {
     kept = localStorage.getItem("stepalign-theme");

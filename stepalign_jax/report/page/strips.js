@@ -3,7 +3,8 @@
 // The advantage of each token as a bar, with the borders of reasoning steps: the paper's figure.
 
 const SVG = "http://www.w3.org/2000/svg";
-const HEIGHT = 72, WIDTH = 1000;
+const HEIGHT = 72,
+  WIDTH = 1000;
 
 /**
  * @param {string} name
@@ -24,27 +25,55 @@ function drawn(name, attributes) {
  */
 function strip(title, values, limit, borders) {
   const svg = drawn("svg", {
-    viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", class: "strip",
+    viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+    preserveAspectRatio: "none",
+    role: "img",
+    class: "strip",
     "aria-label": stripWords(title, values),
   });
-  const middle = HEIGHT / 2, wide = WIDTH / Math.max(values.length, 1);
+  const middle = HEIGHT / 2,
+    wide = WIDTH / Math.max(values.length, 1);
   const gap = Math.min(wide * 0.2, 2);
   borders.forEach(({ at, first }, i) => {
     const end = borders[i + 1]?.at ?? values.length;
-    if (first) svg.append(drawn("rect", { x: at * wide, y: 0, width: (end - at) * wide, height: HEIGHT, class: "first" }));
-    svg.append(drawn("line", { x1: at * wide, x2: at * wide, y1: 0, y2: HEIGHT, class: "border" }));
+    if (first)
+      svg.append(
+        drawn("rect", {
+          x: at * wide,
+          y: 0,
+          width: (end - at) * wide,
+          height: HEIGHT,
+          class: "first",
+        }),
+      );
+    svg.append(
+      drawn("line", { x1: at * wide, x2: at * wide, y1: 0, y2: HEIGHT, class: "border" }),
+    );
   });
-  for (const [sign, name] of /** @type {[number, string][]} */ ([[1, "more"], [-1, "less"]])) {
+  for (const [sign, name] of /** @type {[number, string][]} */ ([
+    [1, "more"],
+    [-1, "less"],
+  ])) {
     let path = "";
     values.forEach((value, i) => {
       if (value * sign <= 0) return;
       const top = middle - (Math.max(-limit, Math.min(limit, value)) / limit) * (middle - 2);
-      path += `M${(i * wide + gap / 2).toFixed(2)} ${middle}V${top.toFixed(2)}h${(wide - gap).toFixed(2)}V${middle}Z`;
+      const start = (i * wide + gap / 2).toFixed(2);
+      path += `M${start} ${middle}V${top.toFixed(2)}h${(wide - gap).toFixed(2)}V${middle}Z`;
     });
     svg.append(drawn("path", { d: path, class: name }));
   }
   svg.append(drawn("line", { x1: 0, x2: WIDTH, y1: middle, y2: middle, class: "zero" }));
-  svg.append(drawn("rect", { x: 0, y: 0, width: wide, height: HEIGHT, class: "here", visibility: "hidden" }));
+  svg.append(
+    drawn("rect", {
+      x: 0,
+      y: 0,
+      width: wide,
+      height: HEIGHT,
+      class: "here",
+      visibility: "hidden",
+    }),
+  );
   const figure = make("figure", { class: "strip" });
   const scale = make("span", { class: "scale-of" }, "±" + (limit / 1000).toFixed(1) + " nats");
   figure.append(make("figcaption", {}, "Advantage under ", make("b", {}, title), scale), svg);
@@ -61,7 +90,8 @@ function stripWords(title, values) {
   const high = values.indexOf(Math.max(...values.slice(0, 100_000)));
   return (
     `Advantage of ${grouped(values.length)} tokens under ${title}: lowest ` +
-    `${nats(values[low], true)} at token ${low + 1}, highest ${nats(values[high], true)} at token ${high + 1}`
+    `${nats(values[low], true)} at token ${low + 1}, highest ` +
+    `${nats(values[high], true)} at token ${high + 1}`
   );
 }
 

@@ -7,8 +7,14 @@ const MOST_SPANS = 60_000; // tokens; beyond, a text is shown without them
 
 /** What tokens may be coloured by: a name, and the value (thousandths, signed) of token i. */
 const COLOURS = {
-  advantage: { title: "advantage", of: (/** @type {Rollout} */ r, c, i) => r.advantages[c]?.[i] },
-  surprise: { title: "surprise of the solver", of: (/** @type {Rollout} */ r, _c, i) => r.logprobs?.[i] },
+  advantage: {
+    title: "advantage",
+    of: (/** @type {Rollout} */ r, c, i) => r.advantages[c]?.[i],
+  },
+  surprise: {
+    title: "surprise of the solver",
+    of: (/** @type {Rollout} */ r, _c, i) => r.logprobs?.[i],
+  },
   loss: { title: "loss", of: (/** @type {Rollout} */ r, c, i) => r.losses[c]?.[i] },
 };
 
@@ -19,7 +25,7 @@ const COLOURS = {
  * @property {string} title
  * @property {number} left context by which the left side is coloured
  * @property {string} right "text", or the index of another context
- * @property {keyof COLOURS} colour
+ * @property {keyof typeof COLOURS} colour
  * @property {number} scale thousandths that have the full colour
  * @property {number} limit characters of each side
  * @property {string} loss what the loss of a token is
@@ -63,12 +69,18 @@ function whyNoNumbers(rollout, c) {
  * @param {number} c
  */
 function firstDifference(rollout, c) {
-  if ((rollout.firstError ?? -2) >= 0) return rollout.firstError;
-  const context = rollout.contexts[c] ?? "", theirs = rollout.contextSteps[c] ?? [];
-  const texts = [[rollout.text, rollout.steps], [context, theirs]].map(([text, steps]) =>
+  const known = rollout.firstError ?? -2;
+  if (known >= 0) return known;
+  const context = rollout.contexts[c] ?? "",
+    theirs = rollout.contextSteps[c] ?? [];
+  const texts = [
+    [rollout.text, rollout.steps],
+    [context, theirs],
+  ].map(([text, steps]) =>
     partsOf(/** @type {string} */ (text), /** @type {number[]} */ (steps))
       .filter((part) => part.step >= 0)
-      .map((part) => withoutSpaces(/** @type {string} */ (text).slice(part.start, part.end))));
+      .map((part) => withoutSpaces(/** @type {string} */ (text).slice(part.start, part.end))),
+  );
   if (!texts[0].length || !texts[1].length) return -1;
   const count = Math.max(texts[0].length, texts[1].length);
   for (let i = 0; i < count; i++) if (texts[0][i] !== texts[1][i]) return i;
@@ -79,23 +91,43 @@ function firstDifference(rollout, c) {
 function stripsOf(view, shown, first) {
   const { rollout, names } = view;
   const starts = rollout.steps.filter((_, i) => i % 2 === 0);
-  const borders = starts.map((start, step) => ({
-    at: rollout.ends ? rollout.ends.findIndex((end) => end > start) : -1, first: step === first,
-  })).filter((border) => border.at >= 0);
+  const borders = starts
+    .map((start, step) => ({
+      at: rollout.ends ? rollout.ends.findIndex((end) => end > start) : -1,
+      first: step === first,
+    }))
+    .filter((border) => border.at >= 0);
   let limit = 500;
-  for (const c of shown) for (const value of rollout.advantages[c] ?? []) limit = Math.max(limit, Math.abs(value));
+  for (const c of shown)
+    for (const value of rollout.advantages[c] ?? []) limit = Math.max(limit, Math.abs(value));
   const all = make("div", { class: "strips" });
-  for (const c of shown) all.append(strip(names[c], rollout.advantages[c] ?? [], limit, borders));
+  for (const c of shown)
+    all.append(strip(names[c], rollout.advantages[c] ?? [], limit, borders));
   return all;
 }
 
 /** @param {View} view */
 function key(view) {
   const end = (view.scale / 1000).toFixed(1);
-  const words = { advantage: [`−${end} and less`, `+${end} and more nats`], surprise: ["expected", "unlikely"], loss: ["0", `${end} nats`] };
+  const words = {
+    advantage: [`−${end} and less`, `+${end} and more nats`],
+    surprise: ["expected", "unlikely"],
+    loss: ["0", `${end} nats`],
+  };
   const [low, high] = words[view.colour];
-  return make("p", { class: "key " + view.colour }, make("span", { class: "ramp", "aria-hidden": "true" }),
-    make("span", {}, low), make("span", {}, high), make("span", { class: "marked" }, make("i", { class: "changed" }, "differs"), " from the text beside it"));
+  return make(
+    "p",
+    { class: "key " + view.colour },
+    make("span", { class: "ramp", "aria-hidden": "true" }),
+    make("span", {}, low),
+    make("span", {}, high),
+    make(
+      "span",
+      { class: "marked" },
+      make("i", { class: "changed" }, "differs"),
+      " from the text beside it",
+    ),
+  );
 }
 
 /** @param {View} view @param {number} first */
@@ -107,16 +139,37 @@ function pairs(view, first) {
   const theirs = asText ? partsOf(context, rollout.contextSteps[left] ?? []) : mine;
   const shown = asText ? "What the teacher saw" : "Under " + names[Number(right)];
   const failed = asText && rollout.failures[left];
-  const rows = make("div", { class: "pairs", tabindex: "0", role: "group", "aria-label": "Tokens of the rollout: arrow keys go from one to the next" });
-  rows.append(make("div", { class: "pair heads" }, make("span"), make("h3", {}, asText ? "Rollout" : "Under " + names[left]),
-    make("h3", {}, shown, failed ? make("span", { class: "failed" }, String(failed)) : "")));
-  const cut = view.limit, spans = rollout.ends && rollout.tokens.length <= MOST_SPANS;
+  const rows = make("div", {
+    class: "pairs",
+    tabindex: "0",
+    role: "group",
+    "aria-label": "Tokens of the rollout: arrow keys go from one to the next",
+  });
+  rows.append(
+    make(
+      "div",
+      { class: "pair heads" },
+      make("span"),
+      make("h3", {}, asText ? "Rollout" : "Under " + names[left]),
+      make("h3", {}, shown, failed ? make("span", { class: "failed" }, String(failed)) : ""),
+    ),
+  );
+  const cut = view.limit,
+    spans = rollout.ends && rollout.tokens.length <= MOST_SPANS;
   let token = 0;
-  for (const [ours, other] of asText ? pairsOf(mine, theirs) : mine.map((part) => /** @type {[Part, Part]} */ ([part, part]))) {
+  for (const [ours, other] of asText
+    ? pairsOf(mine, theirs)
+    : mine.map((part) => /** @type {[Part, Part]} */ ([part, part]))) {
     if (Math.min(ours?.start ?? Infinity, other?.start ?? Infinity) >= cut) continue;
-    const texts = [ours && rollout.text.slice(ours.start, Math.min(ours.end, cut)),
-      other && (asText ? context : rollout.text).slice(other.start, Math.min(other.end, cut))];
-    const same = !asText || (texts[0] !== null && texts[1] !== null && withoutSpaces(texts[0]) === withoutSpaces(texts[1]));
+    const texts = [
+      ours && rollout.text.slice(ours.start, Math.min(ours.end, cut)),
+      other && (asText ? context : rollout.text).slice(other.start, Math.min(other.end, cut)),
+    ];
+    const same =
+      !asText ||
+      (texts[0] !== null &&
+        texts[1] !== null &&
+        withoutSpaces(texts[0]) === withoutSpaces(texts[1]));
     const differ = same ? [[], []] : changes(texts[0] ?? "", texts[1] ?? "");
     const step = Math.max(ours?.step ?? -1, other?.step ?? -1);
     const kind = (same ? "same" : "differs") + (step >= 0 && step === first ? " first" : "");
@@ -126,12 +179,20 @@ function pairs(view, first) {
     else if (texts[0]) appendMarked(cells[0], texts[0], differ[0]);
     if (other && asText && texts[1]) appendMarked(cells[1], texts[1], differ[1]);
     else if (ours && spans) appendTokens(cells[1], view, Number(right), ours, from, []);
-    rows.append(make("div", { class: "pair " + kind }, gutter(view, step, first, from, token), ...cells));
+    rows.append(
+      make("div", { class: "pair " + kind }, gutter(view, step, first, from, token), ...cells),
+    );
   }
   return rows;
 }
 
-/** @param {View} view @param {number} step @param {number} first @param {number} from @param {number} to */
+/**
+ * @param {View} view
+ * @param {number} step
+ * @param {number} first the reasoning step to name
+ * @param {number} from its first token
+ * @param {number} to one past its last
+ */
 function gutter(view, step, first, from, to) {
   const cell = make("div", { class: "gutter" });
   if (step >= 0) cell.append(make("span", { class: "number" }, String(step + 1)));
@@ -142,12 +203,19 @@ function gutter(view, step, first, from, to) {
   }
   if (step >= 0 && step === first) {
     const known = (view.rollout.firstError ?? -2) >= 0;
-    cell.append(make("span", { class: "first-word" }, known ? "first error" : "first difference"));
+    cell.append(
+      make("span", { class: "first-word" }, known ? "first error" : "first difference"),
+    );
   }
   return cell;
 }
 
-/** Appends a text with marks at [start, end) of it. @param {Element} cell @param {string} text @param {number[][]} marks */
+/**
+ * Appends a text with marks.
+ * @param {Element} cell
+ * @param {string} text
+ * @param {number[][]} marks [start, end) of it
+ */
 function appendMarked(cell, text, marks) {
   let place = 0;
   for (const [start, end] of marks) {
@@ -168,12 +236,15 @@ function appendMarked(cell, text, marks) {
 function appendTokens(cell, view, c, part, token, marks) {
   const { rollout, colour, limit } = view;
   const ends = /** @type {number[]} */ (rollout.ends);
-  const end = Math.min(part.end, limit), last = end >= rollout.text.length;
+  const end = Math.min(part.end, limit),
+    last = end >= rollout.text.length;
   for (; token < ends.length; token++) {
     const start = token ? ends[token - 1] : 0;
     if (start >= end && !(last && start === end)) break;
     const text = rollout.text.slice(start, ends[token]);
-    const changed = marks.some(([a, b]) => start - part.start < b && ends[token] - part.start > a);
+    const changed = marks.some(
+      ([a, b]) => start - part.start < b && ends[token] - part.start > a,
+    );
     const span = make("span", { class: changed ? "t changed" : "t", "data-i": token });
     if (text) appendText(span, text === "\n" ? "↵\n" : text);
     else span.append(make("span", { class: "sign" }, "▪"));
@@ -187,7 +258,12 @@ function appendTokens(cell, view, c, part, token, marks) {
   return token;
 }
 
-/** @param {HTMLElement} span @param {string} colour @param {number|null|undefined} value @param {number} scale */
+/**
+ * @param {HTMLElement} span
+ * @param {string} colour
+ * @param {number|null|undefined} value thousandths
+ * @param {number} scale of the full colour
+ */
 function tint(span, colour, value, scale) {
   if (value === null || value === undefined) return;
   const strength = Math.min(1, Math.abs(value) / scale);
@@ -216,17 +292,29 @@ function listenToTokens(place, view, card) {
     const span = /** @type {Element} */ (event.target).closest(".t");
     if (span) show(Number(/** @type {HTMLElement} */ (span).dataset.i), span);
   });
-  place.addEventListener("pointermove", (event) => {
+  place.addEventListener("pointermove", (/** @type {any} */ event) => {
     const svg = /** @type {Element} */ (event.target).closest("svg.strip");
     if (!svg) return;
-    const box = svg.getBoundingClientRect(), count = view.rollout.tokens.length;
-    show(Math.max(0, Math.min(count - 1, Math.floor(((event.clientX - box.left) / box.width) * count))), null);
+    const box = svg.getBoundingClientRect(),
+      count = view.rollout.tokens.length;
+    show(
+      Math.max(
+        0,
+        Math.min(count - 1, Math.floor(((event.clientX - box.left) / box.width) * count)),
+      ),
+      null,
+    );
   });
   place.addEventListener("pointerleave", () => show(-1, null));
   rows.addEventListener("blur", () => show(-1, null));
   rows.addEventListener("keydown", (event) => {
     const count = view.rollout.tokens.length;
-    const to = { ArrowRight: current + 1, ArrowLeft: Math.max(current, 1) - 1, Home: 0, End: count - 1 }[event.key];
+    const to = {
+      ArrowRight: current + 1,
+      ArrowLeft: Math.max(current, 1) - 1,
+      Home: 0,
+      End: count - 1,
+    }[event.key];
     if (to === undefined || !count) return;
     event.preventDefault();
     show(Math.min(to, count - 1), null);
@@ -248,22 +336,40 @@ function fillCard(card, view, i) {
   const rows = [
     ["advantage", ...shown.map((c) => nats(rollout.advantages[c]?.[i], true))],
     ["log π solver", ...shown.map(() => nats(solver))],
-    ["log π teacher", ...shown.map((c) => solver !== undefined && rollout.advantages[c] ? nats(solver + rollout.advantages[c][i]) : "–")],
+    [
+      "log π teacher",
+      ...shown.map((c) =>
+        solver !== undefined && rollout.advantages[c]
+          ? nats(solver + rollout.advantages[c][i])
+          : "–",
+      ),
+    ],
     [view.loss, ...shown.map((c) => nats(rollout.losses[c]?.[i]))],
     ["entropy of solver", ...shown.map(() => nats(rollout.entropy?.[i]))],
     ["entropy of teacher", ...shown.map((c) => nats(rollout.entropies[c]?.[i]))],
   ].filter(([, ...values]) => values.some((value) => value !== "–"));
   const table = make("table");
-  if (shown.length > 1) table.append(make("tr", {}, make("td"), ...shown.map((c) => make("th", { scope: "col" }, names[c]))));
+  if (shown.length > 1)
+    table.append(
+      make("tr", {}, make("td"), ...shown.map((c) => make("th", { scope: "col" }, names[c]))),
+    );
   for (const [name, ...values] of rows) {
-    table.append(make("tr", {}, make("th", { scope: "row" }, name), ...values.map((value) => make("td", {}, value))));
+    table.append(
+      make(
+        "tr",
+        {},
+        make("th", { scope: "row" }, name),
+        ...values.map((value) => make("td", {}, value)),
+      ),
+    );
   }
   card.replaceChildren(head, table);
 }
 
 /** @param {HTMLElement} card @param {Element} near */
 function putBeside(card, near) {
-  const box = near.getBoundingClientRect(), own = card.getBoundingClientRect();
+  const box = near.getBoundingClientRect(),
+    own = card.getBoundingClientRect();
   const left = Math.max(8, Math.min(box.left, innerWidth - own.width - 8));
   const below = box.bottom + 8 + own.height < innerHeight;
   card.style.left = left + "px";
