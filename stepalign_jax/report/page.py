@@ -29,6 +29,7 @@ _SCRIPTS = (
     "blocks.js",
     "differences.js",
     "strips.js",
+    "card.js",
     "viewer.js",
     "explorer.js",
     "page.js",

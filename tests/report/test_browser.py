@@ -143,6 +143,24 @@ def test_a_rollout_stands_beside_its_critique_with_its_differences(browser, smal
         )
 
 
+def test_what_has_nothing_beside_it_is_not_marked_piece_by_piece(browser, tmp_path):
+    whole = make_row(np.random.default_rng(0), right=True)
+    first = whole["context"].split("\n")[0] + "\n"
+    rows = [whole | {"context": text} for text in (first, "")]
+    path = write_run_report(make_run(tmp_path / "run", [rows]))
+    with visit(browser, path) as seen:
+        shown = seen.page.locator(".pair:not(.heads)")
+        for number, same in ((1, 1), (2, 0)):
+            seen.open(number)
+            cells = [text.rstrip() for text in shown.locator(".cell").all_text_contents()]
+            assert cells[1::2] == [first.rstrip()] * same + [""] * (4 - same)
+            assert seen.page.locator(".pairs .changed").count() == 0
+            heading = seen.page.text_content(".pair.heads h3:last-child")
+            assert heading == "What the teacher saw" + ": nothing" * (1 - same)
+            seen.page.keyboard.press("Escape")
+            seen.page.wait_for_selector("dialog", state="hidden")
+
+
 def test_hover_and_arrow_keys_show_the_numbers_of_a_token(browser, tmp_path):
     row = make_row(np.random.default_rng(0), right=False)
     size = len(row["tokens"])

@@ -132,58 +132,75 @@ function key(view) {
 
 /** @param {View} view @param {number} first */
 function pairs(view, first) {
-  const { rollout, names, left, right } = view;
-  const context = rollout.contexts[left] ?? "";
-  const asText = right === "text";
-  const mine = partsOf(rollout.text, rollout.steps);
-  const theirs = asText ? partsOf(context, rollout.contextSteps[left] ?? []) : mine;
-  const shown = asText ? "What the teacher saw" : "Under " + names[Number(right)];
-  const failed = asText && rollout.failures[left];
+  const { rollout, left, right, limit } = view;
   const rows = make("div", {
     class: "pairs",
     tabindex: "0",
     role: "group",
     "aria-label": "Tokens of the rollout: arrow keys go from one to the next",
   });
-  rows.append(
-    make(
-      "div",
-      { class: "pair heads" },
-      make("span"),
-      make("h3", {}, asText ? "Rollout" : "Under " + names[left]),
-      make("h3", {}, shown, failed ? make("span", { class: "failed" }, String(failed)) : ""),
-    ),
-  );
-  const cut = view.limit,
-    spans = rollout.ends && rollout.tokens.length <= MOST_SPANS;
+  rows.append(heads(view));
+  const mine = partsOf(rollout.text, rollout.steps);
+  const theirs = partsOf(rollout.contexts[left] ?? "", rollout.contextSteps[left] ?? []);
+  /** @type {[Part|null, Part|null][]} */
+  const both = right === "text" ? pairsOf(mine, theirs) : mine.map((part) => [part, part]);
   let token = 0;
-  for (const [ours, other] of asText
-    ? pairsOf(mine, theirs)
-    : mine.map((part) => /** @type {[Part, Part]} */ ([part, part]))) {
-    if (Math.min(ours?.start ?? Infinity, other?.start ?? Infinity) >= cut) continue;
-    const texts = [
-      ours && rollout.text.slice(ours.start, Math.min(ours.end, cut)),
-      other && (asText ? context : rollout.text).slice(other.start, Math.min(other.end, cut)),
-    ];
-    const same =
-      !asText ||
-      (texts[0] !== null &&
-        texts[1] !== null &&
-        withoutSpaces(texts[0]) === withoutSpaces(texts[1]));
-    const differ = same ? [[], []] : changes(texts[0] ?? "", texts[1] ?? "");
+  for (const [ours, other] of both) {
+    if (Math.min(ours?.start ?? Infinity, other?.start ?? Infinity) >= limit) continue;
     const step = Math.max(ours?.step ?? -1, other?.step ?? -1);
-    const kind = (same ? "same" : "differs") + (step >= 0 && step === first ? " first" : "");
-    const cells = [0, 1].map(() => make("div", { class: "cell", dir: "auto" }));
-    const from = token;
-    if (ours && spans) token = appendTokens(cells[0], view, left, ours, token, differ[0]);
-    else if (texts[0]) appendMarked(cells[0], texts[0], differ[0]);
-    if (other && asText && texts[1]) appendMarked(cells[1], texts[1], differ[1]);
-    else if (ours && spans) appendTokens(cells[1], view, Number(right), ours, from, []);
+    const { cells, kind, next } = cellsOf(view, ours, other, token);
+    const classes = `pair ${kind}` + (step >= 0 && step === first ? " first" : "");
     rows.append(
-      make("div", { class: "pair " + kind }, gutter(view, step, first, from, token), ...cells),
+      make("div", { class: classes }, gutter(view, step, first, token, next), ...cells),
     );
+    token = next;
   }
   return rows;
+}
+
+/** @param {View} view */
+function heads({ rollout, names, left, right }) {
+  if (right !== "text") {
+    const titles = [left, Number(right)].map((c) => make("h3", {}, "Under " + names[c]));
+    return make("div", { class: "pair heads" }, make("span"), ...titles);
+  }
+  const seen = make("h3", {}, "What the teacher saw");
+  const failed = rollout.failures[left];
+  if (failed) seen.append(make("span", { class: "failed" }, failed));
+  else if (!rollout.contexts[left]) seen.append(make("span", { class: "note" }, ": nothing"));
+  return make("div", { class: "pair heads" }, make("span"), make("h3", {}, "Rollout"), seen);
+}
+
+/**
+ * The two cells of a row, whether they are the same, and the token that follows.
+ * @param {View} view
+ * @param {Part|null} ours
+ * @param {Part|null} other of the context; beside another context, the same part
+ * @param {number} token the first one of `ours`
+ */
+function cellsOf(view, ours, other, token) {
+  const { rollout, left, right, limit } = view;
+  const cells = [0, 1].map(() => make("div", { class: "cell", dir: "auto" }));
+  const text = ours && rollout.text.slice(ours.start, Math.min(ours.end, limit));
+  const spans = rollout.ends && rollout.tokens.length <= MOST_SPANS;
+  /** @type {string|null} */
+  let beside = null;
+  if (right === "text" && other) {
+    beside = (rollout.contexts[left] ?? "").slice(other.start, Math.min(other.end, limit));
+  }
+  const same = right !== "text" || withoutSpaces(text ?? "") === withoutSpaces(beside ?? "");
+  // What has nothing beside it is different as a whole, and is not marked piece by piece.
+  const [marks, theirs] =
+    same || text === null || beside === null ? [[], []] : changes(text, beside);
+  let next = token;
+  if (ours && spans) {
+    next = appendTokens(cells[0], view, left, ours, token, marks);
+    if (right !== "text") appendTokens(cells[1], view, Number(right), ours, token, []);
+  } else if (text !== null) {
+    appendMarked(cells[0], text, marks);
+  }
+  if (beside !== null) appendMarked(cells[1], beside, theirs);
+  return { cells, kind: same ? "same" : "differs", next };
 }
 
 /**
@@ -270,108 +287,4 @@ function tint(span, colour, value, scale) {
   if (strength < 0.02) return;
   span.dataset.sign = colour === "advantage" ? (value < 0 ? "less" : "more") : "much";
   span.style.setProperty("--strength", (0.55 * Math.sqrt(strength) * 100).toFixed(0) + "%");
-}
-
-/** @param {Element} place @param {View} view @param {HTMLElement} card */
-function listenToTokens(place, view, card) {
-  let current = -1;
-  const rows = /** @type {HTMLElement} */ (place.querySelector(".pairs"));
-  /** @param {number} token @param {Element|null} near */
-  const show = (token, near) => {
-    for (const old of place.querySelectorAll(".t.here")) old.classList.remove("here");
-    current = token;
-    markInStrips(place, token);
-    card.hidden = token < 0;
-    if (token < 0) return;
-    const spans = place.querySelectorAll(`.t[data-i="${token}"]`);
-    for (const span of spans) span.classList.add("here");
-    fillCard(card, view, token);
-    putBeside(card, near ?? spans[0] ?? rows);
-  };
-  place.addEventListener("pointerover", (event) => {
-    const span = /** @type {Element} */ (event.target).closest(".t");
-    if (span) show(Number(/** @type {HTMLElement} */ (span).dataset.i), span);
-  });
-  place.addEventListener("pointermove", (/** @type {any} */ event) => {
-    const svg = /** @type {Element} */ (event.target).closest("svg.strip");
-    if (!svg) return;
-    const box = svg.getBoundingClientRect(),
-      count = view.rollout.tokens.length;
-    show(
-      Math.max(
-        0,
-        Math.min(count - 1, Math.floor(((event.clientX - box.left) / box.width) * count)),
-      ),
-      null,
-    );
-  });
-  place.addEventListener("pointerleave", () => show(-1, null));
-  rows.addEventListener("blur", () => show(-1, null));
-  rows.addEventListener("keydown", (event) => {
-    const count = view.rollout.tokens.length;
-    const to = {
-      ArrowRight: current + 1,
-      ArrowLeft: Math.max(current, 1) - 1,
-      Home: 0,
-      End: count - 1,
-    }[event.key];
-    if (to === undefined || !count) return;
-    event.preventDefault();
-    show(Math.min(to, count - 1), null);
-    place.querySelector(".t.here")?.scrollIntoView({ block: "nearest" });
-  });
-}
-
-/** @param {Element} card @param {View} view @param {number} i */
-function fillCard(card, view, i) {
-  const { rollout, names, left, right } = view;
-  const start = rollout.ends ? (i ? rollout.ends[i - 1] : 0) : 0;
-  const text = rollout.ends ? rollout.text.slice(start, rollout.ends[i]).slice(0, 40) : "";
-  const head = make("p", {}, `Token ${i + 1} of ${rollout.tokens.length} `);
-  const said = make("bdi", { dir: "auto" });
-  appendText(said, text.replaceAll("\n", "↵"));
-  head.append(said, make("span", { class: "note" }, ` id ${rollout.tokens[i]}`));
-  const shown = right === "text" ? [left] : [...new Set([left, Number(right)])];
-  const solver = rollout.logprobs?.[i];
-  const rows = [
-    ["advantage", ...shown.map((c) => nats(rollout.advantages[c]?.[i], true))],
-    ["log π solver", ...shown.map(() => nats(solver))],
-    [
-      "log π teacher",
-      ...shown.map((c) =>
-        solver !== undefined && rollout.advantages[c]
-          ? nats(solver + rollout.advantages[c][i])
-          : "–",
-      ),
-    ],
-    [view.loss, ...shown.map((c) => nats(rollout.losses[c]?.[i]))],
-    ["entropy of solver", ...shown.map(() => nats(rollout.entropy?.[i]))],
-    ["entropy of teacher", ...shown.map((c) => nats(rollout.entropies[c]?.[i]))],
-  ].filter(([, ...values]) => values.some((value) => value !== "–"));
-  const table = make("table");
-  if (shown.length > 1)
-    table.append(
-      make("tr", {}, make("td"), ...shown.map((c) => make("th", { scope: "col" }, names[c]))),
-    );
-  for (const [name, ...values] of rows) {
-    table.append(
-      make(
-        "tr",
-        {},
-        make("th", { scope: "row" }, name),
-        ...values.map((value) => make("td", {}, value)),
-      ),
-    );
-  }
-  card.replaceChildren(head, table);
-}
-
-/** @param {HTMLElement} card @param {Element} near */
-function putBeside(card, near) {
-  const box = near.getBoundingClientRect(),
-    own = card.getBoundingClientRect();
-  const left = Math.max(8, Math.min(box.left, innerWidth - own.width - 8));
-  const below = box.bottom + 8 + own.height < innerHeight;
-  card.style.left = left + "px";
-  card.style.top = Math.max(8, below ? box.bottom + 8 : box.top - own.height - 8) + "px";
 }
