@@ -49,7 +49,7 @@ pretrain: .venv/installed
 peers: .venv-peers/installed .venv-trl/installed
 
 clean:
-	rm -rf .venv .venv-slow .venv-newest .venv-peers .venv-trl build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-slow .venv-newest .venv-peers .venv-trl .venv-notebook build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

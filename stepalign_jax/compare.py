@@ -20,6 +20,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.cli import ALL_SECTIONS, parse_arguments, run_command
 from stepalign_jax.config.load import split_spec
 from stepalign_jax.feedback.contexts import get_condition
+from stepalign_jax.report.comparison_page import write_comparison_report
 from stepalign_jax.report.plots import plot_comparison
 from stepalign_jax.report.tables import comparison_markdown, comparison_table
 from stepalign_jax.runs.cells import parse_cell_names
@@ -115,6 +116,8 @@ def main(argv: list[str]) -> None:
     plot_comparison(results, directory / "comparison.png")
     print(comparison_table(results))
     print(f"{digits}files: {directory}")
+    page = directory / "report.html"
+    print(f"report: {write_comparison_report(results, page, directory.resolve().name)}")
 
 
 def _make(comparison: Comparison, arguments: argparse.Namespace) -> str:

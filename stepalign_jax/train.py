@@ -33,7 +33,9 @@ from stepalign_jax.planning.fits import memory_json, memory_shares, memory_table
 from stepalign_jax.problems.locked import count_opening
 from stepalign_jax.problems.order import check_batch, make_problem_iterator
 from stepalign_jax.problems.sources import SPLITS, load_problems
+from stepalign_jax.report.figures import run_images
 from stepalign_jax.report.plots import plot_run
+from stepalign_jax.report.run_page import write_run_report
 from stepalign_jax.report.tables import summary_table
 from stepalign_jax.runs.alignment import check_alignment
 from stepalign_jax.runs.checkpoint import Checkpoints, finished_steps, restore_latest
@@ -63,6 +65,7 @@ from stepalign_jax.runs.setup import (
 )
 from stepalign_jax.runs.stopwatch import Stopwatch, remaining
 from stepalign_jax.runs.summary import summarise
+from stepalign_jax.runs.tensorboard import show_outcome
 from stepalign_jax.sampling.kept import is_begun, kept_beside
 from stepalign_jax.training.state import teacher_variables
 
@@ -139,7 +142,10 @@ def train(config: Config) -> dict[str, Any]:
             closing(MetricsWriter(run, num_completed_steps=first_step))
         )
         if first_step == 0:
+            writer.start_session(config)
             writer.add_text(0, "config", resolved(config))
+            for role in filter(example.get, ("solver", "teacher", "critic")):
+                writer.add_text(0, f"prompts/{role}", example[role])
 
         def solver() -> dict[str, Any]:
             return {"params": model.base} | state.tree.trainable
@@ -201,6 +207,7 @@ def train(config: Config) -> dict[str, Any]:
             writer,
             EmptySteps(loop.max_empty_steps),
             config=config,
+            roles=roles,
             num_devices=model.mesh.size,
         )
         recorded: Future[str] | None = None
@@ -267,6 +274,10 @@ def train(config: Config) -> dict[str, Any]:
     summary = summarise(config, run, before, after, time.monotonic() - started)
     write_json(run.summary_file, summary)
     plot_run(run)
+    show_outcome(
+        run, summary, num_steps=loop.num_steps, text=summary_table(summary),
+        images=run_images(run),
+    )  # fmt: skip
     return summary
 
 
@@ -285,7 +296,9 @@ def main(argv: list[str]) -> None:
     config = read_config(arguments)
     summary = train(config)
     print(summary_table(summary))
-    print(f"files: {RunDirectory.of(config).path}")
+    run = RunDirectory.of(config)
+    print(f"files: {run.path}")
+    print(f"report: {write_run_report(run)}")
 
 
 if __name__ == "__main__":

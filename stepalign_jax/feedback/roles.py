@@ -119,6 +119,17 @@ class Roles:
         """Whether each token of a completion is markup, see `feedback.markup`."""
         return markup_tokens(*token_spans(self.tokenizer, completion), self.trace)
 
+    def ends(self, completion: Sequence[int], text: str) -> list[int]:
+        """One past the last character of its text that each token of a completion writes.
+
+        A token that writes nothing ends where the one before it does. See
+        `huggingface.tokenizer.token_spans`.
+        """
+        written, spans = token_spans(self.tokenizer, completion)
+        # Some tokenizers leave a space at the beginning out of the text.
+        lead = len(written) - len(text) if written.endswith(text) else 0
+        return [min(max(end - lead, 0), len(text)) for _, end in spans]
+
     def check_problems(self, problems: Iterable[Problem], split: str, room: Room) -> None:
         """Refuses, before anything expensive, a problem that is too long for a prompt.
 

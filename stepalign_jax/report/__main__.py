@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Draws a run at any time: while it trains, after it was stopped, or when it is done.
+"""Reports on a run at any time: while it trains, after it was stopped, or when it is done.
 
 python -m stepalign_jax.report --run runs/tiny-stepalign
 """
@@ -11,15 +11,17 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl
 from stepalign_jax.config.cli import parse_arguments, run_command
 from stepalign_jax.report.plots import plot_run
+from stepalign_jax.report.run_page import write_run_report
 from stepalign_jax.report.tables import summary_table
 from stepalign_jax.runs.directory import RunDirectory
 
 
 def main(argv: list[str]) -> None:
-    """Draws report/run.png, and prints how far the run is or what it came to."""
+    """Writes report/report.html and run.png; prints how far the run is or what it came to."""
     arguments = parse_arguments(
         argv,
-        description="Draws what a run has measured so far; the run may be training.",
+        description="Writes report/report.html, one file to open in a browser, and "
+        "report/run.png: what a run has done and measured so far. It may be training.",
         example="python -m stepalign_jax.report --run runs/tiny-stepalign",
         options={"--run": {"required": True, "metavar": "DIR", "help": "the run's directory"}},
     )
@@ -33,6 +35,7 @@ def main(argv: list[str]) -> None:
         num_steps = read_json(run.config_file)["train"]["num_steps"]
         print(f"{len(rows)} of {num_steps} steps are done")
     print(f"written: {plot_run(run)}")
+    print(f"report: {write_run_report(run)}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figures of a run or a comparison, each as SVG for a page and as PNG for a file."""
 
+import io
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
 from stepalign_jax.report.comparison_panels import comparison_panels
+from stepalign_jax.report.panels import INK
 from stepalign_jax.report.run_panels import Panel, run_panels
 from stepalign_jax.report.svg import to_svg
 from stepalign_jax.runs.directory import RunDirectory
@@ -38,13 +40,33 @@ def run_figures(run: RunDirectory) -> list[Drawn]:
     return [_drawn(panel) for panel in run_panels(run)]
 
 
+def run_images(run: RunDirectory) -> dict[str, bytes]:
+    """Returns the same figures as PNG files by name, on white and with their titles.
+
+    Raises:
+      UserError: a file of the run cannot be read.
+    """
+    images = {}
+    for panel in run_panels(run):
+        content = io.BytesIO()
+        figure = _figure(panel)
+        figure.suptitle(panel.title, fontsize=10, x=0.01, ha="left", color=INK)
+        figure.savefig(content, format="png", dpi=120, metadata={"Software": None})
+        images[panel.name] = content.getvalue()
+    return images
+
+
 def comparison_figures(comparison: Mapping[str, Any]) -> list[Drawn]:
     """Returns three figures per variant: learning curves, the critic, final gains."""
     return [_drawn(p) for row in comparison_panels(comparison).values() for p in row]
 
 
 def _drawn(panel: Panel) -> Drawn:
+    svg = to_svg(_figure(panel), name=panel.name, alternative=panel.alternative)
+    return Drawn(panel.name, panel.title, panel.alternative, svg)
+
+
+def _figure(panel: Panel) -> Figure:
     figure = Figure(figsize=(panel.width, panel.height), layout="constrained")
     panel.draw(figure.subplots())
-    svg = to_svg(figure, name=panel.name, alternative=panel.alternative)
-    return Drawn(panel.name, panel.title, panel.alternative, svg)
+    return figure

@@ -34,7 +34,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
 }
 _EVEN = "all tokens alike"
-_NOTE = (
+NOTE = (
     "All in percent, [intervals] over problems. A: log-probability of the teacher minus that "
     "of the solver. Error: the first wrong reasoning step. Blame: the negative share of |A|; a "
     "blamed token is at most half as likely to the teacher as to the solver."
@@ -43,12 +43,15 @@ _NOTE = (
 
 def localisation_tables(found: dict[str, Any]) -> str:
     """Returns plain-text tables of analysis.json, with intervals over problems."""
-    return "\n".join([_head(found), *map(aligned, _tables(found)), textwrap.fill(_NOTE, WIDTH)])
+    return "\n".join(
+        [_head(found), *map(aligned, localisation_rows(found)), textwrap.fill(NOTE, WIDTH)]
+    )
 
 
 def localisation_markdown(found: dict[str, Any]) -> str:
     """Returns the same tables in Markdown."""
-    tables = [[[c.replace("|", r"\|") for c in row] for row in rows] for rows in _tables(found)]
+    escaped = lambda row: [cell.replace("|", r"\|") for cell in row]  # noqa: E731
+    tables = [list(map(escaped, rows)) for rows in localisation_rows(found)]
     return "\n\n".join(map(markdown_rows, tables)) + "\n"
 
 
@@ -65,7 +68,8 @@ def _head(found: dict[str, Any]) -> str:
     return "".join(textwrap.fill(line, WIDTH) + "\n" for line in lines)
 
 
-def _tables(found: dict[str, Any]) -> list[list[list[str]]]:
+def localisation_rows(found: dict[str, Any]) -> list[list[list[str]]]:
+    """Returns the rows of each table with its head; the first cell is what it is of."""
     even, tables = found["tokens"], []
     spread = {
         "abs_before": even["before"],

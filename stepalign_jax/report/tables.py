@@ -238,9 +238,11 @@ def _shortened(name: str, end: str = "") -> str:
     return (name if len(name) <= longest else f"{name[:half]}…{name[-half:]}") + end
 
 
-def comparison_markdown(comparison: dict[str, Any]) -> str:
-    """Returns Markdown tables per variant: a row per condition, then the differences."""
-    k, parts = comparison["k"], []
+def comparison_rows(
+    comparison: dict[str, Any], variant: str
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Returns the rows of a variant with its head: conditions, and their differences or []."""
+    k = comparison["k"]
     columns = {
         "seeds": "seeds",
         "before": f"Avg@{k} before",
@@ -252,16 +254,21 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
         "tokens": "solver tokens",
         "seconds": "training seconds",
     }
+    rows = [["condition", *columns.values()]]
+    for name in comparison["labels"]:
+        found = _row(comparison, variant, name)
+        rows.append([name, *(found[key] for key in columns)])
+    if differences := _difference_rows(comparison, variant):
+        differences[0][0] = f"gain of {comparison['labels'][0]}, less that of"
+    return rows, differences
+
+
+def comparison_markdown(comparison: dict[str, Any]) -> str:
+    """Returns Markdown tables per variant: a row per condition, then the differences."""
+    parts = []
     for variant in comparison["variants"]:
         parts.append(f"### {VARIANTS.get(variant, variant)}")
-        rows = [["condition", *columns.values()]]
-        for name in comparison["labels"]:
-            found = _row(comparison, variant, name)
-            rows.append([name, *(found[key] for key in columns)])
-        parts.append(markdown_rows(rows))
-        if differences := _difference_rows(comparison, variant):
-            differences[0][0] = f"gain of {comparison['labels'][0]}, less that of"
-            parts.append(markdown_rows(differences))
+        parts += [markdown_rows(rows) for rows in comparison_rows(comparison, variant) if rows]
     parts.append(
         "Shares in percent, gains in points; means over seeds. Intervals are over seeds and "
         "problems, where not said otherwise, and pair both."

@@ -18,7 +18,7 @@
     tensorboard/       a view of the metrics; never read back
     summary.json       what the run came to
     lock.json          which process trains in it, or was the last
-    report/            tables and plots made from the above
+    report/            report.html and plots, made from the above
     set_aside/         step_00020/: what stopped to hold when inputs or length changed there
 
 JSON files appear whole or not at all. Rows of the .jsonl files may be cut by a kill, and are

@@ -11,19 +11,9 @@ import tensorboardX
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import jsonl_row
+from stepalign_jax.config.schema import Config
 from stepalign_jax.runs.directory import RunDirectory
-
-_OF_ROLLOUTS = ("reward", "mean_tokens", "solver_tokens", "truncated")
-
-
-def tensorboard_tag(name: str) -> str:
-    """The metric's name behind its group: "critic_tokens" is "critic/tokens"."""
-    for group in ("critic", "validation"):
-        if name.startswith(f"{group}_"):
-            return f"{group}/{name.removeprefix(f'{group}_')}"
-    if name in _OF_ROLLOUTS:
-        return f"rollouts/{name}"
-    return f"critic/{name}" if name.startswith("context") else f"loss/{name}"
+from stepalign_jax.runs.tensorboard import add_verbatim, metric_tag, start_session, timing_tag
 
 
 class NonFiniteError(UserError, RuntimeError):
@@ -78,18 +68,20 @@ class MetricsWriter:
           ValueError: a metric is called "step", as the row's number is.
         """
         require_finite(step, metrics)
-        self._append(self._metrics, step, metrics, tensorboard_tag)
+        self._append(self._metrics, step, metrics, metric_tag)
 
     def write_timings(self, step: int, timings: Mapping[str, float | None]) -> None:
         """Writes seconds and rates, which no two runs share, to a file of their own."""
         require_finite(step, timings)
-        self._append(self._timings, step, timings, "timings/{}".format)
+        self._append(self._timings, step, timings, timing_tag)
 
     def add_text(self, step: int, tag: str, text: str) -> None:
         """Shows a text in TensorBoard, verbatim: a rollout with its critique, or the config."""
-        # TensorBoard renders Markdown, and an indented block is the one form that no content
-        # of the text can break out of.
-        self._tensorboard.add_text(tag, "    " + text.replace("\n", "\n    "), step)
+        add_verbatim(self._tensorboard, tag, text, step)
+
+    def start_session(self, config: Config) -> None:
+        """Gives a run that begins its row in TensorBoard's HParams."""
+        start_session(self._tensorboard, config)
 
     def close(self) -> None:
         self._metrics.close()

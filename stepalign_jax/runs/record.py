@@ -4,7 +4,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from stepalign_jax.base.files import write_jsonl
 from stepalign_jax.config.schema import Config
 from stepalign_jax.critics.protocol import CriticReply
 from stepalign_jax.feedback.contexts import Context, count_failures, describe_failures
+from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.objectives.divergence import LossScores
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.metrics import MetricsWriter
@@ -204,29 +205,49 @@ class EmptySteps:
         )
 
 
-def rollout_rows(results: StepResults) -> Iterator[dict[str, Any]]:
+def rollout_rows(
+    results: StepResults, ends: Callable[[Sequence[int], str], list[int]]
+) -> Iterator[dict[str, Any]]:
     """One JSON row per rollout.
 
-    Advantages are null where the context failed, and where other tokens were scored.
+    Lists have one entry per token: `tokens`; `ends`, one past the last character of the text
+    that the token writes; `logprobs` of the solver as it sampled, at temperature 1; `advantage`
+    and `loss`, before its weight. The last two are null where the context failed, and where
+    other tokens were scored. Numbers have five decimals.
+
+    Args:
+      results: of the step.
+      ends: (tokens, text) -> see `Roles.ends`.
     """
     samples, targets = results.samples, results.batch.targets
-    shape = np.shape(samples.rollouts.tokens)
-    advantages = np.zeros(shape) if targets else _scores(results).advantage
+    rollouts = samples.rollouts
+    nothing = np.zeros(np.shape(rollouts.tokens))
+    scores = None if targets else _scores(results)
+    advantages, losses = (scores.advantage, scores.loss) if scores else (nothing, nothing)
     for i, (attempt, context) in enumerate(
         zip(samples.attempts, results.contexts, strict=True)
     ):
-        length = int(samples.rollouts.lengths[i])
-        advantage = [round(float(a), 5) for a in advantages[i, :length]]
+        counted = slice(int(rollouts.lengths[i]))
+        tokens = np.asarray(rollouts.tokens[i, counted]).tolist()
+        unscored = bool(context.failure or targets)
         yield {
             "problem": attempt.problem.text,
             "answer": attempt.problem.answer,
             "rollout": attempt.text,
-            "tokens": np.asarray(samples.rollouts.tokens[i, :length]).tolist(),
+            "tokens": tokens,
+            "ends": ends(tokens, attempt.text),
+            "logprobs": _five_decimals(rollouts.logprobs[i, counted]),
+            "finished": bool(rollouts.finished[i]),
             "correct": bool(results.correct[i]),
             "context": context.text,
             "failure": context.failure,
-            "advantage": None if context.failure or targets else advantage,
+            "advantage": None if unscored else _five_decimals(advantages[i, counted]),
+            "loss": None if unscored else _five_decimals(losses[i, counted]),
         }
+
+
+def _five_decimals(values: Any) -> list[float]:
+    return [round(float(value), 5) for value in values]
 
 
 def step_timings(results: StepResults, *, num_devices: int) -> dict[str, float]:
@@ -274,6 +295,7 @@ def record_step(
     results: StepResults,
     config: Config,
     *,
+    roles: Roles,
     num_devices: int,
 ) -> str:
     """Writes all that is kept of a step; returns a few words for the progress bar.
@@ -285,7 +307,7 @@ def record_step(
     metrics = step_metrics(results, compute_dtype=config.model.compute_dtype)
     rate = learning_rate_at(config.optimizer, train.num_steps, step)
     writer.write(step, {**metrics, "learning_rate": float(rate)})  # refuses what is not finite
-    write_jsonl(run.rollouts_file(step), rollout_rows(results))
+    write_jsonl(run.rollouts_file(step), rollout_rows(results, roles.ends))
     writer.write_timings(step, step_timings(results, num_devices=num_devices))
     empty_steps.see(results)
     if train.sample_texts_every_steps and step % train.sample_texts_every_steps == 0:

@@ -3,6 +3,7 @@
 """Which rollouts end in a loop: the same tokens again and again, up to the budget."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Three copies are no accident where they are long; a short number such as 111 is no loop.
 NUM_COPIES = 3
@@ -10,7 +11,7 @@ SHORTEST = 24  # tokens of all copies together
 LONGEST_BLOCK = 128  # tokens that one copy may have
 
 
-def ends_in_loop(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def ends_in_loop(tokens: ArrayLike, lengths: ArrayLike) -> np.ndarray:
     """Returns which rows end in at least three copies of one block of tokens.
 
     The last copy may be cut anywhere, as a budget cuts it. With A, B, C tokens and S the stop

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.runs import TINY
 from support.toy_tokenizers import SPECIALS, build, by_template
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.load import load_config
+from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.huggingface.tokenizer import (
     decode,
     encode_plain,
@@ -57,6 +60,24 @@ def test_spans_of_tokens_lie_in_the_decoded_text(tokenizer, text):
     assert spans[0][0] == 0 and spans[-1][1] == len(written)
     whole = [part for i, part in enumerate(spans) if spans.index(part) == i]
     assert all(a[1] == b[0] for a, b in pairwise(whole))
+
+
+@pytest.mark.parametrize("text", ["12 + 34", "é ∑ 😀 数", "a  b"])
+def test_ends_of_tokens_are_places_in_the_decoded_text(tokenizer, text):
+    """Llama's tokenizer writes a space at the beginning that its decoder leaves out."""
+    ids = encode_plain(tokenizer, text)
+    read = decode(tokenizer, ids)
+    ends = Roles(tokenizer, load_config(TINY).prompts).ends(
+        [*ids, tokenizer.eos_token_id], read
+    )
+    assert len(ends) == len(ids) + 1 and ends == sorted(ends)
+    assert ends[-1] == ends[-2] == len(read)
+    pieces = [read[a:b] for a, b in pairwise([0, *ends])]
+    assert "".join(pieces) == read
+    # Each token that writes whole characters stands where it alone would be read.
+    for piece, token in zip(pieces, ids, strict=False):
+        alone = decode(tokenizer, [token])
+        assert "\ufffd" in alone or piece.strip() == alone.strip()
 
 
 FRAGMENTS = [*SPECIALS, "<unk>", "<", "s>", "/s>", " ", "\n", "Step", "12", "é", "<start_of"]

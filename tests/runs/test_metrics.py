@@ -1,12 +1,10 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-import pathlib
-import struct
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
+from support.tensorboard import read_events
+from tensorboardX.proto.event_pb2 import SessionLog  # type: ignore[attr-defined]
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_jsonl
@@ -15,20 +13,7 @@ from stepalign_jax.runs.metrics import (
     MetricsWriter,
     NonFiniteError,
     require_finite,
-    tensorboard_tag,
 )
-
-
-def read_events(directory: pathlib.Path) -> list[Event]:
-    """Returns the TensorBoard events; a record is length, 4 bytes, event, 4 bytes."""
-    events = []
-    for path in sorted(directory.iterdir()):
-        content, start = path.read_bytes(), 0
-        while start < len(content):
-            (length,) = struct.unpack_from("<Q", content, start)
-            events.append(Event.FromString(content[start + 12 : start + 12 + length]))
-            start += 16 + length
-    return events
 
 
 def test_rows_are_the_same_bytes_whatever_the_order_and_number_type(tmp_path):
@@ -69,7 +54,7 @@ def test_tensorboard_has_scalars_texts_and_the_purge_mark(tmp_path):
     run = RunDirectory(tmp_path)
     writer = MetricsWriter(run, num_completed_steps=4)
     writer.write(4, {"loss": 0.5, "critic_exactness": None})
-    writer.write_timings(4, {"step_secs": 2.0})
+    writer.write_timings(4, {"sample": 2.0})
     writer.add_text(4, "rollout", "Step 1: 3*8=24\n# Answer: 71")
     writer.close()
     events = read_events(run.tensorboard)
@@ -77,25 +62,11 @@ def test_tensorboard_has_scalars_texts_and_the_purge_mark(tmp_path):
     scalars = {
         key: v.simple_value for key, v in values.items() if key[0] != "rollout/text_summary"
     }
-    assert scalars == {("loss/loss", 4): 0.5, ("timings/step_secs", 4): 2.0}
+    assert scalars == {("optimizer/loss", 4): 0.5, ("time/sample_seconds", 4): 2.0}
     (text,) = values["rollout/text_summary", 4].tensor.string_val
     assert text == b"    Step 1: 3*8=24\n    # Answer: 71"
     marks = [e.step for e in events if e.session_log.status == SessionLog.START]
     assert marks == [4]
-
-
-@pytest.mark.parametrize(
-    ("name", "tag"),
-    [
-        ("gradient_norm", "loss/gradient_norm"),
-        ("reward", "rollouts/reward"),
-        ("critic_exact_on_wrong", "critic/exact_on_wrong"),
-        ("context_failed/empty", "critic/context_failed/empty"),
-        ("validation_avg_at_k", "validation/avg_at_k"),
-    ],
-)
-def test_tensorboard_shows_metrics_in_groups(name, tag):
-    assert tensorboard_tag(name) == tag
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("-inf")])

@@ -4,6 +4,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,13 @@ from stepalign_jax.runs.record import (
 )
 from stepalign_jax.training.packing import Layout
 
+
+def counted(tokens: Sequence[int], _text: str) -> list[int]:
+    """The ends of tokens of one character each."""
+    return list(range(1, len(tokens) + 1))
+
+
+ROLES: Any = SimpleNamespace(ends=counted)
 PROBLEMS = [Problem("1+1", "2", None, "t")] * 2 + [Problem("2+2", "4", None, "t")] * 2
 LENGTHS = np.array([3, 1, 2, 2], np.int32)
 LOGPROBS = -np.arange(1, 13, dtype=np.float32).reshape(4, 3) / 8
@@ -205,18 +213,26 @@ def test_a_step_without_a_teacher_has_no_scoring_numbers():
 
 
 def test_rows_by_hand():
-    rows = list(rollout_rows(make_results()))
+    rows = list(rollout_rows(make_results(), counted))
     assert rows[0] == {
         "problem": "1+1",
         "answer": "2",
         "rollout": "try 0",
         "tokens": [0, 1, 2],
+        "ends": [1, 2, 3],
+        "logprobs": [-0.125, -0.25, -0.375],
+        "finished": True,
         "correct": True,
         "context": "a",
         "failure": None,
         "advantage": [0.0, 0.0625, 0.125],
+        "loss": [1.0, 0.0, 2.0],
     }
     assert [row["advantage"] for row in rows[1:]] == [[0.1875], None, [0.5625, 0.625]]
+    assert [row["loss"] for row in rows[1:]] == [[3.0], None, [-1.0, 1.0]]
+    # What was sampled is known of every rollout.
+    assert [row["logprobs"] for row in rows[1:]] == [[-0.5], [-0.875, -1.0], [-1.25, -1.375]]
+    assert [row["finished"] for row in rows] == [True, True, False, True]
     assert [row["failure"] for row in rows] == [None, None, "empty", None]
 
 
@@ -321,7 +337,7 @@ def test_a_step_that_diverged_is_one_sentence_and_leaves_no_file(tmp_path):
         contextlib.closing(MetricsWriter(run, num_completed_steps=4)) as writer,
         pytest.raises(UserError, match=r"loss is nan at step 4: training has diverged"),
     ):
-        record_step(run, writer, EmptySteps(0), results, config, num_devices=1)
+        record_step(run, writer, EmptySteps(0), results, config, roles=ROLES, num_devices=1)
     assert run.metrics_file.read_text() == "" and not run.rollouts_file(4).exists()
 
 
@@ -339,6 +355,7 @@ def test_what_is_recorded_of_a_step(tmp_path):
         writer,
         EmptySteps(0),
         config=config,
+        roles=ROLES,
         num_devices=2,  # pyright: ignore[reportArgumentType]
     )
     words = [record(result) for result in results.values()]
@@ -349,7 +366,7 @@ def test_what_is_recorded_of_a_step(tmp_path):
         metrics = step_metrics(result, compute_dtype="float32")
         assert writer.metrics[step] == metrics | {"learning_rate": rate}
         assert writer.timings[step] == step_timings(result, num_devices=2)
-        assert read_jsonl(run.rollouts_file(step)) == list(rollout_rows(result))
+        assert read_jsonl(run.rollouts_file(step)) == list(rollout_rows(result, counted))
     assert writer.texts == [(4, "example", example_texts(results[4]))]
 
 
@@ -360,7 +377,7 @@ def test_targets_have_neither_a_gap_nor_advantages():
     results = make_results(batch=batch, scores=[], step=0)
     metrics = step_metrics(results, compute_dtype="float32")
     assert metrics["sampler_logprob_gap"] is None and metrics["contexts_failed"] == 1.0
-    rows = list(rollout_rows(results))
+    rows = list(rollout_rows(results, counted))
     assert [row["advantage"] for row in rows] == [None] * 4
     assert [row["context"] for row in rows] == ["a", "b", "c", "d"]
 

@@ -17,6 +17,7 @@ from typing import Any, get_args
 import jax
 import numpy as np
 import pytest
+from support.report_runs import make_row
 from support.run_files import finish, require_same_shape, rollout_row
 from support.runs import ROOT, small_config, write_config
 
@@ -205,7 +206,25 @@ def test_imitated_run_files_are_like_those_of_a_run(unbroken, tmp_path):
         if path == imitation.timings_file:  # rows of steps with a validation
             own, real = own[2], next(row for row in real if "validate" in row)
         require_same_shape(own, real, path.name)
-    require_same_shape(rollout_row(), contexts(unbroken)[0], "rollouts")
+    rows = contexts(unbroken)
+    require_same_shape(rollout_row(), rows[0], "rollouts")
+    scored = next(row for row in rows if row["failure"] is None)
+    made = make_row(np.random.default_rng(0), right=True)
+    require_same_shape(made, scored, "rollouts")
+    assert made.keys() == scored.keys()
+
+
+def test_rows_of_rollouts_have_numbers_and_a_place_of_each_token(unbroken):
+    for row in contexts(unbroken):
+        ends, size = row["ends"], len(row["tokens"])
+        assert len(ends) == len(row["logprobs"]) == size and ends == sorted(ends)
+        assert ends[-1] == len(row["rollout"])
+        if row["finished"]:  # the stop token writes nothing
+            assert ends[-1] == ends[-2]
+        scored = row["failure"] is None
+        assert all((row[name] is not None) is scored for name in ("advantage", "loss"))
+        assert not scored or len(row["advantage"]) == len(row["loss"]) == size
+        assert all(value <= 0 for value in row["logprobs"])
 
 
 def test_a_preflight_changes_nothing_that_is_trained_on(unbroken, tmp_path):
@@ -232,6 +251,10 @@ def test_starting_again_returns_the_summary_without_work(unbroken, monkeypatch, 
     printed, said = capsys.readouterr()
     assert "Avg@2" in printed and str(unbroken.path) in printed
     assert f"{unbroken.path} is finished: nothing was run\n" in said
+    page = unbroken.report / "report.html"
+    assert printed.splitlines()[-1] == f"report: {page}"
+    rows = len(contexts(unbroken))
+    assert f"All {rows} rollouts are in this file." in page.read_text("utf-8")
 
 
 def test_another_config_in_the_same_directory_is_refused(unbroken):
