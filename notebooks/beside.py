@@ -95,7 +95,7 @@ class Environment:
         """Runs a command of the package; what it prints appears as it comes, bars included.
 
         Raises:
-          RuntimeError: it fails; its last words stand above.
+          RuntimeError: it fails; the sentence has its exit status and its last line.
         """
         argv = [self.python, "-m", f"stepalign_jax.{command}", *map(str, arguments)]
         print("$ python", shlex.join(argv[1:]))
@@ -113,7 +113,7 @@ class Environment:
         )  # fmt: skip
         os.close(theirs)
         try:
-            _copy(ours)
+            last = _copy(ours)
             status = process.wait()
         except KeyboardInterrupt:
             # A command ends with a checkpoint, from which the same command goes on.
@@ -124,7 +124,7 @@ class Environment:
         finally:
             os.close(ours)
         if status:
-            raise RuntimeError(f"it ended with exit status {status}: see its last line above")
+            raise RuntimeError(f"exit status {status}: {last}")
 
     def has_accelerator(self) -> bool:
         """Whether JAX finds more than a CPU."""
@@ -136,17 +136,19 @@ class Environment:
         return found.stdout.strip() not in ("", "cpu")
 
 
-def _copy(descriptor: int) -> None:
-    """Prints what comes from a terminal, until nobody writes to it any more."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+def _copy(descriptor: int) -> str:
+    """Prints what comes from a terminal until nobody writes to it; returns the last line."""
+    decoder, end = codecs.getincrementaldecoder("utf-8")("replace"), ""
     while True:
         try:
             content = os.read(descriptor, 4096)
         except OSError:  # what Linux says at the end
-            return
+            content = b""
         if not content:
-            return
-        print(decoder.decode(content).replace("\r\n", "\n"), end="", flush=True)
+            return end.strip().split("\n")[-1]
+        text = decoder.decode(content).replace("\r\n", "\n")
+        print(text, end="", flush=True)
+        end = (end + text)[-1000:]
 
 
 def accelerator_extras() -> list[str]:

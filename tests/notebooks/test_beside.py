@@ -28,7 +28,7 @@ def environment(monkeypatch, tmp_path) -> beside.Environment:
 
 
 def test_a_command_that_fails_shows_its_sentence_and_stops_the_cell(environment, capsys):
-    with pytest.raises(RuntimeError, match="exit status 2"):
+    with pytest.raises(RuntimeError, match=r"exit status 2: error: .* is not a run"):
         environment.run("report", "--run", "no such run")
     assert "is not a run" in capsys.readouterr().out
 
