@@ -9,12 +9,13 @@ and no kernel restarts.
     STEPALIGN_PYTHON        an interpreter that has the package: nothing is installed
     STEPALIGN_ENVIRONMENT   where the environment lies (default: .venv-notebook in the clone)
     STEPALIGN_RUNS          where runs lie (default: runs)
-    STEPALIGN_REDUCED       1: the notebooks' runs take seconds, and show less
+    STEPALIGN_REDUCED       1: the quickstart's run takes seconds, and shows less
 """
 
 import codecs
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -31,7 +32,21 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-REDUCED = os.environ.get("STEPALIGN_REDUCED") == "1"
+# What makes a run of the miniature take seconds, for a test: the values of the tests' own runs,
+# so that they share compiled programs.
+_SECONDS = (
+    *("--problems.num_train=16", "--problems.num_validation=2", "--problems.num_test=4"),
+    *("--problems.min_reasoning_steps=3", "--problems.max_reasoning_steps=3"),
+    *("--sampling.max_new_tokens=40", "--sampling.batch_size=4"),
+    *("--critic.max_new_tokens=40", "--critic.batch_size=4", "--optimizer.warmup_steps=1"),
+    *("--train.num_steps=4", "--train.problems_per_step=2", "--train.samples_per_problem=2"),
+    *("--train.checkpoint_every_steps=2", "--train.validate_every_steps=2"),
+    *("--train.sample_texts_every_steps=2", "--train.preflight_problems=0"),
+    *("--evaluation.max_new_tokens=40", "--evaluation.batch_size=4"),
+    *("--evaluation.num_samples=2", "--evaluation.num_validation_samples=2"),
+    "--evaluation.num_resamples=50",
+)
+REDUCED = _SECONDS if os.environ.get("STEPALIGN_REDUCED") == "1" else ()
 RUNS = Path(os.environ.get("STEPALIGN_RUNS", "runs"))
 
 # Of the kernel: its plots, its modules and its interpreter are not those of the environment.
@@ -108,8 +123,9 @@ class Environment:
         variables = {k: v for k, v in os.environ.items() if k not in _NOT_PASSED_ON}
         variables |= {"TERM": "dumb", "TQDM_MININTERVAL": "1", "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=variables,
-            start_new_session=True,
+            argv, stdin=theirs, stdout=theirs, stderr=theirs, env=variables,
+            # Its own terminal, which hangs up should the kernel end: a command then stops too.
+            preexec_fn=functools.partial(os.login_tty, 0),
         )  # fmt: skip
         os.close(theirs)
         try:
