@@ -103,7 +103,7 @@ def test_heat_shows_each_token_with_its_number_and_no_markup_of_a_model():
     html = pictures.heat(ROW).data
     assert "&lt;7</span>" in html and "<7" not in html
     assert 'title="-2.000"' in html and html.count("<span") == 7
-    assert "lowest -2.00 at token 2 (&#x27;&lt;7&#x27;)" in html and "⏹" in html
+    assert "lowest -2.00 at token 2 (&#x27;&lt;7&#x27;)" in html and ">[end]<" in html
 
 
 def test_trace_has_a_bar_per_token_and_a_line_per_reasoning_step():
