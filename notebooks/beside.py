@@ -9,12 +9,13 @@ and no kernel restarts.
     STEPALIGN_PYTHON        an interpreter that has the package: nothing is installed
     STEPALIGN_ENVIRONMENT   where the environment lies (default: .venv-notebook in the clone)
     STEPALIGN_RUNS          where runs lie (default: runs)
-    STEPALIGN_REDUCED       1: the notebooks' runs take seconds, and show less
+    STEPALIGN_REDUCED       1: the quickstart's run takes seconds, and shows less
 """
 
 import codecs
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -31,7 +32,21 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-REDUCED = os.environ.get("STEPALIGN_REDUCED") == "1"
+# What makes a run of the miniature take seconds, for a test: the values of the tests' own runs,
+# so that they share compiled programs.
+_SECONDS = (
+    *("--problems.num_train=16", "--problems.num_validation=2", "--problems.num_test=4"),
+    *("--problems.min_reasoning_steps=3", "--problems.max_reasoning_steps=3"),
+    *("--sampling.max_new_tokens=40", "--sampling.batch_size=4"),
+    *("--critic.max_new_tokens=40", "--critic.batch_size=4", "--optimizer.warmup_steps=1"),
+    *("--train.num_steps=4", "--train.problems_per_step=2", "--train.samples_per_problem=2"),
+    *("--train.checkpoint_every_steps=2", "--train.validate_every_steps=2"),
+    *("--train.sample_texts_every_steps=2", "--train.preflight_problems=0"),
+    *("--evaluation.max_new_tokens=40", "--evaluation.batch_size=4"),
+    *("--evaluation.num_samples=2", "--evaluation.num_validation_samples=2"),
+    "--evaluation.num_resamples=50",
+)
+REDUCED = _SECONDS if os.environ.get("STEPALIGN_REDUCED") == "1" else ()
 RUNS = Path(os.environ.get("STEPALIGN_RUNS", "runs"))
 
 # Of the kernel: its plots, its modules and its interpreter are not those of the environment.
@@ -95,7 +110,7 @@ class Environment:
         """Runs a command of the package; what it prints appears as it comes, bars included.
 
         Raises:
-          RuntimeError: it fails; its last words stand above.
+          RuntimeError: it fails; the sentence has its exit status and its last line.
         """
         argv = [self.python, "-m", f"stepalign_jax.{command}", *map(str, arguments)]
         print("$ python", shlex.join(argv[1:]))
@@ -108,12 +123,13 @@ class Environment:
         variables = {k: v for k, v in os.environ.items() if k not in _NOT_PASSED_ON}
         variables |= {"TERM": "dumb", "TQDM_MININTERVAL": "1", "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=variables,
-            start_new_session=True,
+            argv, stdin=theirs, stdout=theirs, stderr=theirs, env=variables,
+            # Its own terminal, which hangs up should the kernel end: a command then stops too.
+            preexec_fn=functools.partial(os.login_tty, 0),
         )  # fmt: skip
         os.close(theirs)
         try:
-            _copy(ours)
+            last = _copy(ours)
             status = process.wait()
         except KeyboardInterrupt:
             # A command ends with a checkpoint, from which the same command goes on.
@@ -124,7 +140,7 @@ class Environment:
         finally:
             os.close(ours)
         if status:
-            raise RuntimeError(f"it ended with exit status {status}: see its last line above")
+            raise RuntimeError(f"exit status {status}: {last}")
 
     def has_accelerator(self) -> bool:
         """Whether JAX finds more than a CPU."""
@@ -136,17 +152,19 @@ class Environment:
         return found.stdout.strip() not in ("", "cpu")
 
 
-def _copy(descriptor: int) -> None:
-    """Prints what comes from a terminal, until nobody writes to it any more."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+def _copy(descriptor: int) -> str:
+    """Prints what comes from a terminal until nobody writes to it; returns the last line."""
+    decoder, end = codecs.getincrementaldecoder("utf-8")("replace"), ""
     while True:
         try:
             content = os.read(descriptor, 4096)
         except OSError:  # what Linux says at the end
-            return
+            content = b""
         if not content:
-            return
-        print(decoder.decode(content).replace("\r\n", "\n"), end="", flush=True)
+            return end.strip().split("\n")[-1]
+        text = decoder.decode(content).replace("\r\n", "\n")
+        print(text, end="", flush=True)
+        end = (end + text)[-1000:]
 
 
 def accelerator_extras() -> list[str]:

@@ -106,7 +106,7 @@ def heat(row: Mapping[str, Any]) -> HTML:
     for text, value in zip(parts, advantages, strict=True):
         # The square root lets small values be seen beside the largest.
         tint = _tint(_BLUE if value > 0 else _RED, 0.85 * (abs(value) / largest) ** 0.5)
-        shown = escape(text) if text else "⏹"
+        shown = escape(text) if text else "[end]"
         spans.append(f'<span style="{tint}" title="{value:+.3f}">{shown}</span>')
     return HTML(
         '<pre style="white-space:pre-wrap;line-height:1.7;font-size:1.1em">'

@@ -4,9 +4,13 @@
 
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
-from support.runs import ROOT
+from support.runs import ROOT, small_config
+
+from stepalign_jax.config.load import load_config
 
 sys.path.insert(0, str(ROOT / "notebooks"))
 
@@ -28,7 +32,7 @@ def environment(monkeypatch, tmp_path) -> beside.Environment:
 
 
 def test_a_command_that_fails_shows_its_sentence_and_stops_the_cell(environment, capsys):
-    with pytest.raises(RuntimeError, match="exit status 2"):
+    with pytest.raises(RuntimeError, match=r"exit status 2: error: .* is not a run"):
         environment.run("report", "--run", "no such run")
     assert "is not a run" in capsys.readouterr().out
 
@@ -99,7 +103,7 @@ def test_heat_shows_each_token_with_its_number_and_no_markup_of_a_model():
     html = pictures.heat(ROW).data
     assert "&lt;7</span>" in html and "<7" not in html
     assert 'title="-2.000"' in html and html.count("<span") == 7
-    assert "lowest -2.00 at token 2 (&#x27;&lt;7&#x27;)" in html and "⏹" in html
+    assert "lowest -2.00 at token 2 (&#x27;&lt;7&#x27;)" in html and ">[end]<" in html
 
 
 def test_trace_has_a_bar_per_token_and_a_line_per_reasoning_step():
@@ -139,6 +143,33 @@ def test_figures_are_those_of_the_report(tmp_path):
     assert one.count("<svg") == 1 and 'id="loss-figure_1"' in one
     with pytest.raises(KeyError, match="nothing: the run has validation"):
         pictures.figures(tmp_path, "nothing")
+
+
+def test_a_reduced_run_shares_its_programs_with_the_tests_own_runs(tmp_path):
+    assert load_config("tiny", beside._SECONDS) == small_config(Path("runs"))
+
+
+def test_a_command_ends_with_its_kernel(tmp_path):
+    """The terminal hangs up, and nothing of a notebook runs on unseen."""
+    code = f"""
+import os, sys, threading, time
+sys.path.insert(0, {str(ROOT / "notebooks")!r})
+import beside, pathlib
+child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+run = lambda: beside.Environment(pathlib.Path("."))._follow([sys.executable, "-c", child])
+threading.Thread(target=run, daemon=True).start()
+time.sleep(600)
+"""
+    kernel = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert kernel.stdout is not None
+    child = Path("/proc") / kernel.stdout.readline().strip()
+    assert child.exists()
+    kernel.kill()
+    kernel.wait()
+    ends = time.monotonic() + 60
+    while child.exists() and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert not child.exists()
 
 
 def test_without_a_network_no_model_is_reachable(monkeypatch):

@@ -95,7 +95,9 @@ def check_files(run: RunDirectory, config: Config) -> None:
     assert [row["step"] for row in read_jsonl(run.metrics_file)] == steps
     assert [row["step"] for row in read_jsonl(run.timings_file)] == steps
     events = b"".join(path.read_bytes() for path in run.tensorboard.glob("events.*"))
-    assert b"config/text_summary" in events and b"rollouts/reward" in events
+    wanted = ["config/text_summary", "prompts/solver/text_summary", "solver/correct_rollouts"]
+    wanted += ["_hparams_/session_start_info", "_hparams_/session_end_info", "test/avg_at_k"]
+    assert [tag for tag in (*wanted, "figures/loss") if tag.encode() not in events] == []
     rollouts = sorted(path.name for path in (run.path / "rollouts").iterdir())
     assert rollouts == [run.rollouts_file(step).name for step in steps]
     assert finished_steps(run.checkpoints)[-1] == config.train.num_steps
