@@ -6,6 +6,7 @@
     python -m stepalign_jax.analyze --run runs/tiny-stepalign --step 20 --rollouts 0-9
     python -m stepalign_jax.analyze --config tiny --to analysis/tiny
     python -m stepalign_jax.analyze --model Qwen/Qwen3-0.6B --config small --to analysis/base
+    python -m stepalign_jax.analyze --config tiny --to analysis/tiny --truth
 
 Rollouts are sampled afresh by the checkpoint (--split), or are those that training stored
 (--rollouts). docs/analysis.md says what each number means.

@@ -6,7 +6,7 @@ The change of a reasoning step is the solver's chance of success behind it minus
 both estimated from n continuations (`continuations.py`). A reasoning step *lowered* the chance
 if its estimated change is at most -`drop`. With n = 32 a change has a standard error of at most
 sqrt(2 * 1/4 / 32) = 0.125, so a drop of 0.25 is two of them: of reasoning steps that change
-nothing, fewer than 1 in 40 are taken for harmful.
+nothing, at most 3 in 100 are taken for harmful.
 
 Each predictor gives one number per reasoning step, turned so that higher is to mean "lowered":
 
@@ -21,16 +21,25 @@ which the estimated chance is below `drop`: behind a mistake nothing more can be
 predictor gains by telling what is behind a mistake from what is before it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from stepalign_jax.analysis.continuations import Continuations
+from stepalign_jax.analysis.continuations import (
+    Continuations,
+    Sampler,
+    sample_continuations,
+)
 from stepalign_jax.analysis.ranks import auroc, clustered_interval, spearman
 from stepalign_jax.analysis.scored import ScoredRollouts
+from stepalign_jax.base.files import write_json
 from stepalign_jax.evaluation.statistics import Interval
+from stepalign_jax.problems.problem import Problem
+
+TRUTH_FILE, CONTINUATIONS_FILE = "truth.json", "continuations.npz"
 
 
 class Resampling(NamedTuple):
@@ -131,6 +140,41 @@ def _maxima(values: np.ndarray, members: np.ndarray, num: int) -> np.ndarray:
     return largest
 
 
+def make_truth(
+    directory: Path,
+    sampler: Sampler,
+    scored: ScoredRollouts,
+    problems: Sequence[Problem],
+    *,
+    drop: float,
+    how: Resampling,
+) -> tuple[Continuations, dict[str, Any]]:
+    """Samples continuations, unless the directory has them, and measures A against them.
+
+    The outcomes are in continuations.npz then, so that the numbers can be made again, with
+    another `drop` too, without sampling; the numbers are in truth.json.
+
+    Args:
+      directory: of the scores.
+      sampler: the solver.
+      scored: the rollouts.
+      problems: that know how to be judged; a rollout of none of them is judged by its answer.
+      drop: see `measure_truth`.
+      how: see `measure_truth`.
+    """
+    known = {problem.text: problem for problem in problems}
+    asked = [
+        known.get(row["problem"], Problem(row["problem"], row["answer"], None, "rollout"))
+        for row in scored.rows
+    ]
+    path = directory / CONTINUATIONS_FILE
+    found = sample_continuations(sampler, scored, asked, path)
+    facts = {"sampling": sampler.params._asdict(), "seed": sampler.seed}
+    truth = {**facts, **measure_truth(scored, found, drop=drop, how=how)}
+    write_json(directory / TRUTH_FILE, truth)
+    return found, truth
+
+
 def measure_truth(
     scored: ScoredRollouts, found: Continuations, *, drop: float, how: Resampling
 ) -> dict[str, Any]:
@@ -229,8 +273,3 @@ def _interval(
     if np.isnan(found.mean):
         return None
     return {name: None if np.isnan(v) else v for name, v in found.as_dict().items()}
-
-
-def rows_of(truth: dict[str, Any], context: str | None) -> Iterator[dict[str, Any]]:
-    """The predictors of a context, or those that need none."""
-    return (row for row in truth["predictors"] if row["context"] == context)
