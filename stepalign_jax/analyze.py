@@ -15,21 +15,23 @@ Rollouts are sampled afresh by the checkpoint (--split), or are those that train
 import argparse
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stepalign_jax.analysis.chosen import Chosen, sample_rollouts, stored_rollouts
+from stepalign_jax.analysis.chosen import sample_rollouts, stored_rollouts
 from stepalign_jax.analysis.results import (
     RESULT_FILE,
     Analyst,
+    Material,
     analysis_inputs,
     finished,
+    gather,
     make_analysis,
 )
 from stepalign_jax.analysis.score import make_analysis_programs, scored_conditions
 from stepalign_jax.analysis.scored import ScoredRollouts
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.names import nearest
 from stepalign_jax.base.progress import say
 from stepalign_jax.config.cli import MODEL_CONFIG, parse_arguments, read_config, run_command
 from stepalign_jax.config.schema import Config
@@ -37,6 +39,7 @@ from stepalign_jax.exporting.trained import Trained, choose_step, load_teacher, 
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.locked import count_opening
 from stepalign_jax.problems.sources import SPLITS, load_problems
+from stepalign_jax.report.analysis_figures import draw_analysis, examples
 from stepalign_jax.report.localisation import localisation_tables
 from stepalign_jax.runs.directory import RunDirectory, differing_keys
 from stepalign_jax.runs.setup import (
@@ -46,7 +49,8 @@ from stepalign_jax.runs.setup import (
     open_solver,
     select_problems,
 )
-from stepalign_jax.sampling.kept import is_begun, kept_beside
+from stepalign_jax.runs.stopwatch import Stopwatch
+from stepalign_jax.sampling.kept import is_begun, kept_beside, weights_digest
 
 SECTIONS = (
     *("seed", "runs_dir", "condition", "model", "trainable", "problems", "prompts"),
@@ -65,6 +69,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--rollouts": {
         "metavar": "STEPS",
         "help": "instead: rollouts that these steps of training stored, such as 0,20-29",
+    },
+    "--draw": {
+        "metavar": "IDS",
+        "help": "rollouts to draw, such as validation/3/0,validation/4/0; default: one with an "
+        "error and one without",
     },
     "--label": {"metavar": "NAME", "help": "name of the directory in runs/NAME/analysis"},
     "--to": {"metavar": "DIR", "help": "write there instead of into the run"},
@@ -131,17 +140,20 @@ def analyze(config: Config, asked: Asked) -> tuple[ScoredRollouts, dict[str, Any
             teacher = load_teacher(trained, solver)
         programs = make_analysis_programs(model, token_tile=config.objective.token_tile)
         analyst = Analyst(config, model, roles, grader, critic, conditions, programs)
-        inputs = analysis_inputs(analyst, solver, teacher, problems, asked.source)
+        weights = [weights_digest(solver), weights_digest(teacher)]
+        inputs = analysis_inputs(config, problems, asked.source, weights)
         if not finished(asked.directory, inputs) and not asked.stored:
             _count_opening(config, asked, result)
 
-        def choose() -> Chosen:
-            if asked.stored:
-                assert asked.run is not None
-                return stored_rollouts(config, asked.run, problems, asked.stored)
-            return sample_rollouts(
-                config, model, solver, roles, grader, problems, asked.split, kept=kept
-            )
+        def choose(watch: Stopwatch) -> Material:
+            if asked.run is not None and asked.stored:
+                chosen = stored_rollouts(config, asked.run, problems, asked.stored)
+                return gather(analyst, chosen, watch)
+            with watch.phase("sample"):
+                chosen = sample_rollouts(
+                    config, model, solver, roles, grader, problems, asked.split, kept=kept
+                )
+            return gather(analyst, chosen, watch)
 
         of = config.model.path if asked.run is None else f"{asked.run.path}, step {asked.step}"
         facts = {"of": of, "step": asked.step, "source": asked.source, "inputs": inputs}
@@ -221,13 +233,24 @@ def main(argv: list[str]) -> None:
     asked = _ask(arguments, config)
     scored, found = analyze(config, asked)
     print(localisation_tables(found))
-    for write in _WRITERS:
-        say(f"written: {write(asked.directory, scored, found)}")
+    drawn = _rollouts_to_draw(arguments.draw, scored)
+    for path in draw_analysis(asked.directory, scored, found, drawn):
+        print(f"written: {path}")
     print(f"written: {asked.directory}")
 
 
-# Each draws something of an analysis, and returns the file.
-_WRITERS: tuple[Callable[[Path, ScoredRollouts, dict[str, Any]], Path], ...] = ()
+def _rollouts_to_draw(ids: str | None, scored: ScoredRollouts) -> list[int]:
+    """The places of the rollouts that are named, or of examples."""
+    if ids is None:
+        return examples(scored)
+    places = {row["id"]: place for place, row in enumerate(scored.rows)}
+    for name in (names := [name.strip() for name in ids.split(",")]):
+        if name not in places:
+            raise UserError(
+                f"--draw names {name!r}, which is no rollout of this analysis; the nearest is "
+                f"{nearest(name, places)!r}"
+            )
+    return [places[name] for name in names]
 
 
 if __name__ == "__main__":

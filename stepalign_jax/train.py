@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from stepalign_jax.analysis.probe_set import ProbeSet, probed_conditions
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.files import read_json, write_json
 from stepalign_jax.base.progress import progress, say
@@ -63,6 +64,7 @@ from stepalign_jax.runs.setup import (
 from stepalign_jax.runs.stopwatch import Stopwatch, remaining
 from stepalign_jax.runs.summary import summarise
 from stepalign_jax.sampling.kept import is_begun, kept_beside
+from stepalign_jax.training.state import teacher_variables
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -79,7 +81,8 @@ def train(config: Config) -> dict[str, Any]:
             run.sweep()
         condition, loop = check_condition(config), config.train
         # Open everything: what can be refused is refused before any weights are read.
-        splits = SPLITS if loop.validate_every_steps else ("train", "test")
+        looks = loop.validate_every_steps or config.analysis.every_steps
+        splits = SPLITS if looks else ("train", "test")
         problems = {split: load_problems(config.problems, split) for split in splits}
         model, roles = open_solver(config)
         grader = stack.enter_context(make_grader(config))
@@ -89,17 +92,18 @@ def train(config: Config) -> dict[str, Any]:
             trained=("train",), teacher=condition.contexts is not None,
         )  # fmt: skip
         programs = make_run_programs(config, model)
-        state, critic = Resident(), None
-        if condition.needs_critiques:
-            critic = open_run_critic(config, model, grader, (model.weights, state), run=run)
+        state, reviewer = Resident(), None
+        if any(each.needs_critiques for each in (condition, *probed_conditions(config))):
+            reviewer = open_run_critic(config, model, grader, (model.weights, state), run=run)
+        critic = reviewer if condition.needs_critiques else None
 
         done_before = max(finished_steps(run.checkpoints), default=0)
         run.check_rows(done_before)
         inputs = Inputs(run, step=done_before, allow_changes=loop.allow_changed_inputs)
-        inputs.check(fingerprint_inputs(config, model.directory, critic, problems))
+        inputs.check(fingerprint_inputs(config, model.directory, reviewer, problems))
 
         # Read the weights, the critic's first: one that takes turns leaves the devices again.
-        for loaded in filter(None, (critic, model)):
+        for loaded in filter(None, (reviewer, model)):
             loaded.load()
         stack.enter_context(use_mesh(model.mesh))
         for split, candidates in problems.items():
@@ -118,7 +122,7 @@ def train(config: Config) -> dict[str, Any]:
         if first_step:
             _say(f"goes on from step {first_step} of {loop.num_steps}")
         run.truncate_after(first_step)
-        shares = memory_shares(model, state.tree, critic)
+        shares = memory_shares(model, state.tree, reviewer)
         say(memory_table(shares))
         write_json(run.memory_file, memory_json(shares))
         if first_step == 0:
@@ -172,6 +176,16 @@ def train(config: Config) -> dict[str, Any]:
         measured = {"test": before}
         if loop.validate_every_steps:  # where the curve starts
             measured["validation"] = evaluate_once("validation", "validation_00000", initial)
+
+        def teacher() -> dict[str, Any]:
+            return teacher_variables(state.tree, model.base, config.teacher)
+
+        analyse_every, probe_set = config.analysis.every_steps, None
+        if analyse_every:
+            probe_set = ProbeSet(
+                config, run, model, roles, grader, reviewer, problems["validation"]
+            )
+            probe_set.analyse(0, initial, model.variables() if first_step else teacher())
         if first_step == 0:
             preflight(config, run, model, roles, grader, critic, problems["train"], measured)
 
@@ -229,6 +243,9 @@ def train(config: Config) -> dict[str, Any]:
                 ):
                     with watch.phase("validate"):
                         metrics |= {"validation_avg_at_k": validate(done)}
+                if probe_set is not None and (done % analyse_every == 0 or last):
+                    with watch.phase("analyze"):
+                        probe_set.analyse(done, solver(), teacher())
                 with watch.phase("host"):
                     if recorded is not None:
                         bar.set_postfix_str(recorded.result())

@@ -15,14 +15,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from stepalign_jax.analysis.chosen import Chosen
+from stepalign_jax.analysis.scored import NO_ERROR, UNKNOWN
 from stepalign_jax.critics.oracle import oracle_critique
 from stepalign_jax.feedback.contexts import Attempt, Context
 from stepalign_jax.feedback.controls import first_difference
 from stepalign_jax.feedback.reasoning_steps import TraceFormat
 from stepalign_jax.grading.answers import extract_answer
 from stepalign_jax.grading.grader import Grader
-
-NONE, UNKNOWN = -1, -2
 
 
 def first_errors(
@@ -56,4 +55,4 @@ def _first_error(
     if text is None:
         return UNKNOWN, "unknown"
     first = first_difference(trace.steps(attempt.text), trace.steps(text))
-    return NONE if first is None else first, "critique" if oracle is None else "oracle"
+    return NO_ERROR if first is None else first, "critique" if oracle is None else "oracle"

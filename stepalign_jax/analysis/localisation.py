@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from stepalign_jax.analysis.copying import Copied, copied
-from stepalign_jax.analysis.first_errors import NONE, UNKNOWN
 from stepalign_jax.analysis.ranks import auroc, clustered_interval
-from stepalign_jax.analysis.scored import ScoredRollouts
+from stepalign_jax.analysis.scored import NO_ERROR, UNKNOWN, ScoredRollouts
 
 NOWHERE, BEFORE, FIRST, AFTER = -1, 0, 1, 2
 
@@ -49,7 +48,8 @@ def localisation(
 ) -> dict[str, Any]:
     """Returns all numbers as JSON: MEASURES by context, and what even spread would give.
 
-        {"counts": {"rollouts", "problems", "tokens", "right", "wrong", "unknown"},
+        {"names": [the contexts in their order],
+         "counts": {"rollouts", "problems", "tokens", "right", "wrong", "unknown"},
          "tokens": {"before", "first", "after", "markup"},     shares of tokens
          "contexts": {name: {"usable": int, measure: interval or None}}}
 
@@ -72,13 +72,18 @@ def localisation(
             found[measure] = _ratio(parts, wholes, problems, how)
         found["auroc"] = _auroc(scored, index, problems, how)
         contexts[name] = {key: found[key] for key in ("usable", *MEASURES)}
-    return {"counts": _counts(scored), "tokens": _token_shares(scored), "contexts": contexts}
+    return {
+        "names": list(scored.contexts),
+        "counts": _counts(scored),
+        "tokens": _token_shares(scored),
+        "contexts": contexts,
+    }
 
 
 def token_parts(scored: ScoredRollouts) -> np.ndarray:
     """[N] int: BEFORE, FIRST or AFTER; NOWHERE in rollouts without a known error."""
     parts = np.full(len(scored.tokens), NOWHERE)
-    for rollout in np.flatnonzero(scored.first_error >= 0):
+    for rollout in np.flatnonzero(scored.first_error >= 0).tolist():
         steps, first = scored.reasoning_step[scored.of(rollout)], scored.first_error[rollout]
         behind = np.flatnonzero(steps >= first)
         inside = np.flatnonzero(steps >= 0)
@@ -120,7 +125,7 @@ def judged_steps(scored: ScoredRollouts) -> tuple[np.ndarray, ...]:
     """
     rollout, step, _ = step_means(scored, np.zeros(len(scored.tokens)))
     first = scored.first_error[rollout]
-    known = (first != UNKNOWN) & ((first == NONE) | (step <= first))
+    known = (first != UNKNOWN) & ((first == NO_ERROR) | (step <= first))
     return known, known & (step == first)
 
 

@@ -4,7 +4,6 @@
 
     tokens.npz, rollouts.jsonl   see scored.py
     analysis.json                what was scored, by whom, and where the advantage falls
-    *.png, *.svg                 drawn from these by the report
 
 An analysis that is whole and of the same inputs is read, and its numbers are made again;
 nothing is sampled or scored twice.
@@ -15,10 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from stepalign_jax.analysis.chosen import Chosen
 from stepalign_jax.analysis.first_errors import first_errors
 from stepalign_jax.analysis.localisation import localisation
-from stepalign_jax.analysis.score import score_rollouts, show
+from stepalign_jax.analysis.score import Shown, score_rollouts, show
 from stepalign_jax.analysis.scored import ScoredRollouts
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json_object, write_json
@@ -32,7 +33,6 @@ from stepalign_jax.huggingface.language_model import LanguageModel
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.directory import config_json
 from stepalign_jax.runs.stopwatch import Stopwatch
-from stepalign_jax.sampling.kept import weights_digest
 from stepalign_jax.training.scoring import ScoringPrograms
 from stepalign_jax.training.state import Variables
 
@@ -64,30 +64,45 @@ class Analyst(NamedTuple):
     programs: ScoringPrograms
 
 
-def analysis_inputs(
-    analyst: Analyst,
-    solver: Variables,
-    teacher: Variables,
-    problems: Sequence[Problem],
-    source: str,
-) -> str:
+class Material(NamedTuple):
+    """What is scored, before any score.
+
+    Attributes:
+      chosen: the rollouts.
+      shown: what the teacher reads of each.
+      first_error: [R], see `ScoredRollouts`.
+      judges: how many first errors each judge named, see `first_errors`.
+    """
+
+    chosen: Chosen
+    shown: Shown
+    first_error: np.ndarray
+    judges: dict[str, int]
+
+
+def gather(analyst: Analyst, chosen: Chosen, watch: Stopwatch) -> Material:
+    """Asks the critic, whose seconds `watch` takes, and finds first errors."""
+    with watch.phase("critique"):
+        shown = show(analyst.conditions, chosen, analyst.critic, analyst.roles)
+    first, who = first_errors(chosen, shown.critiques, analyst.roles.trace, analyst.grader)
+    return Material(chosen, shown, first, dict(Counter(who)))
+
+
+def analysis_inputs(config: Config, problems: Sequence[Problem], *more: Any) -> str:
     """Returns a hash of all that decides the scores.
 
     Args:
-      analyst: who scores.
-      solver: its variables.
-      teacher: the teacher's.
+      config: of the run.
       problems: what is asked, or was.
-      source: which rollouts, in words.
+      more: whose weights, and which rollouts; JSON.
     """
-    values = config_json(analyst.config)
+    values = config_json(config)
     return content_hash(
         [
             {key: values[key] for key in _DECIDING},
             [values["analysis"]["num_rollouts"], values["analysis"]["contexts"]],
-            [weights_digest(solver), weights_digest(teacher)],
             [[problem.text, problem.expected, problem.reference] for problem in problems],
-            source,
+            *more,
         ]
     )
 
@@ -103,7 +118,7 @@ def make_analysis(
     analyst: Analyst,
     solver: Variables,
     teacher: Variables,
-    choose: Callable[[], Chosen],
+    choose: Callable[[Stopwatch], Material],
     facts: dict[str, Any],
 ) -> tuple[ScoredRollouts, dict[str, Any]]:
     """Scores rollouts, unless the directory has their scores, and says where A falls.
@@ -113,7 +128,7 @@ def make_analysis(
       analyst: who scores; call it within `use_mesh`.
       solver: its variables.
       teacher: the teacher's.
-      choose: returns the rollouts.
+      choose: returns what is scored.
       facts: what analysis.json says beside the numbers.
 
     Returns:
@@ -128,15 +143,11 @@ def make_analysis(
         return scored, _write(result, analyst.config, scored, saved | facts)
     result.unlink(missing_ok=True)  # what stands beside it stops to hold
     watch = Stopwatch()
-    with watch.phase("sample"):
-        chosen = choose()
-    with watch.phase("critique"):
-        shown = show(analyst.conditions, chosen, analyst.critic, analyst.roles)
-    first, who = first_errors(chosen, shown.critiques, analyst.roles.trace, analyst.grader)
+    chosen, shown, first_error, judges = choose(watch)
     with watch.phase("score"):
         scored = score_rollouts(
             analyst.model, analyst.programs, solver, teacher, analyst.roles, chosen, shown,
-            first, batch_size=analyst.config.analysis.batch_size,
+            first_error, batch_size=analyst.config.analysis.batch_size,
         )  # fmt: skip
     if not scored.usable.any():
         raise UserError(
@@ -144,7 +155,7 @@ def make_analysis(
             "stepalign_jax.probe`, or name others in analysis.contexts"
         )
     scored.save(directory)
-    more = {"first_error_by": dict(Counter(who)), "seconds": watch.seconds}
+    more = {"first_error_by": judges, "seconds": watch.seconds}
     return scored, _write(result, analyst.config, scored, facts | more)
 
 

@@ -25,6 +25,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import atomic_file, read_jsonl, write_jsonl
 
 TOP = 5  # entries of each side that are kept beside the sampled token
+NO_ERROR, UNKNOWN = -1, -2  # of `first_error`
 
 
 @dataclasses.dataclass(frozen=True)

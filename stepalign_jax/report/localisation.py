@@ -75,7 +75,8 @@ def _tables(found: dict[str, Any]) -> list[list[list[str]]]:
     }
     for title, columns in TABLES.items():
         rows = [[title, *columns]]
-        for name, numbers in found["contexts"].items():
+        for name in found["names"]:
+            numbers = found["contexts"][name]
             rows.append([name, *(_cell(numbers[measure]) for measure in columns.values())])
         if any(measure in spread for measure in columns.values()):
             rows.append([_EVEN, *(percent(spread.get(m)) for m in columns.values())])

@@ -14,6 +14,7 @@ from stepalign_jax.evaluation.evaluate import Evaluation
 from stepalign_jax.evaluation.statistics import bootstrap_interval
 from stepalign_jax.evaluation.words import percent
 from stepalign_jax.report import panels
+from stepalign_jax.report.localisation_figures import analysis_curves
 from stepalign_jax.report.tables import SCORES
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.stopwatch import duration
@@ -41,9 +42,10 @@ _TITLES = {
 _ORDER = (
     *("validation", "before_after", "reward", "loss", "mean_tokens", "truncated", "surprisal"),
     *("looping", "critic_exact_on_wrong", "critic_outcomes", "failures", "gradient_norm"),
+    *("analysis_auroc", "analysis_abs_first", "analysis_false_blame_correct"),
     *("time", "time_by_step", "memory"),
 )
-PHASES = ("sample", "critique", "score", "update", "host", "validate")
+PHASES = ("sample", "critique", "score", "update", "host", "validate", "analyze")
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
 
@@ -82,6 +84,7 @@ def run_panels(run: RunDirectory) -> list[Panel]:
         *_outcomes(rows),
         *_times(timings),
         *_memory(run),
+        *(Panel(*curve) for curve in analysis_curves(run)),
     ]
     return sorted(found, key=lambda panel: _ORDER.index(panel.name))
 

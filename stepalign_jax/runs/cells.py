@@ -21,6 +21,7 @@ from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation
 from stepalign_jax.runs.directory import RunDirectory, config_differences, config_json
 from stepalign_jax.runs.inputs import recorded_changes
+from stepalign_jax.runs.stopwatch import looks
 
 EQUAL_TOKENS, EQUAL_WALL_CLOCK = "equal_tokens", "equal_wall_clock"
 VARIANTS = (EQUAL_TOKENS, EQUAL_WALL_CLOCK)
@@ -91,7 +92,7 @@ def make_cell(
       UserError: a file of the run is missing or damaged.
     """
     timings, rows = read_jsonl(run.timings_file), read_jsonl(run.metrics_file)
-    seconds = [row["total"] - row.get("validate", 0.0) for row in timings]
+    seconds = [row["total"] - looks(row) for row in timings]
     before, after = (
         Evaluation.read(run.evaluation_file(label)).as_lists() for label in ("before", "after")
     )

@@ -4,7 +4,7 @@
 
 Phases of timings.jsonl, which add up to `total`: sample, critique, score (the teacher's
 forward pass), update (the solver's forward and backward pass, and the optimizer), host
-(everything else that the devices wait for) and, at some steps, validate.
+(everything else that the devices wait for) and, at some steps, validate and analyze.
 """
 
 import time
@@ -35,9 +35,14 @@ def remaining(seconds: Mapping[str, float], compile_seconds: float, num_steps: i
 
     Its evaluation and its compilations are left out.
     """
-    own = sum(seconds.values()) - seconds.get("validate", 0.0) - compile_seconds
+    own = sum(seconds.values()) - looks(seconds) - compile_seconds
     steps = "1 step remains" if num_steps == 1 else f"{num_steps} steps remain"
     return f"{steps}: about {duration(max(own, 0.0) * num_steps)}, evaluation not counted"
+
+
+def looks(seconds: Mapping[str, float]) -> float:
+    """Seconds of what trains nothing: validation and analysis."""
+    return seconds.get("validate", 0.0) + seconds.get("analyze", 0.0)
 
 
 def duration(seconds: float) -> str:

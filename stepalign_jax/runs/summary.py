@@ -10,6 +10,7 @@ from stepalign_jax.critics.store import read_store, totals
 from stepalign_jax.evaluation.evaluate import Evaluation, gains
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.inputs import recorded_changes
+from stepalign_jax.runs.stopwatch import looks
 
 
 def summarise(
@@ -35,7 +36,7 @@ def summarise(
         "after": after.intervals(config.evaluation, config.seed),
         "gain": gains(before, after, config.evaluation, config.seed),
         "solver_tokens": int(sum(row["solver_tokens"] for row in read_jsonl(run.metrics_file))),
-        "step_seconds": sum(row["total"] - row.get("validate", 0.0) for row in timings),
+        "step_seconds": sum(row["total"] - looks(row) for row in timings),
         "seconds": seconds,
         **({"changes": changes} if changes else {}),
         **_critics(run),
