@@ -33,7 +33,7 @@ from stepalign_jax.analysis.continuations import (
     Sampler,
     sample_continuations,
 )
-from stepalign_jax.analysis.ranks import auroc, clustered_interval, spearman
+from stepalign_jax.analysis.ranks import auroc, clustered_interval, dense, spearman
 from stepalign_jax.analysis.scored import ScoredRollouts
 from stepalign_jax.base.files import write_json
 from stepalign_jax.evaluation.statistics import Interval
@@ -217,7 +217,8 @@ def _judge(
     """A predictor's row of truth.json."""
     usable = ~np.isnan(each.scores)
     could_fall = usable & (real.before >= drop)
-    scores, change = each.scores, real.change
+    # Only their order counts; scores of failed contexts are in no row that is used.
+    scores, change, entropy = dense(each.scores), dense(real.change), dense(entropy)
 
     def gain(rows: np.ndarray) -> float:
         return auroc(scores[rows], lowered[rows]) - auroc(entropy[rows], lowered[rows])
@@ -252,8 +253,11 @@ def _agreement_of_halves(
     halves = [found.right[:, start::2].mean(axis=1) for start in (0, 1)]
     first, second = (rates[found.after] - rates[found.before] for rates in halves)
     lowered, rows = second <= -drop, np.arange(len(first))
+    first, second = dense(first), dense(second)
     return {
-        "auroc": _interval(lambda r: auroc(-first[r], lowered[r]), rows, real.problem, how),
+        "auroc": _interval(
+            lambda r: 1.0 - auroc(first[r], lowered[r]), rows, real.problem, how
+        ),
         "spearman": _interval(lambda r: spearman(first[r], second[r]), rows, real.problem, how),
     }
 

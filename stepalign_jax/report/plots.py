@@ -40,7 +40,7 @@ def plot_run(run: RunDirectory) -> pathlib.Path:
         _draw(place, panel)
     for unused in axes[len(shown) :]:
         unused.set_axis_off()
-    return save_figure(figure, run.report / "run.png")
+    return _save(figure, run.report / "run.png")
 
 
 def plot_comparison(comparison: Mapping[str, Any], path: pathlib.Path) -> pathlib.Path:
@@ -61,7 +61,7 @@ def plot_comparison(comparison: Mapping[str, Any], path: pathlib.Path) -> pathli
             if place is not first:  # one scale for all variants
                 place.sharex(first) if first is axes[0, 2] else place.sharey(first)
             _draw(place, panel)
-    return save_figure(figure, path)
+    return _save(figure, path)
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
@@ -69,12 +69,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_title(panel.title, fontsize=10, loc="left", color=INK)
 
 
-def save_figure(figure: Figure, path: pathlib.Path) -> pathlib.Path:
-    """Writes a figure as PNG, and returns `path`.
-
-    Raises:
-      UserError: the image cannot be written.
-    """
+def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})

@@ -3,7 +3,6 @@
 """Whether the advantage tells the truth: `analysis/truth.py` makes the numbers."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ from stepalign_jax.analysis.continuations import Continuations
 from stepalign_jax.analysis.scored import ScoredRollouts
 from stepalign_jax.analysis.truth import changes, predictors
 from stepalign_jax.evaluation.words import NOTHING, percent, rounded
+from stepalign_jax.report.analysis_figures import Plate
 from stepalign_jax.report.panels import COLOURS, INK, means_and_errors, prepare, triple
-from stepalign_jax.report.plots import save_figure
-from stepalign_jax.report.run_panels import Panel
 from stepalign_jax.report.tables import aligned, markdown_rows
 
 # Columns of the tables: heading, and measure.
@@ -25,7 +23,7 @@ _AREAS = {
     "where it could fall": "auroc_where_it_could_fall",
 }
 _RANKS = {"over entropy": "auroc_over_entropy", "Spearman": "spearman"}
-_NOISE = np.array([-0.5, 0.5])  # of a count, so that equal changes do not hide each other
+_NOISE = 0.5  # of a count, so that equal changes do not hide each other
 
 
 def truth_tables(truth: Mapping[str, Any]) -> str:
@@ -80,54 +78,41 @@ def name_of(row: Mapping[str, Any]) -> str:
     return f"{row['context']}, {row['name'].removeprefix('advantage ')} A"
 
 
-def plot_truth(
-    directory: Path, scored: ScoredRollouts, found: Continuations, truth: Mapping[str, Any]
-) -> Path:
-    """Draws truth.png into the directory: AUROC by score, and change against mean advantage.
-
-    Raises:
-      UserError: the image cannot be written.
-    """
-    panels = truth_panels(scored, found, truth)
-    height = max(panel.height for panel in panels)
-    figure = Figure(figsize=(11.5, height), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=(1.25, 1))[0]
-    for place, panel in zip(axes, panels, strict=True):
-        panel.draw(place)
-        place.set_title(panel.title, fontsize=10, loc="left", color=INK)
-    return save_figure(figure, directory / "truth.png")
-
-
-def truth_panels(
+def truth_plate(
     scored: ScoredRollouts, found: Continuations, truth: Mapping[str, Any]
-) -> list[Panel]:
-    """Returns two panels: AUROC by score, and change against the first context's mean A."""
+) -> Plate:
+    """Returns a figure: AUROC by score, and change against the first context's mean A."""
     rows = [row for row in truth["predictors"] if row["auroc"] is not None]
-    told = "; ".join(f"{name_of(row)} {_cell(row['auroc'], 'auroc')}" for row in rows)
-    title = f"AUROC for 'lowered the chance of success by {truth['drop']:g}' (%)"
-    context = scored.contexts[0]
+    figure = Figure(figsize=(11.5, max(3.6, 1.3 + 0.23 * len(rows))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    _draw_areas(left, rows)
+    left.set_title(_areas_title(truth), fontsize=10, loc="left", color=INK)
     [each] = [
         each
         for each in predictors(scored, found)
-        if (each.name, each.context) == ("advantage mean", context)
+        if (each.name, each.context) == ("advantage mean", scored.contexts[0])
     ]
-    [row] = [r for r in truth["predictors"] if (r["name"], r["context"]) == each[:2]]
-    real = changes(scored, found).change
-    seen = f"Change in the chance of success against the mean advantage, {context}"
-    ranks = _cell(row["spearman"], "spearman")
-    return [
-        Panel(
-            "truth_auroc", title, f"{title}: {told}.", lambda axes: _draw_areas(axes, rows),
-            width=6.0, height=1.4 + 0.21 * len(rows),
-        ),
-        Panel(
-            "truth_change", seen,
-            f"{seen}: {len(real)} reasoning steps, Spearman's correlation of the negated "
-            f"advantage with the change {ranks} %.",
-            lambda axes: _draw_change(axes, -each.scores, real, truth),
-            width=5.0, height=3.6,
-        ),
-    ]  # fmt: skip
+    _draw_change(right, -each.scores, changes(scored, found).change, truth)
+    title = f"Each reasoning step: its change, and its mean A under {each.context}"
+    right.set_title(title, fontsize=10, loc="left", color=INK)
+    return Plate("truth", truth_words(truth), figure)
+
+
+def truth_words(truth: Mapping[str, Any]) -> str:
+    """The figure in words, with the numbers."""
+    told = "; ".join(
+        f"{name_of(row)} {_cell(row['auroc'], 'auroc')}"
+        for row in truth["predictors"]
+        if row["auroc"] is not None
+    )
+    return (
+        f"{_areas_title(truth)}, by score of the reasoning step: {told}. Beside it each of "
+        f"{truth['reasoning_steps']} reasoning steps by its change and its mean advantage."
+    )
+
+
+def _areas_title(truth: Mapping[str, Any]) -> str:
+    return f"AUROC for 'lowered the chance of success by {truth['drop']:g} or more' (%)"
 
 
 def _draw_areas(axes: Axes, rows: list[dict[str, Any]]) -> None:
@@ -173,7 +158,7 @@ def _draw_change(
     """Draws a dot per reasoning step; `advantage` is nan where the context failed."""
     prepare(axes, "mean advantage of the reasoning step (nats)")
     rng = np.random.default_rng(0)
-    shown = change + rng.uniform(*_NOISE, len(change)) / truth["continuations"]
+    shown = change + rng.uniform(-_NOISE, _NOISE, len(change)) / truth["continuations"]
     lowered = change <= -truth["drop"]
     for chosen, colour, mark, label in (
         (~lowered, COLOURS[0], "o", "did not"),
