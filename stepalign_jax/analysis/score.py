@@ -180,12 +180,15 @@ def _score_batches(
         ]
         for name, contexts in shown.contexts.items()
     }
-    order = sorted(range(len(chosen.tokens)), key=lambda row: -len(chosen.tokens[row]))
-    found: list[dict[str, TokenScores]] = [{} for _ in order]
-    with counting(len(order), "analyze: scores") as count:
-        for start in range(0, len(order), batch_size):
+    number = len(chosen.tokens)
+    found: list[dict[str, TokenScores]] = [{} for _ in range(number)]
+    with counting(number, "analyze: scores") as count:
+        # Batches in any order have about equally long rows, and so one shape: were they sorted
+        # by length, each would compile its own, which takes longer than the padding.
+        for start in range(0, number, batch_size):
             # The last batch begins with rows of the one before: a smaller one compiles anew.
-            rows = order[max(0, min(start, len(order) - batch_size)) :][:batch_size]
+            first = max(0, min(start, number - batch_size))
+            rows = range(first, min(first + batch_size, number))
             scores = score_contexts(
                 programs,
                 solver,
@@ -202,7 +205,7 @@ def _score_batches(
                     name: TokenScores(*(values[place, cut] for values in each))
                     for name, each in scores.items()
                 }
-            count(min(start + batch_size, len(order)))
+            count(min(start + batch_size, number))
     return found
 
 

@@ -42,11 +42,12 @@ def examples(scored: ScoredRollouts) -> list[int]:
     np.maximum.at(last, scored.rollout_of_token(), scored.reasoning_step)
     inner = (scored.first_error > 0) & (scored.first_error < last)
     inside = (scored.first_error >= 0) & (scored.first_error <= last)
-    wrong, right = inside * (1 + inner), scored.correct & (scored.first_error < 0)
+    right = scored.correct & (scored.first_error < 0)
     found = []
-    for worth in (wrong, right):
+    for worth in (inside.astype(int) + (inside & inner), right.astype(int)):
         if worth.any():
-            found.append(int(np.lexsort((np.arange(len(worth)), -usable, -worth))[0]))
+            best = np.lexsort((np.arange(len(worth)), -usable, -worth))[0]
+            found.append(int(best))
     return found
 
 

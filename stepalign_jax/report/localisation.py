@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the advantage falls, as tables: `analysis/localisation.py` makes the numbers."""
 
+import textwrap
 from typing import Any
 
 from stepalign_jax.evaluation.words import percent
-from stepalign_jax.report.tables import aligned, markdown_rows
+from stepalign_jax.report.tables import WIDTH, aligned, markdown_rows
 
 # Tables that stand under each other: title, then heading and measure of each column.
 TABLES: dict[str, dict[str, str]] = {
@@ -33,17 +34,16 @@ TABLES: dict[str, dict[str, str]] = {
     },
 }
 _EVEN = "all tokens alike"
+_NOTE = (
+    "All in percent, [intervals] over problems. A: log-probability of the teacher minus that of "
+    "the solver. Error: the first wrong reasoning step. Blame: the negative share of |A|; a "
+    "blamed token is at most half as likely to the teacher as to the solver."
+)
 
 
 def localisation_tables(found: dict[str, Any]) -> str:
     """Returns plain-text tables of analysis.json, with intervals over problems."""
-    parts = [_head(found)]
-    parts += [aligned(rows) for rows in _tables(found)]
-    return "\n".join(parts) + (
-        "All in percent, [intervals] over problems. A: log-probability of the teacher minus\n"
-        "that of the solver. Error: the first wrong reasoning step. Blame: the negative share\n"
-        "of |A|; a blamed token is at most half as likely to the teacher as to the solver.\n"
-    )
+    return "\n".join([_head(found), *map(aligned, _tables(found)), textwrap.fill(_NOTE, WIDTH)])
 
 
 def localisation_markdown(found: dict[str, Any]) -> str:
@@ -54,13 +54,14 @@ def localisation_markdown(found: dict[str, Any]) -> str:
 def _head(found: dict[str, Any]) -> str:
     counts, by = found["counts"], found.get("first_error_by", {})
     who = ", ".join(f"{number} by {name}" for name, number in by.items())
-    return (
+    lines = (
         f"{counts['rollouts']} rollouts of {counts['problems']} problems, "
-        f"{counts['tokens']:,} tokens: {found['source']}\n"
-        f"scored by {found['of']}\n"
+        f"{counts['tokens']:,} tokens: {found['source']}",
+        f"scored by {found['of']}",
         f"{counts['right']} right, {counts['wrong']} with a wrong reasoning step, "
-        f"{counts['unknown']} unknown (first error: {who})\n"
+        f"{counts['unknown']} unknown (first error: {who})",
     )
+    return "".join(textwrap.fill(line, WIDTH) + "\n" for line in lines)
 
 
 def _tables(found: dict[str, Any]) -> list[list[list[str]]]:

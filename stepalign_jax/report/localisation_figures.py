@@ -51,7 +51,7 @@ def localisation_figure(found: Mapping[str, Any]) -> Figure:
     }
     _draw_points(right, found, names, looks)
     right.set_title("False blame: negative share of |A| (%)", **_TITLE)
-    legend_below(right, 2, gap=0.2)
+    _legend(right)
     left.set_yticks(range(len(names)), names)
     left.set_ylim(len(names) - 0.4, -0.6)  # the first context on top
     return figure
@@ -121,7 +121,7 @@ def _draw_curve(curve: Mapping[int, Mapping[str, Any]], measure: str, axes: Axes
         colour, style = colour_of(index), LINE_STYLES[index % len(LINE_STYLES)]
         axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.plot(steps, means, style, color=colour, marker="o", ms=3, lw=1.6, label=name)
-    legend_below(axes, len(names))
+    _legend(axes)
 
 
 def _words(curve: Mapping[int, Mapping[str, Any]], measure: str, title: str) -> str:
@@ -140,6 +140,7 @@ def _draw_parts(axes: Axes, found: Mapping[str, Any], names: Sequence[str]) -> N
     axes.grid(axis="y", visible=False)
     axes.set_title("Share of |A| (%)", **_TITLE)
     axes.set_xlim(0, 100)
+    named: set[str] = set()
     for row, name in enumerate(names):
         below = 0.0
         for (measure, label), colour in zip(_PARTS.items(), _PART_COLOURS, strict=True):
@@ -148,8 +149,15 @@ def _draw_parts(axes: Axes, found: Mapping[str, Any], names: Sequence[str]) -> N
                 continue
             width = 100 * interval["mean"]
             axes.barh(
-                row, width, 0.62, below, color=colour, linewidth=0, label="" if row else label
+                row,
+                width,
+                0.62,
+                below,
+                color=colour,
+                linewidth=0,
+                label="" if label in named else label,
             )
+            named.add(label)
             if width > 9:
                 axes.text(
                     below + width / 2, row, f"{width:.0f}", ha="center", va="center",
@@ -163,7 +171,7 @@ def _draw_parts(axes: Axes, found: Mapping[str, Any], names: Sequence[str]) -> N
             axes.axvline(place, color=INK, linestyle=":", linewidth=1.2)
     axes.set_xlabel("dotted: all tokens alike", fontsize=8, color=INK)
     axes.tick_params(axis="y", length=0)
-    legend_below(axes, 3, gap=0.2)
+    _legend(axes)
 
 
 def _draw_points(
@@ -188,6 +196,13 @@ def _draw_points(
             means, np.array(rows) + shift, xerr=errors, fmt=marker, color=colour, ms=5, lw=1.5,
             label=label,
         )  # fmt: skip
+
+
+def _legend(axes: Axes) -> None:
+    """Names what is drawn below the axes; nothing where nothing is."""
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        legend_below(axes, len(handles), gap=0.2)
 
 
 def _ends(interval: Mapping[str, float | None]) -> tuple[float, float, float]:
