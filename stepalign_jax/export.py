@@ -9,7 +9,7 @@
     python -m stepalign_jax.export --run runs/stepalign --to rollouts.eval --rollouts inspect
 
 `merged` is a whole Hugging Face checkpoint, `adapter` a directory in PEFT's layout. With
---rollouts it is the rollouts of training, or with --scores those of an analysis, with the numbers
+--rollouts it is the rollouts of training, or with --scores those of an analysis, and numbers
 of each token (docs/exports.md). The run's own config.json is read; use overrides such as
 --model.path=DIR if files have moved.
 """
