@@ -39,7 +39,7 @@ from stepalign_jax.analysis.truth import (
     make_truth,
 )
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import read_json_object
+from stepalign_jax.base.files import atomic_file, read_json_object
 from stepalign_jax.base.names import nearest
 from stepalign_jax.base.progress import say
 from stepalign_jax.config.cli import MODEL_CONFIG, parse_arguments, read_config, run_command
@@ -50,8 +50,8 @@ from stepalign_jax.problems.locked import count_opening
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.problems.sources import SPLITS, load_problems
 from stepalign_jax.report.analysis_figures import draw_analysis, draw_plates, examples
-from stepalign_jax.report.localisation import localisation_tables
-from stepalign_jax.report.truth import truth_plate, truth_tables
+from stepalign_jax.report.localisation import localisation_markdown, localisation_tables
+from stepalign_jax.report.truth import truth_markdown, truth_plate, truth_tables
 from stepalign_jax.runs.directory import RunDirectory, differing_keys
 from stepalign_jax.runs.setup import (
     check_problems,
@@ -298,17 +298,24 @@ def main(argv: list[str]) -> None:
     asked = _ask(arguments, config)
     scored, found = analyze(config, asked)
     print(localisation_tables(found))
+    with atomic_file(asked.directory / "tables.md") as file:
+        file.write(localisation_markdown(found).encode())
     drawn = _rollouts_to_draw(arguments.draw, scored)
     for path in draw_analysis(asked.directory, scored, found, drawn):
         print(f"written: {path}")
     if asked.truth is not None:
-        truth = read_json_object(asked.directory / TRUTH_FILE)
-        continuations = Continuations.load(asked.directory / CONTINUATIONS_FILE)
-        print(truth_tables(truth))
-        plate = truth_plate(scored, continuations, truth)
-        for path in draw_plates(asked.directory, [plate]):
-            print(f"written: {path}")
+        _show_truth(asked.directory, scored)
     print(f"written: {asked.directory}")
+
+
+def _show_truth(directory: Path, scored: ScoredRollouts) -> None:
+    truth = read_json_object(directory / TRUTH_FILE)
+    continuations = Continuations.load(directory / CONTINUATIONS_FILE)
+    print(truth_tables(truth))
+    with atomic_file(directory / "truth.md") as file:
+        file.write(truth_markdown(truth).encode())
+    for path in draw_plates(directory, [truth_plate(scored, continuations, truth)]):
+        print(f"written: {path}")
 
 
 def _rollouts_to_draw(ids: str | None, scored: ScoredRollouts) -> list[int]:

@@ -201,6 +201,7 @@ def measure_truth(
         "raised": int((real.change >= drop).sum()),
         "could_fall": int((real.before >= drop).sum()),
         "confidence": how.confidence,
+        "first_errors": _first_errors(scored, found, real, drop, how),
         "halves": _agreement_of_halves(found, real, drop, how),
         "predictors": [_judge(each, real, lowered, drop, entropy, how) for each in made],
     }
@@ -239,6 +240,20 @@ def _judge(
             name: _interval(statistic, np.flatnonzero(chosen), real.problem, how)
             for name, (statistic, chosen) in intervals.items()
         },
+    }
+
+
+def _first_errors(
+    scored: ScoredRollouts, found: Continuations, real: Change, drop: float, how: Resampling
+) -> dict[str, Any]:
+    """What the first wrong reasoning steps did: one that was sure to come loses nothing."""
+    wrong = scored.first_error[found.rollout] == found.reasoning_step
+    rows = np.flatnonzero(wrong)
+    return {
+        "reasoning_steps": len(rows),
+        "lowered": int((real.change[rows] <= -drop).sum()),
+        "before": _interval(lambda r: float(real.before[r].mean()), rows, real.problem, how),
+        "change": _interval(lambda r: float(real.change[r].mean()), rows, real.problem, how),
     }
 
 

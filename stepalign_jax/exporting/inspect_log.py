@@ -7,6 +7,8 @@ changed more than once. docs/exports.md says which field holds what.
 """
 
 import datetime
+import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,8 @@ from typing import Any, NamedTuple
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.version import package_version
 from stepalign_jax.exporting.told import Told
+
+_LOWEST = -sys.float_info.max  # in place of minus infinity, where a number has to stand
 
 
 class LogHead(NamedTuple):
@@ -127,10 +131,15 @@ def sample_metadata(told: Told) -> dict[str, Any]:
         "token_ids": told.tokens,
         "contexts": told.contexts,
         "failures": told.failures,
-        "advantages": told.advantages,
-        "kl": told.kl,
-        "solver_entropy": told.entropy,
+        "advantages": {name: _finite(values) for name, values in told.advantages.items()},
+        "kl": {name: _finite(values) for name, values in told.kl.items()},
+        "solver_entropy": None if told.entropy is None else _finite(told.entropy),
     }
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    """JSON has no infinite numbers."""
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def _logprobs(models: Any, told: Told, token: Callable[[int], str]) -> Any:
@@ -141,9 +150,9 @@ def _logprobs(models: Any, told: Told, token: Callable[[int], str]) -> Any:
         content=[
             models.Logprob(
                 token=token(sampled),
-                logprob=logprob,
+                logprob=max(logprob, _LOWEST),
                 top_logprobs=[
-                    models.TopLogprob(token=token(other), logprob=value)
+                    models.TopLogprob(token=token(other), logprob=max(value, _LOWEST))
                     for other, value in likeliest
                 ],
             )

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from stepalign_jax.analysis.scored import ScoredRollouts
-from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.files import atomic_file
 from stepalign_jax.report.localisation_figures import localisation_figure, localisation_words
 from stepalign_jax.report.svg import to_svg
 from stepalign_jax.report.traces import heatmap_figure, trace_figure, trace_words
@@ -80,11 +80,10 @@ def draw_plates(directory: Path, plates: Sequence[Plate]) -> list[Path]:
     paths = []
     for name, alternative, figure in plates:
         path = directory / f"{name}.png"
-        try:
-            figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
-            svg = to_svg(figure, name=name, alternative=alternative)
-            path.with_suffix(".svg").write_text(svg, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {path} ({error.strerror})") from error
+        with atomic_file(path) as file:
+            how: dict[str, Any] = {"facecolor": "white", "metadata": {"Software": None}}
+            figure.savefig(file, format="png", dpi=150, **how)
+        with atomic_file(path.with_suffix(".svg")) as file:
+            file.write(to_svg(figure, name=name, alternative=alternative).encode())
         paths.append(path)
     return paths

@@ -35,8 +35,8 @@ TABLES: dict[str, dict[str, str]] = {
 }
 _EVEN = "all tokens alike"
 _NOTE = (
-    "All in percent, [intervals] over problems. A: log-probability of the teacher minus that of "
-    "the solver. Error: the first wrong reasoning step. Blame: the negative share of |A|; a "
+    "All in percent, [intervals] over problems. A: log-probability of the teacher minus that "
+    "of the solver. Error: the first wrong reasoning step. Blame: the negative share of |A|; a "
     "blamed token is at most half as likely to the teacher as to the solver."
 )
 
@@ -48,7 +48,8 @@ def localisation_tables(found: dict[str, Any]) -> str:
 
 def localisation_markdown(found: dict[str, Any]) -> str:
     """Returns the same tables in Markdown."""
-    return "\n\n".join(markdown_rows(rows) for rows in _tables(found)) + "\n"
+    tables = [[[c.replace("|", r"\|") for c in row] for row in rows] for rows in _tables(found)]
+    return "\n\n".join(map(markdown_rows, tables)) + "\n"
 
 
 def _head(found: dict[str, Any]) -> str:

@@ -25,7 +25,8 @@ NEGATIVE, POSITIVE = "#2079B5", "#D55E00"
 _MAP = LinearSegmentedColormap.from_list(
     "advantage", ["#0B4F86", "#6AAAD6", "#F4F4F2", "#F0A069", "#A84300"]
 )
-_MOST_NATS = 4.0  # of the colours: beyond it all are alike
+# Of the scales: small advantages shall look small, and beyond the most all colours are alike.
+_LEAST_NATS, _MOST_NATS = 1.0, 4.0
 _LABELLED = 80  # tokens that have room for their text below the axis
 _COLUMNS = 100  # characters of a line of the heatmap
 _GAP = 4  # characters between contexts that stand beside each other
@@ -51,7 +52,7 @@ def trace_figure(scored: ScoredRollouts, rollout: int) -> Figure:
     figure = Figure(figsize=(9.6, 1.0 + 1.25 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     values, usable = scored.advantage[:, scored.of(rollout)], scored.usable[:, rollout]
-    limit = max(0.5, 1.12 * float(np.abs(values[usable]).max(initial=0.0)))
+    limit = max(_LEAST_NATS, 1.12 * float(np.abs(values[usable]).max(initial=0.0)))
     for panel, name, advantage, is_usable in zip(axes, names, values, usable, strict=True):
         _draw_trace(panel, advantage)
         panel.set_ylim(-limit, limit)
@@ -97,19 +98,23 @@ def heatmap_figure(scored: ScoredRollouts, rollout: int) -> Figure:
     values = scored.advantage[:, scored.of(rollout)][:, : len(texts)]
     usable = scored.usable[:, rollout]
     largest = float(np.abs(values[usable]).max(initial=0.0))
-    norm = Normalize(-(limit := min(_MOST_NATS, max(largest, 0.1))), limit)
+    norm = Normalize(-(limit := min(_MOST_NATS, max(largest, _LEAST_NATS))), limit)
     # Short lines leave room for several contexts beside each other.
     width = max(column + len(text) for text, (column, _) in zip(texts, places, strict=True))
-    beside = max(1, min(len(scored.contexts), _COLUMNS // (width + _GAP)))
+    number = len(scored.contexts)
+    beside = max(1, min(number, _COLUMNS // (width + _GAP)))
+    beside = -(-number // -(-number // beside))  # as many in each row
     block = height + 1.8
-    lines = block * -(-len(scored.contexts) // beside)
-    figure = Figure(figsize=(9.6, 1.25 + 0.235 * lines), layout="constrained")
+    lines = block * -(-number // beside)
+    used = max(0.6 * _COLUMNS, beside * (width + _GAP))  # room for the title
+    size = (9.6 * used / _COLUMNS, 1.25 + 0.235 * lines)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    axes.set_xlim(0, _COLUMNS)
+    axes.set_xlim(0, used)
     axes.set_ylim(lines, -0.2)
     axes.set_axis_off()
-    wrong = scored.reasoning_step[scored.of(rollout)][: len(texts)]
-    wrong = wrong == max(scored.first_error[rollout], -3)
+    steps, error = scored.reasoning_step[scored.of(rollout)], scored.first_error[rollout]
+    wrong = (steps[: len(texts)] == error) & (error >= 0)
     for index, name in enumerate(scored.contexts):
         top, left = index // beside * block, index % beside * (width + _GAP)
         words = name if usable[index] else f"{name}: no context"
@@ -117,8 +122,8 @@ def heatmap_figure(scored: ScoredRollouts, rollout: int) -> Figure:
         shift = [(column + left, line + top + 1) for column, line in places]
         _draw_text(axes, texts, shift, values[index], wrong, norm)
     _draw_scale(figure, axes, norm, clipped=largest > _MOST_NATS)
-    number = len(scored.tokens[scored.of(rollout)])
-    cut = f" (first {len(texts)} of {number} tokens)" if number > len(texts) else ""
+    length = len(scored.tokens[scored.of(rollout)])
+    cut = f" (first {len(texts)} of {length} tokens)" if length > len(texts) else ""
     figure.suptitle(
         _title(scored, rollout) + cut, fontsize=10, x=0.01, ha="left", color=INK,
         parse_math=False,

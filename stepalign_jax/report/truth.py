@@ -48,6 +48,18 @@ def _head(truth: Mapping[str, Any]) -> str:
         f"{truth['problems']} problems; {truth['continuations']} continuations from each of\n"
         f"{truth['prefixes']} prefixes. {truth['lowered']} lowered the chance of success by "
         f"{truth['drop']:g} or more, {truth['raised']} raised it so.\n"
+        f"{_first_errors(truth['first_errors'])}"
+    )
+
+
+def _first_errors(found: Mapping[str, Any]) -> str:
+    if not found["reasoning_steps"]:
+        return ""
+    return (
+        f"{found['reasoning_steps']} are the first wrong ones of their rollouts: chance before "
+        f"them {percent(found['before'])},\n"
+        f"change {percent(found['change'], signed=True)} points; "
+        f"{found['lowered']} of them lowered it so.\n"
     )
 
 

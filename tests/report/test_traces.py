@@ -105,6 +105,7 @@ def test_a_heatmap_holds_the_text_once_per_context_and_underlines_the_error():
     assert texts == 2 * token_texts(made, 2)
     assert "".join(token_texts(made, 2)) == WRONG.replace("\n", "\u21b5") + "\u25a0"
     assert len(axes.lines) == 2 * 10  # tokens of the wrong reasoning step
+    assert not heatmap_figure(made, 0).axes[0].lines  # the answer is in no reasoning step
 
 
 def hostile(text: str) -> ScoredRollouts:
@@ -170,9 +171,9 @@ def test_tables_fit_a_terminal_and_have_a_row_per_context():
     for name in CONTEXTS:
         assert text.count(f"\n{name} ") == 5
     assert "3 by oracle" in text and "100.0" in text
-    assert "| stepalign | 0.0 [0.0, 0.0] | 100.0 [100.0, 100.0] |" in localisation_markdown(
-        analysis()
-    )
+    table = localisation_markdown(analysis())
+    assert "| stepalign | 0.0 [0.0, 0.0] | 100.0 [100.0, 100.0] |" in table
+    assert r"share of \|A\|" in table
 
 
 def test_what_cannot_be_measured_is_a_dash_and_is_drawn_as_nothing(tmp_path):
@@ -183,5 +184,6 @@ def test_what_cannot_be_measured_is_a_dash_and_is_drawn_as_nothing(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        draw_analysis(tmp_path / "missing", make(), analysis(), [])
+        draw_analysis(tmp_path / "file", make(), analysis(), [])

@@ -34,8 +34,8 @@ def test_padding_is_the_share_that_is_not_used():
     )
 
 
-def test_what_remains_is_a_step_without_its_compilation_and_validation():
-    seconds = {"sample": 30.0, "update": 40.0, "validate": 500.0}
+def test_what_remains_is_a_step_without_compilation_validation_and_analysis():
+    seconds = {"sample": 30.0, "update": 40.0, "validate": 500.0, "analyze": 70.0}
     words = remaining(seconds, 10.0, 3)
     assert words == "3 steps remain: about 3 min, evaluation not counted"
     assert remaining(seconds, 10.0, 1) == "1 step remains: about 60 s, evaluation not counted"

@@ -18,7 +18,7 @@ def test_a_summary_by_hand(tmp_path):
     write_jsonl(
         run.metrics_file, [{"step": s, "solver_tokens": n} for s, n in ((0, 40.0), (1, 25.0))]
     )
-    timings = [{"total": 3.0}, {"total": 9.0, "validate": 5.0}, {"total": 2.0}]
+    timings = [{"total": 3.0}, {"total": 9.5, "validate": 5.0, "analyze": 0.5}, {"total": 2.0}]
     write_jsonl(run.timings_file, timings)
     # Every problem gains alike, so the interval of the gain is a point.
     before = Evaluation(
