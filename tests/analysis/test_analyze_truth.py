@@ -11,7 +11,6 @@ from support.runs import refusal, small_config, write_config
 from stepalign_jax import analyze
 from stepalign_jax.analysis import continuations
 from stepalign_jax.analysis.continuations import Continuations
-from stepalign_jax.analysis.scored import ScoredRollouts
 from stepalign_jax.base.files import read_json
 from stepalign_jax.report.truth import truth_tables
 from stepalign_jax.sampling.engine import Engine
@@ -26,7 +25,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     arguments = ["--config", write_config(tmp_path / "c.py", config), "--to", str(to)]
     analyze.main([*arguments, "--truth", "3"])
     first, truth = capsys.readouterr().out, read_json(to / "truth.json")
-    found, scored = Continuations.load(to / "continuations.npz"), ScoredRollouts.load(to)
+    found = Continuations.load(to / "continuations.npz")
     assert truth["continuations"] == found.right.shape[1] == 3
     assert truth["reasoning_steps"] == len(found.rollout) == len(found.before)
     assert truth["drop"] == 0.25 and truth["rollouts"] == 4
