@@ -6,6 +6,7 @@
     python -m stepalign_jax.analyze --run runs/tiny-stepalign --step 20 --rollouts 0-9
     python -m stepalign_jax.analyze --config tiny --to analysis/tiny
     python -m stepalign_jax.analyze --model Qwen/Qwen3-0.6B --config small --to analysis/base
+    python -m stepalign_jax.analyze --config tiny --to analysis/tiny --truth
 
 Rollouts are sampled afresh by the checkpoint (--split), or are those that training stored
 (--rollouts). docs/analysis.md says what each number means.
@@ -14,10 +15,12 @@ Rollouts are sampled afresh by the checkpoint (--split), or are those that train
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepalign_jax.analysis.chosen import sample_rollouts, stored_rollouts
+from stepalign_jax.analysis.continuations import Continuations, Sampler
 from stepalign_jax.analysis.results import (
     RESULT_FILE,
     Analyst,
@@ -29,8 +32,14 @@ from stepalign_jax.analysis.results import (
 )
 from stepalign_jax.analysis.score import make_analysis_programs, scored_conditions
 from stepalign_jax.analysis.scored import ScoredRollouts
+from stepalign_jax.analysis.truth import (
+    CONTINUATIONS_FILE,
+    TRUTH_FILE,
+    Resampling,
+    make_truth,
+)
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import atomic_file
+from stepalign_jax.base.files import atomic_file, read_json_object
 from stepalign_jax.base.names import nearest
 from stepalign_jax.base.progress import say
 from stepalign_jax.config.cli import MODEL_CONFIG, parse_arguments, read_config, run_command
@@ -38,9 +47,11 @@ from stepalign_jax.config.schema import Config
 from stepalign_jax.exporting.trained import Trained, choose_step, load_teacher, load_trained
 from stepalign_jax.parallel.mesh import use_mesh
 from stepalign_jax.problems.locked import count_opening
+from stepalign_jax.problems.problem import Problem
 from stepalign_jax.problems.sources import SPLITS, load_problems
-from stepalign_jax.report.analysis_figures import draw_analysis, examples
+from stepalign_jax.report.analysis_figures import draw_analysis, draw_plates, examples
 from stepalign_jax.report.localisation import localisation_markdown, localisation_tables
+from stepalign_jax.report.truth import truth_markdown, truth_plate, truth_tables
 from stepalign_jax.runs.directory import RunDirectory, differing_keys
 from stepalign_jax.runs.setup import (
     check_problems,
@@ -51,12 +62,15 @@ from stepalign_jax.runs.setup import (
 )
 from stepalign_jax.runs.stopwatch import Stopwatch
 from stepalign_jax.sampling.kept import is_begun, kept_beside, weights_digest
+from stepalign_jax.sampling.request import SamplingParams
 
 SECTIONS = (
     *("seed", "runs_dir", "condition", "model", "trainable", "problems", "prompts"),
     *("sampling", "critic", "critiques", "objective", "teacher", "evaluation", "analysis"),
     "parallel",
 )
+DROP = 0.25  # two standard errors of a change at 32 continuations, see `analysis.truth`
+
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--run": {"metavar": "DIR", "help": "analyse a checkpoint of this run"},
     "--model": {
@@ -75,6 +89,20 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "rollouts to draw, such as validation/3/0,validation/4/0; default: one with an "
         "error and one without",
     },
+    "--truth": {
+        "type": int,
+        "nargs": "?",
+        "const": 32,
+        "metavar": "N",
+        "help": "also sample N continuations (default: 32) before and after each reasoning "
+        "step, and compare the real change in the chance of success with the advantage",
+    },
+    "--drop": {
+        "type": float,
+        "metavar": "SHARE",
+        "help": "with --truth: a reasoning step that lowers the chance by this much or more "
+        f"counts as harmful (default: {DROP:g})",
+    },
     "--label": {"metavar": "NAME", "help": "name of the directory in runs/NAME/analysis"},
     "--to": {"metavar": "DIR", "help": "write there instead of into the run"},
 }
@@ -89,6 +117,8 @@ class Asked(NamedTuple):
       split: whose problems are answered afresh; "train" for stored rollouts.
       stored: the steps of training whose rollouts are read; () for fresh ones.
       directory: where the analysis is written.
+      truth: continuations of each prefix; None for no comparison with the real change.
+      drop: see `analysis.truth`.
     """
 
     run: RunDirectory | None
@@ -96,6 +126,8 @@ class Asked(NamedTuple):
     split: str
     stored: tuple[int, ...]
     directory: Path
+    truth: int | None
+    drop: float
 
     @property
     def source(self) -> str:
@@ -157,7 +189,33 @@ def analyze(config: Config, asked: Asked) -> tuple[ScoredRollouts, dict[str, Any
 
         of = config.model.path if asked.run is None else f"{asked.run.path}, step {asked.step}"
         facts = {"of": of, "step": asked.step, "source": asked.source, "inputs": inputs}
-        return make_analysis(asked.directory, analyst, solver, teacher, choose, facts)
+        made = make_analysis(asked.directory, analyst, solver, teacher, choose, facts)
+        if asked.truth is not None:
+            _measure_truth(analyst, asked, solver, made[0], problems)
+        return made
+
+
+def _measure_truth(
+    analyst: Analyst,
+    asked: Asked,
+    solver: dict[str, Any],
+    scored: ScoredRollouts,
+    problems: Sequence[Problem],
+) -> None:
+    """Writes truth.json, and what was sampled for it."""
+    config, how = analyst.config, analyst.config.evaluation
+    sampler = Sampler(
+        model=analyst.model,
+        variables=solver,
+        roles=analyst.roles,
+        grader=analyst.grader,
+        params=SamplingParams.of(config.sampling),
+        num=asked.truth or 0,
+        seed=config.seed,
+        batch_size=how.batch_size,
+    )
+    resampling = Resampling(how.num_resamples, how.confidence, config.seed)
+    make_truth(asked.directory, sampler, scored, problems, drop=asked.drop, how=resampling)
 
 
 def _count_opening(config: Config, asked: Asked, result: Path) -> None:
@@ -194,7 +252,14 @@ def _ask(arguments: argparse.Namespace, config: Config) -> Asked:
     if run is not None and re.fullmatch(r"[\w.,-]*\w[\w.,-]*", label) is None:
         raise UserError(f"--label is {label!r}, but it must be the name of one directory")
     directory = Path(arguments.to) if arguments.to or run is None else run.analysis / label
-    return Asked(run, step, split, stored, directory)
+    if arguments.drop is not None and arguments.truth is None:
+        raise UserError("--drop goes with --truth")
+    drop = DROP if arguments.drop is None else arguments.drop
+    if not 0 < drop <= 1:
+        raise UserError(f"--drop is {drop:g}, but it is a share above 0 and at most 1")
+    if arguments.truth is not None and arguments.truth < 2:
+        raise UserError(f"--truth is {arguments.truth}, but a chance takes 2 or more")
+    return Asked(run, step, split, stored, directory, arguments.truth, drop)
 
 
 def _steps(text: str) -> tuple[int, ...]:
@@ -238,7 +303,19 @@ def main(argv: list[str]) -> None:
     drawn = _rollouts_to_draw(arguments.draw, scored)
     for path in draw_analysis(asked.directory, scored, found, drawn):
         print(f"written: {path}")
+    if asked.truth is not None:
+        _show_truth(asked.directory, scored)
     print(f"written: {asked.directory}")
+
+
+def _show_truth(directory: Path, scored: ScoredRollouts) -> None:
+    truth = read_json_object(directory / TRUTH_FILE)
+    continuations = Continuations.load(directory / CONTINUATIONS_FILE)
+    print(truth_tables(truth))
+    with atomic_file(directory / "truth.md") as file:
+        file.write(truth_markdown(truth).encode())
+    for path in draw_plates(directory, [truth_plate(scored, continuations, truth)]):
+        print(f"written: {path}")
 
 
 def _rollouts_to_draw(ids: str | None, scored: ScoredRollouts) -> list[int]:

@@ -6,7 +6,7 @@ The change of a reasoning step is the solver's chance of success behind it minus
 both estimated from n continuations (`continuations.py`). A reasoning step *lowered* the chance
 if its estimated change is at most -`drop`. With n = 32 a change has a standard error of at most
 sqrt(2 * 1/4 / 32) = 0.125, so a drop of 0.25 is two of them: of reasoning steps that change
-nothing, fewer than 1 in 40 are taken for harmful.
+nothing, at most 3 in 100 are taken for harmful.
 
 Each predictor gives one number per reasoning step, turned so that higher is to mean "lowered":
 
@@ -21,16 +21,25 @@ which the estimated chance is below `drop`: behind a mistake nothing more can be
 predictor gains by telling what is behind a mistake from what is before it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from stepalign_jax.analysis.continuations import Continuations
-from stepalign_jax.analysis.ranks import auroc, clustered_interval, spearman
+from stepalign_jax.analysis.continuations import (
+    Continuations,
+    Sampler,
+    sample_continuations,
+)
+from stepalign_jax.analysis.ranks import auroc, clustered_interval, dense, spearman
 from stepalign_jax.analysis.scored import ScoredRollouts
+from stepalign_jax.base.files import write_json
 from stepalign_jax.evaluation.statistics import Interval
+from stepalign_jax.problems.problem import Problem
+
+TRUTH_FILE, CONTINUATIONS_FILE = "truth.json", "continuations.npz"
 
 
 class Resampling(NamedTuple):
@@ -131,6 +140,41 @@ def _maxima(values: np.ndarray, members: np.ndarray, num: int) -> np.ndarray:
     return largest
 
 
+def make_truth(
+    directory: Path,
+    sampler: Sampler,
+    scored: ScoredRollouts,
+    problems: Sequence[Problem],
+    *,
+    drop: float,
+    how: Resampling,
+) -> tuple[Continuations, dict[str, Any]]:
+    """Samples continuations, unless the directory has them, and measures A against them.
+
+    The outcomes are in continuations.npz then, so that the numbers can be made again, with
+    another `drop` too, without sampling; the numbers are in truth.json.
+
+    Args:
+      directory: of the scores.
+      sampler: the solver.
+      scored: the rollouts.
+      problems: that know how to be judged; a rollout of none of them is judged by its answer.
+      drop: see `measure_truth`.
+      how: see `measure_truth`.
+    """
+    known = {problem.text: problem for problem in problems}
+    asked = [
+        known.get(row["problem"], Problem(row["problem"], row["answer"], None, "rollout"))
+        for row in scored.rows
+    ]
+    path = directory / CONTINUATIONS_FILE
+    found = sample_continuations(sampler, scored, asked, path)
+    facts = {"sampling": sampler.params._asdict(), "seed": sampler.seed}
+    truth = {**facts, **measure_truth(scored, found, drop=drop, how=how)}
+    write_json(directory / TRUTH_FILE, truth)
+    return found, truth
+
+
 def measure_truth(
     scored: ScoredRollouts, found: Continuations, *, drop: float, how: Resampling
 ) -> dict[str, Any]:
@@ -157,6 +201,7 @@ def measure_truth(
         "raised": int((real.change >= drop).sum()),
         "could_fall": int((real.before >= drop).sum()),
         "confidence": how.confidence,
+        "first_errors": _first_errors(scored, found, real, drop, how),
         "halves": _agreement_of_halves(found, real, drop, how),
         "predictors": [_judge(each, real, lowered, drop, entropy, how) for each in made],
     }
@@ -173,7 +218,8 @@ def _judge(
     """A predictor's row of truth.json."""
     usable = ~np.isnan(each.scores)
     could_fall = usable & (real.before >= drop)
-    scores, change = each.scores, real.change
+    # Only their order counts; scores of failed contexts are in no row that is used.
+    scores, change, entropy = dense(each.scores), dense(real.change), dense(entropy)
 
     def gain(rows: np.ndarray) -> float:
         return auroc(scores[rows], lowered[rows]) - auroc(entropy[rows], lowered[rows])
@@ -197,6 +243,20 @@ def _judge(
     }
 
 
+def _first_errors(
+    scored: ScoredRollouts, found: Continuations, real: Change, drop: float, how: Resampling
+) -> dict[str, Any]:
+    """What the first wrong reasoning steps did: one that was sure to come loses nothing."""
+    wrong = scored.first_error[found.rollout] == found.reasoning_step
+    rows = np.flatnonzero(wrong)
+    return {
+        "reasoning_steps": len(rows),
+        "lowered": int((real.change[rows] <= -drop).sum()),
+        "before": _interval(lambda r: float(real.before[r].mean()), rows, real.problem, how),
+        "change": _interval(lambda r: float(real.change[r].mean()), rows, real.problem, how),
+    }
+
+
 def _agreement_of_halves(
     found: Continuations, real: Change, drop: float, how: Resampling
 ) -> dict[str, Any]:
@@ -208,8 +268,11 @@ def _agreement_of_halves(
     halves = [found.right[:, start::2].mean(axis=1) for start in (0, 1)]
     first, second = (rates[found.after] - rates[found.before] for rates in halves)
     lowered, rows = second <= -drop, np.arange(len(first))
+    first, second = dense(first), dense(second)
     return {
-        "auroc": _interval(lambda r: auroc(-first[r], lowered[r]), rows, real.problem, how),
+        "auroc": _interval(
+            lambda r: 1.0 - auroc(first[r], lowered[r]), rows, real.problem, how
+        ),
         "spearman": _interval(lambda r: spearman(first[r], second[r]), rows, real.problem, how),
     }
 
@@ -229,8 +292,3 @@ def _interval(
     if np.isnan(found.mean):
         return None
     return {name: None if np.isnan(v) else v for name, v in found.as_dict().items()}
-
-
-def rows_of(truth: dict[str, Any], context: str | None) -> Iterator[dict[str, Any]]:
-    """The predictors of a context, or those that need none."""
-    return (row for row in truth["predictors"] if row["context"] == context)

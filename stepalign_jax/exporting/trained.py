@@ -61,9 +61,7 @@ def find_trained(
     Raises:
       UserError: there is no such run, checkpoint or base model.
     """
-    if not run.config_file.is_file():
-        raise UserError(f"{run.path} is not a run: it has no {run.config_file.name}.")
-    config = config_from_json(run.config_file, overrides, SECTIONS)
+    config = config_of_run(run, overrides)
     chosen = choose_step(run, step, metric)
     trainable, mesh = config.trainable, make_mesh(config.parallel)
     # Merging is computed in fp32, whatever the run computed in.
@@ -72,6 +70,17 @@ def find_trained(
         spec = LoraSpec(trainable.rank, trainable.alpha, trainable.targets)
         model = model.with_adapter(spec)
     return Trained(run, config, model, chosen)
+
+
+def config_of_run(run: RunDirectory, overrides: Sequence[str]) -> Config:
+    """Returns the config of a run, with overrides of what an export reads.
+
+    Raises:
+      UserError: there is no such run, or an override cannot be.
+    """
+    if not run.config_file.is_file():
+        raise UserError(f"{run.path} is not a run: it has no {run.config_file.name}.")
+    return config_from_json(run.config_file, overrides, SECTIONS)
 
 
 def choose_step(run: RunDirectory, step: int | None, metric: str | None) -> int:

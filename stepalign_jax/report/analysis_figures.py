@@ -67,13 +67,18 @@ def analysis_plates(
 def draw_analysis(
     directory: Path, scored: ScoredRollouts, found: Mapping[str, Any], rollouts: Sequence[int]
 ) -> list[Path]:
-    """Writes each figure as PNG and SVG; returns the paths of the PNGs.
+    """Writes each figure of `analysis_plates`; see `draw_plates`."""
+    return draw_plates(directory, analysis_plates(scored, found, rollouts))
+
+
+def draw_plates(directory: Path, plates: Sequence[Plate]) -> list[Path]:
+    """Writes figures as PNG and SVG; returns the paths of the PNGs.
 
     Raises:
       UserError: a file cannot be written.
     """
     paths = []
-    for name, alternative, figure in analysis_plates(scored, found, rollouts):
+    for name, alternative, figure in plates:
         path = directory / f"{name}.png"
         with atomic_file(path) as file:
             how: dict[str, Any] = {"facecolor": "white", "metadata": {"Software": None}}

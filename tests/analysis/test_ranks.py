@@ -9,7 +9,13 @@ import scipy.stats  # JAX brings it; an implementation that shares no line with 
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stepalign_jax.analysis.ranks import auroc, average_ranks, clustered_interval, spearman
+from stepalign_jax.analysis.ranks import (
+    auroc,
+    average_ranks,
+    clustered_interval,
+    dense,
+    spearman,
+)
 from stepalign_jax.evaluation.statistics import Interval, bootstrap_interval
 
 SETTINGS = {"num_resamples": 500, "confidence": 0.9, "seed": 0}
@@ -27,6 +33,18 @@ def test_average_ranks_by_hand():
 @given(st.lists(VALUES, max_size=12))
 def test_average_ranks_are_those_of_scipy(values):
     np.testing.assert_array_equal(average_ranks(values), scipy.stats.rankdata(values))
+
+
+@given(st.lists(st.integers(-3, 400), min_size=1, max_size=12))
+def test_whole_numbers_have_the_ranks_of_any_numbers(values):
+    np.testing.assert_array_equal(average_ranks(values), scipy.stats.rankdata(values))
+
+
+@given(st.lists(VALUES, max_size=12))
+def test_dense_numbers_keep_order_and_ties(values):
+    found = dense(values)
+    np.testing.assert_array_equal(average_ranks(found), average_ranks(values))
+    assert sorted(set(found.tolist())) == list(range(len(set(values))))
 
 
 @pytest.mark.parametrize("values", [[1.0, np.nan], [[1.0]]])
