@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+#
+# What tpu.sh asks of each worker of a TPU VM. tpu.sh copies it there; it is not called by hand.
+#
+#   setup                unpacks the package and installs it, once for each package
+#   restore              unpacks the results of an earlier VM, if there are none here
+#   start JOB ARGUMENT…  python -m stepalign_jax.train ARGUMENT…, detached, once
+#   state                one line: "stepalign-state STATUS JOB", the status being none, running,
+#                        stopped (by `stop`) or what training exited with
+#   follow SECS          what training wrote since the last time; ends with it, or after SECS
+#   stop                 SIGTERM: training saves a checkpoint and exits with 75
+#   snapshot             packs runs/ so that training can go on from it
+set -euo pipefail
+
+home=${STEPALIGN_HOME:-$HOME}
+tree=$home/stepalign
+job=$tree/.job  # id, pid, log, exit, shown
+
+setup() {
+  mkdir -p "$tree"
+  tar -xzf "$home/stepalign-package.tgz" -C "$tree"
+  local stamp
+  stamp=$(cksum <"$home/stepalign-package.tgz")
+  [[ -f $tree/.installed && $(<"$tree/.installed") == "$stamp" ]] && return
+  cd "$tree"
+  [[ -x .venv/bin/python ]] || make_venv
+  .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[tpu]'
+  printf '%s\n' "$stamp" >.installed
+}
+
+# The images of TPU VMs come with Python 3.10, and the package needs 3.11.
+make_venv() {
+  local python
+  for python in python3.13 python3.12 python3.11 python3; do
+    rm -rf .venv
+    if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      "$python" -m venv .venv && return
+    fi
+  done
+  rm -rf .venv
+  python3 -m pip install --quiet --user uv
+  python3 -m uv venv --quiet --seed --python 3.12 .venv
+}
+
+restore() {
+  [[ -d $tree/runs ]] && return
+  rm -rf "$tree/runs.part"
+  mkdir -p "$tree/runs.part"
+  tar -xf "$home/stepalign-runs.tar" -C "$tree/runs.part"
+  if [[ -f $tree/runs.part/log.txt ]]; then
+    mkdir -p "$job"
+    mv "$tree/runs.part/log.txt" "$job/log"
+    stat -c %s "$job/log" >"$job/shown"
+  fi
+  mv "$tree/runs.part" "$tree/runs"
+}
+
+status() {
+  local pid
+  [[ -f $job/id ]] || { echo none; return; }
+  pid=$(cat "$job/pid" 2>/dev/null) || pid=
+  if [[ -n $pid && $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") == *worker.sh\ watch* ]]; then
+    echo running
+  elif [[ -f $job/stopped && $(cat "$job/exit" 2>/dev/null) != 0 ]]; then
+    echo stopped
+  elif [[ -s $job/exit ]]; then
+    cat "$job/exit"
+  else
+    echo 75  # the machine went down under it: what is on the disk goes on
+  fi
+}
+
+start() {
+  local id=$1
+  shift
+  exec 9>"$tree/.starting"
+  flock 9  # two launchers at once start one training
+  [[ $(status) == running ]] && return
+  mkdir -p "$job" "$tree/runs"
+  rm -f "$job/exit" "$job/pid" "$job/stopped"
+  printf '%s\n' "$id" >"$job/id"
+  cd "$tree"
+  setsid nohup bash "${BASH_SOURCE[0]}" watch "$@" </dev/null >>"$job/log" 2>&1 9>&- &
+  printf '%s\n' $! >"$job/pid"
+}
+
+# Outlives the connection that started it, and keeps what training exited with.
+watch() {
+  local code=0 training
+  cd "$tree"
+  .venv/bin/python -m stepalign_jax.train "$@" &
+  training=$!
+  trap 'kill -TERM "$training"' TERM
+  wait "$training" || code=$?
+  while kill -0 "$training" 2>/dev/null; do  # a signal ended the wait, not training
+    code=0
+    wait "$training" || code=$?
+  done
+  printf '%s\n' "$code" >"$job/exit.part"
+  mv "$job/exit.part" "$job/exit"
+}
+
+follow() {
+  local until=$((SECONDS + $1)) shown size now
+  shown=$(cat "$job/shown" 2>/dev/null) || shown=0
+  while :; do
+    now=$(status)
+    size=$(stat -c %s "$job/log" 2>/dev/null) || size=0
+    if ((size > shown)); then
+      tail -c "+$((shown + 1))" "$job/log" | head -c $((size - shown))
+      shown=$size
+      printf '%s\n' "$shown" >"$job/shown"
+    fi
+    [[ $now == running ]] && ((SECONDS < until)) || return 0
+    sleep 1
+  done
+}
+
+stop() {
+  [[ $(status) == running ]] || return 0
+  : >"$job/stopped"
+  kill -TERM "$(<"$job/pid")"
+}
+
+# A checkpoint's manifest is written last and goes first. So one that is there before and after
+# its files were linked is whole; the others lose theirs, and count as never finished. What is
+# copied after the checkpoints is newer than they are, as after a kill.
+snapshot() {
+  local from=$tree/runs to=$tree/.snapshot before manifest
+  [[ -d $from ]] || { echo "there are no results yet" >&2; exit 1; }
+  rm -rf "$to"
+  mkdir -p "$to"
+  cd "$from"
+  before=$(find . -path '*/checkpoints/*/manifest.json')
+  find . -path '*/checkpoints/*' -type f -print0 | link_all "$to"
+  find "$to" -name manifest.json -path '*/checkpoints/*' -delete
+  while IFS= read -r manifest; do
+    ln "$manifest" "$to/$manifest" 2>/dev/null || true
+  done <<<"$before"
+  find . -type f ! -path '*/checkpoints/*' ! -name lock.json -print0 | link_all "$to"
+  cp "$job/log" "$to/log.txt" 2>/dev/null || true
+  pack "$to" "$home/stepalign-runs.tar"
+}
+
+link_all() {
+  xargs -0 -r cp --link --preserve --parents --target-directory="$1" 2>/dev/null || true
+}
+
+# tar says 1 where a file grew while it was read, which a log may.
+pack() {
+  local code=0
+  tar -cf "$2.part" -C "$1" . || code=$?
+  ((code <= 1)) || return "$code"
+  mv "$2.part" "$2"
+}
+
+case ${1-} in
+  setup | restore | start | follow | stop | snapshot | watch) "$@" ;;
+  state) printf 'stepalign-state %s %s\n' "$(status)" "$(cat "$job/id" 2>/dev/null)" ;;
+  *) echo "error: worker.sh is called by tpu.sh, which has --help" >&2; exit 2 ;;
+esac
