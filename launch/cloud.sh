@@ -74,7 +74,11 @@ look() {
   IFS=, read -r vm other_label vm_type <<<"$vm"
   request=${request:-unknown} vm=${vm:-unknown}
   [[ $label == launched || $other_label == launched ]] && ours=1 || ours=0
-  if [[ $request$vm == nonenone ]]; then exists=no; else exists=yes; fi
+  case $request/$vm in
+    none/none) exists=no ;;
+    unknown/unknown | unknown/none | none/unknown) exists=maybe ;;
+    *) exists=yes ;;
+  esac
   phase=$(phase_of "$request" "$vm")
 }
 
@@ -141,10 +145,12 @@ farewell() {
   delete_commands >&2
 }
 
-# The VM's own command is for one that has no request; with one, the first deletes both.
+# Deleting a request deletes its VM; the VM's own command is for one that may have none.
 delete_commands() {
-  [[ $exists == yes && $request == none ]] || printf '  gcloud%s\n' "$(printf ' %q' "${delete_request[@]}")"
-  [[ $exists == yes && $request != none ]] || printf '  gcloud%s\n' "$(printf ' %q' "${delete_vm[@]}")"
+  [[ $request == none && $exists == yes ]] || printf '  gcloud%s\n' "$(printf ' %q' "${delete_request[@]}")"
+  case $exists/$request in
+    yes/none | yes/unknown | no/* | maybe/*) printf '  gcloud%s\n' "$(printf ' %q' "${delete_vm[@]}")" ;;
+  esac
 }
 
 pause() {

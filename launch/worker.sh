@@ -2,9 +2,11 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
 #
-# What tpu.sh asks of each worker of a TPU VM. tpu.sh copies it there; it is not called by hand.
+# What is done where training runs. tpu.sh copies this to each worker of a TPU VM and calls it
+# over ssh; sky.yaml calls two of its parts. It is not called by hand.
 #
 #   setup                unpacks the package and installs it, once for each package
+#   install_package EXTRA   installs the tree as it is, with the package's extra tpu or cuda
 #   restore              unpacks the results of an earlier VM, if there are none here
 #   start JOB ARGUMENT…  python -m stepalign_jax.train ARGUMENT…, detached, once
 #   state                one line: "stepalign-state STATUS JOB", the status being none, running,
@@ -12,10 +14,12 @@
 #   follow SECS          what training wrote since the last time; ends with it, or after SECS
 #   stop                 SIGTERM: training saves a checkpoint and exits with 75
 #   snapshot             packs runs/ so that training can go on from it
+#   keep DIR SECS COMMAND…  runs the command, with runs/ restored from DIR, packed there every
+#                        SECS and at the end; exits with what the command exited with
 set -euo pipefail
 
 home=${STEPALIGN_HOME:-$HOME}
-tree=$home/stepalign
+tree=${STEPALIGN_TREE:-$home/stepalign}
 job=$tree/.job  # id, pid, log, exit, shown
 
 setup() {
@@ -24,10 +28,14 @@ setup() {
   local stamp
   stamp=$(cksum <"$home/stepalign-package.tgz")
   [[ -f $tree/.installed && $(<"$tree/.installed") == "$stamp" ]] && return
+  install_package tpu
+  printf '%s\n' "$stamp" >"$tree/.installed"
+}
+
+install_package() {
   cd "$tree"
   [[ -x .venv/bin/python ]] || make_venv
-  .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[tpu]'
-  printf '%s\n' "$stamp" >.installed
+  .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$1]"
 }
 
 # The images of TPU VMs come with Python 3.10, and the package needs 3.11.
@@ -61,7 +69,7 @@ status() {
   local pid
   [[ -f $job/id ]] || { echo none; return; }
   pid=$(cat "$job/pid" 2>/dev/null) || pid=
-  if [[ -n $pid && $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") == *worker.sh\ watch* ]]; then
+  if [[ -n $pid && $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") == *'worker.sh watch'* ]]; then
     echo running
   elif [[ -f $job/stopped && $(cat "$job/exit" 2>/dev/null) != 0 ]]; then
     echo stopped
@@ -88,18 +96,23 @@ start() {
 
 # Outlives the connection that started it, and keeps what training exited with.
 watch() {
-  local code=0 training
   cd "$tree"
-  .venv/bin/python -m stepalign_jax.train "$@" &
-  training=$!
-  trap 'kill -TERM "$training"' TERM
-  wait "$training" || code=$?
-  while kill -0 "$training" 2>/dev/null; do  # a signal ended the wait, not training
-    code=0
-    wait "$training" || code=$?
-  done
+  attend .venv/bin/python -m stepalign_jax.train "$@"
   printf '%s\n' "$code" >"$job/exit.part"
   mv "$job/exit.part" "$job/exit"
+}
+
+# Runs a command, hands SIGTERM on to it, and sets $code to its exit status.
+attend() {
+  local pid
+  "$@" &
+  pid=$!
+  trap 'kill -TERM "$pid" 2>/dev/null || true' TERM
+  while :; do
+    code=0
+    wait "$pid" || code=$?
+    kill -0 "$pid" 2>/dev/null || break  # else a signal ended the wait, not the command
+  done
 }
 
 follow() {
@@ -144,6 +157,24 @@ snapshot() {
   pack "$to" "$home/stepalign-runs.tar"
 }
 
+keep() {
+  local every=$2 code packing
+  home=$1
+  shift 2
+  [[ ! -f $home/stepalign-runs.tar ]] || restore
+  if [[ ${SKYPILOT_NODE_RANK:-0} != 0 ]]; then
+    attend "$@"
+    exit "$code"
+  fi
+  while sleep "$every"; do (snapshot) || true; done &
+  packing=$!
+  attend "$@"
+  kill "$packing"
+  wait "$packing" || true
+  (snapshot) || echo "the results could not be packed into $home" >&2
+  exit "$code"
+}
+
 link_all() {
   xargs -0 -r cp --link --preserve --parents --target-directory="$1" 2>/dev/null || true
 }
@@ -157,7 +188,7 @@ pack() {
 }
 
 case ${1-} in
-  setup | restore | start | follow | stop | snapshot | watch) "$@" ;;
+  setup | install_package | restore | start | follow | stop | snapshot | watch | keep) "$@" ;;
   state) printf 'stepalign-state %s %s\n' "$(status)" "$(cat "$job/id" 2>/dev/null)" ;;
   *) echo "error: worker.sh is called by tpu.sh, which has --help" >&2; exit 2 ;;
 esac

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """launch/ run against stand-ins for the programs that it calls (tests/launch/stand_in)."""
 
+import contextlib
 import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,16 @@ class Place:
 
     def events(self, events: Sequence[str]) -> None:
         (self.cloud / "events").write_text("".join(f"{event}\n" for event in events))
+
+    @contextlib.contextmanager
+    def another_future(self) -> Iterator["Place"]:
+        """Within it nothing more happens to the cloud by chance; after it all is as before."""
+        kept = self.path / "kept"
+        shutil.copytree(self.cloud, kept)
+        self.events([])
+        yield self
+        shutil.rmtree(self.cloud)
+        kept.rename(self.cloud)
 
     def run(self, program: str | Path, *arguments: str) -> Ended:
         """Runs a program with the stand-ins in front; a path is one of launch/."""
