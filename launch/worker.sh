@@ -18,7 +18,8 @@
 #                        SECS and at the end; exits with what the command exited with
 set -euo pipefail
 
-home=${STEPALIGN_HOME:-$HOME}
+self=$(realpath "${BASH_SOURCE[0]}")
+home=$HOME
 tree=${STEPALIGN_TREE:-$home/stepalign}
 job=$tree/.job  # id, pid, log, exit, shown
 
@@ -90,8 +91,13 @@ start() {
   rm -f "$job/exit" "$job/pid" "$job/stopped"
   printf '%s\n' "$id" >"$job/id"
   cd "$tree"
-  setsid nohup bash "${BASH_SOURCE[0]}" watch "$@" </dev/null >>"$job/log" 2>&1 9>&- &
+  setsid nohup bash "$self" watch "$@" </dev/null >>"$job/log" 2>&1 9>&- &
   printf '%s\n' $! >"$job/pid"
+  local try
+  for ((try = 0; try < 100; try++)); do  # until it can be told from one that died
+    [[ $(status) != 75 ]] && break
+    sleep 0.05
+  done
 }
 
 # Outlives the connection that started it, and keeps what training exited with.
@@ -166,7 +172,7 @@ keep() {
     attend "$@"
     exit "$code"
   fi
-  while sleep "$every"; do (snapshot) || true; done &
+  while sleep "$every"; do (snapshot) || true; done </dev/null >/dev/null 2>&1 &
   packing=$!
   attend "$@"
   kill "$packing"
