@@ -209,7 +209,7 @@ do_status() {
 do_logs() {
   need_ready
   while :; do
-    stream "${ssh[@]}" --worker=0 --command="$(remote follow "$snapshot_secs")" || give_up 75 "the VM does not answer: $(reason)"
+    follow "$snapshot_secs" || give_up 75 "the VM does not answer: $(reason)"
     ask_workers && [[ $status != running ]] && give_up 0 "training: $status"
   done
 }
@@ -285,35 +285,38 @@ check_type() {
 
 # One look at a VM that is ready: starts training, follows it for a while, or ends.
 supervise() {
-  ask_workers || { not_reached; return; }
-  refused=0
+  if ! ask_workers; then not_reached; return; fi
   case $status in
-    none) start || not_reached ;;
+    none) start_or_not ;;
     running) followed=1; watch ;;
     0) fetch_and_finish 0 ;;
-    75) count_restart "training stopped after a checkpoint"; start || not_reached ;;
-    *) if ((followed)); then
-        fetch_and_finish "$status"
-      else
-        say "training had ended with $status before; it is started again"
-        start || not_reached
-      fi ;;
+    75) count_restart "training stopped after a checkpoint"; start_or_not ;;
+    stopped) ((!followed)) || give_up 75 "training was stopped after a checkpoint"
+      start_or_not ;;
+    *) ((!followed)) || fetch_and_finish "$status"
+      ((followed)) || say "training had ended with $status before; it is started again"
+      ((followed)) || start_or_not ;;
   esac
 }
 
+start_or_not() { if start; then refused=0; else not_reached; fi; }
+
+# Only what succeeds on the VM forgets the failures before: a VM on which nothing can be
+# installed answers, and is given up all the same.
 not_reached() {
-  say "the VM does not answer: $(reason)"
-  ((++refused < tries)) || give_up 75 "the VM does not answer after $tries tries"
+  say "the VM did not do it: $(reason)"
+  ((++refused < tries)) || give_up 75 "the VM does not answer, or fails, after $tries tries"
 }
 
 watch() {
-  stream "${ssh[@]}" --worker=0 --command="$(remote follow "$snapshot_secs")" || { not_reached; return; }
+  if ! follow "$snapshot_secs"; then not_reached; return; fi
+  refused=0
   fetch || say "no results were fetched this time: $(reason)"
 }
 
 # Nothing is deleted whose results are not here.
 fetch_and_finish() {
-  fetch || { not_reached; return; }
+  if ! { follow 0 && fetch; }; then not_reached; return; fi
   say "training ended with $1; results are in $results"
   [[ $1 != 0 ]] || ((dry_run)) || printf '%s\n' "$job" >"$results/.finished"
   finish "$1"

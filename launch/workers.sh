@@ -54,6 +54,9 @@ pack() {
     gzip -n <"$scratch/package.tar" >"$scratch/stepalign-package.tgz"
 }
 
+# Shows what training wrote since the last time, until it ends or SECS are over.
+follow() { stream "${ssh[@]}" --worker=0 --command="$(remote follow "$1")"; }
+
 # The old results stay until the new ones are whole.
 fetch() {
   recover

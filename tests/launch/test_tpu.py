@@ -173,8 +173,17 @@ def test_a_vm_that_refuses_ssh_is_given_up_and_named(place):
     place.events(["ok", "ok", *["refuse", "ok", "ok"] * 12])
     ended = place.train()
     assert ended.code == 75
-    assert "does not answer after 10 tries" in ended.err
+    assert "after 10 tries" in ended.err
     assert place.left()
+    assert "Delete it:" in ended.err
+
+
+def test_a_vm_on_which_nothing_installs_is_given_up_and_named(place):
+    place.begin(**OURS)
+    place.events(["ok", "ok", "ok", "ok", "refuse"] * 20)  # looks, state, copies, setup
+    ended = place.train()
+    assert ended.code == 75
+    assert "after 10 tries" in ended.err
     assert "Delete it:" in ended.err
 
 
@@ -219,6 +228,14 @@ def test_stop_ends_training_and_the_launcher_that_follows_it(place):
     assert place.state()["train"] == "stopped"
     status = place.run(TPU, "status", *WHERE, *TYPE)
     assert "training: stopped" in status.err
+
+
+def test_a_launcher_whose_training_is_stopped_elsewhere_ends_and_leaves_the_vm(place):
+    place.begin([*["ok"] * 9, "exitstopped"], **OURS)
+    ended = place.train()
+    assert ended.code == 75
+    assert "training was stopped after a checkpoint" in ended.err
+    assert place.left()
 
 
 def test_delete_deletes_what_others_made_too(place):
