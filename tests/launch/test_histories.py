@@ -36,7 +36,9 @@ BEGINNINGS = {
 # Calls are many and events few: runs of calm lead to where a rare event meets a rare state.
 calm = st.integers(0, 12).map(lambda n: ["ok"] * n)
 trouble = st.lists(st.sampled_from(EVENTS), max_size=4)
-flood = st.integers(10, 25).flatmap(lambda n: st.sampled_from(("refuse", "odd")).map(lambda e: [e] * n))
+flood = st.integers(10, 25).flatmap(
+    lambda n: st.sampled_from(("refuse", "odd")).map(lambda e: [e] * n)
+)
 part = st.one_of(calm, trouble, trouble, st.sampled_from(STOPS).map(lambda stop: [stop]), flood)
 histories = st.lists(part, max_size=8).map(lambda parts: list(itertools.chain(*parts)))
 
@@ -45,7 +47,7 @@ def check_nothing_leaks(place: Place, ended: Ended) -> None:
     """What is left is named at the end, with the commands that delete it; and these work."""
     with place.another_future() as later:
         for _ in range(4):  # what comes late comes
-            later.run("gcloud", *"compute tpus tpu-vm describe mine".split(), *WHERE)
+            later.run("gcloud", *["compute", "tpus", "tpu-vm", "describe", "mine"], *WHERE)
         if not later.left():
             return
         commands = printed_commands(ended.err)

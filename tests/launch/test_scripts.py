@@ -3,6 +3,7 @@
 """All of launch/: clean for shellcheck; sky.yaml's two blocks; README's command at the end."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,12 @@ from support.launching import LAUNCH, STAND_IN
 
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 SKY = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
-SCRIPTS = [*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch", STAND_IN / "gcloud", STAND_IN / "squeue"]
+SCRIPTS = [
+    *LAUNCH.glob("*.sh"),
+    LAUNCH / "slurm.sbatch",
+    STAND_IN / "gcloud",
+    STAND_IN / "squeue",
+]
 
 
 def shellcheck(*arguments: str, script: str | None = None) -> str:
@@ -51,7 +57,9 @@ def test_sky_yamls_run_block_trains_by_readmes_command_and_keeps_results(tmp_pat
     shutil.copy(LAUNCH / "worker.sh", tree / "launch")
     programs = tree / ".venv" / "bin"
     (programs / "activate").write_text(f"PATH={programs}:$PATH\n")
-    (programs / "python").write_text('#!/bin/sh\nmkdir -p runs; echo "$*" >runs/called; exit 75\n')
+    (programs / "python").write_text(
+        '#!/bin/sh\nmkdir -p runs; echo "$*" >runs/called; exit 75\n'
+    )
     (programs / "python").chmod(0o755)
     environment = {
         "PATH": os.environ["PATH"], "HOME": str(tmp_path), "NAME": "mine", "CONFIG": "tiny",
@@ -63,6 +71,29 @@ def test_sky_yamls_run_block_trains_by_readmes_command_and_keeps_results(tmp_pat
     called = "-m stepalign_jax.train --config tiny --train.num_steps=30 --seed=1\n"
     assert (tree / "runs" / "called").read_text() == called
     assert (bucket / "mine" / "stepalign-runs.tar").exists()
+
+
+STAND_IN_FLAGS = re.findall(
+    r"^(flags=|  '[a-z-]+ [a-z]+'\) flags\+=)'([a-z -]+)'",
+    (STAND_IN / "gcloud").read_text(),
+    re.M,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("gcloud"), reason="Google's Cloud SDK is not installed")
+def test_gcloud_has_the_flags_that_the_stand_in_takes(tmp_path):
+    (_, everywhere), *groups = STAND_IN_FLAGS
+    assert len(groups) == 4
+    for words, flags in groups:
+        call = re.findall(r"'(.*)'", words)[0].split()
+        page = subprocess.run(
+            ["gcloud", "compute", "tpus", *call, "--help"],
+            env={**os.environ, "CLOUDSDK_CONFIG": str(tmp_path)},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        for flag in [*everywhere.split(), *flags.split()]:
+            assert f"--{flag}" in page.stdout, (call, flag, page.stderr)
 
 
 @pytest.mark.parametrize("name", ["worker.sh", "slurm.sbatch", "sky.yaml"])
