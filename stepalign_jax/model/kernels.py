@@ -122,12 +122,17 @@ def attend(
 
 
 def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`attend` by cuDNN; it knows by itself how arrays are cut over a mesh."""
+    """`attend` by cuDNN; JAX knows how it is cut over a mesh.
+
+    JAX's binding refuses the gradient of an odd length, which is padded as in splash attention.
+    """
+    length, scale = q.shape[1], q.shape[-1] ** -0.5
     k, v = k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
-    scale = q.shape[-1] ** -0.5
-    return jax.nn.dot_product_attention(
+    q, k, v = (_padded(array, 2, axis=1) for array in (q, k, v))
+    out = jax.nn.dot_product_attention(
         q, k, v, is_causal=True, scale=scale, implementation="cudnn"
     )
+    return out[:, :length]
 
 
 def splash_attention(
@@ -147,12 +152,14 @@ def splash_attention(
     query_block, key_block = block_length(length), block_length(num_slots)
     # The kernel does not scale. In float32, since the factor is no power of two.
     q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
-    q = _padded(q.swapaxes(1, 2), query_block)
-    k, v = _padded(k.swapaxes(2, 3), key_block), _padded(v, key_block)
+    q = _padded(q.swapaxes(1, 2), query_block, axis=2)
+    k, v = (_padded(array, key_block, axis=2) for array in (k.swapaxes(2, 3), v))
     run = functools.partial(
         _splash_rows, (query_block, key_block), num_slots - length, interpret
     )
-    ids = () if segment_ids is None else (_padded_ids(segment_ids, query_block),)
+    ids = ()
+    if segment_ids is not None:  # padding is a segment of its own
+        ids = (_padded(segment_ids, query_block, axis=1, value=-1),)
     return _by_row_and_head(run, q, k, v, *ids)[:, :, :length].swapaxes(1, 2)
 
 
@@ -213,12 +220,8 @@ def _by_row_and_head(run: Callable[..., jax.Array], *arrays: jax.Array) -> jax.A
     return jax.shard_map(run, in_specs=specs, out_specs=whole, check_vma=False)(*arrays)
 
 
-def _padded(array: jax.Array, block: int) -> jax.Array:
-    """[B, heads, T, Dh] with T padded to whole blocks."""
-    return jnp.pad(array, ((0, 0), (0, 0), (0, -array.shape[2] % block), (0, 0)))
-
-
-def _padded_ids(segment_ids: jax.Array, block: int) -> jax.Array:
-    """[B, T] likewise, padding being a segment of its own."""
-    missing = -segment_ids.shape[1] % block
-    return jnp.pad(segment_ids, ((0, 0), (0, missing)), constant_values=-1)
+def _padded(array: jax.Array, block: int, *, axis: int, value: int = 0) -> jax.Array:
+    """Padded at the end of an axis to whole blocks."""
+    ends = [(0, 0)] * array.ndim
+    ends[axis] = (0, -array.shape[axis] % block)
+    return jnp.pad(array, ends, constant_values=value)

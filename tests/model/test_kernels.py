@@ -16,9 +16,13 @@ from support.models import CONFIG
 from support.runs import output_on_devices
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.schema import ParallelConfig
+from stepalign_jax.huggingface import language_model
+from stepalign_jax.huggingface.language_model import open_language_model
 from stepalign_jax.model import attention as attn
 from stepalign_jax.model import kernels
 from stepalign_jax.model.qwen3 import Qwen3, init_params, unstack_layers
+from stepalign_jax.parallel.mesh import make_mesh
 from stepalign_jax.sampling.decode import prefill
 
 interpreted: Any = functools.partial(kernels.splash_attention, interpret=True)
@@ -170,7 +174,7 @@ def lowered_for_cuda(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(fused, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(fused, "is_cuda_compute_capability_equal", lambda _: False)
     model = Qwen3(dataclasses.replace(CONFIG, head_dim=128), dtype, kernel="cudnn")
-    tokens = jnp.zeros((2, 203), jnp.int32)  # an odd length
+    tokens = jnp.zeros((2, 203), jnp.int32)  # odd, which JAX's binding does not differentiate
     params = init_params(model.config, jax.random.key(0))
     loss: Any = lambda p: jnp.sum(model.apply({"params": p}, tokens)[0].astype(jnp.float32))  # noqa: E731
     program = jax.jit(jax.grad(loss))
@@ -188,7 +192,7 @@ def test_cudnn_is_called_forward_and_backward(dtype, monkeypatch):
     text = lowered_for_cuda(dtype, monkeypatch)
     assert "__cudnn$fmhaSoftmax(" in text or '"__cudnn$fmhaSoftmax"' in text
     assert "__cudnn$fmhaSoftmaxBackward" in text
-    assert "203x203" not in text  # no scores
+    assert "203x203" not in text and "204x204" not in text  # no scores
 
 
 def device(platform: str, capability: str | None = None) -> Any:
@@ -244,6 +248,23 @@ def test_a_kernel_that_cannot_run_is_refused(setting, found, dtype, head_dim, sa
         kernels.choose_kernel(setting, [found], dtype=dtype, head_dim=head_dim)
     sentence = str(refused.value)
     assert says in sentence and sentence.startswith(f"model.attention is '{setting}', but ")
+
+
+def test_a_model_is_opened_with_its_kernel_or_refused():
+    mesh = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    opened = functools.partial(open_language_model, "packaged:tiny", dtype="float32", mesh=mesh)
+    model = opened(attention="auto")
+    assert model.kernel == model.module("full").kernel == "xla"
+    with pytest.raises(UserError, match="is 'splash', but the device is a CPU"):
+        opened(attention="splash")
+
+
+def test_scoring_training_and_sampling_have_the_kernel_of_the_devices(monkeypatch):
+    monkeypatch.setattr(language_model, "choose_kernel", lambda *_, **__: "splash")
+    mesh = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    model = open_language_model("packaged:tiny", dtype="float32", mesh=mesh)
+    assert model.module("none").kernel == "splash"
+    assert model.engine._model.kernel == "splash"
 
 
 ON_A_MESH = """
