@@ -174,6 +174,7 @@ def get_config(variant: str = "") -> Config:
         model=ModelConfig(
             path="Qwen/Qwen3-0.6B",
             compute_dtype="bfloat16",
+            attention="auto",  # splash on a TPU, cuDNN on a GPU, else XLA
             remat="full",
         ),
         trainable=LoraTrainable(

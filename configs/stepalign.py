@@ -186,6 +186,7 @@ def get_config(variant: str) -> Config:
         model=ModelConfig(
             path="Qwen/Qwen3-1.7B",  # paper: Qwen3-1.7B; that it is this checkpoint, ours
             compute_dtype="bfloat16",  # paper
+            attention="auto",  # ours: splash on a TPU, cuDNN on a GPU, else XLA
             remat="full",  # ours: activations are recomputed, long rows would not fit
         ),
         trainable=LoraTrainable(  # paper

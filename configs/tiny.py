@@ -83,6 +83,7 @@ def _easy(condition: str) -> Config:
         model=ModelConfig(
             path="packaged:tiny",
             compute_dtype="float32",  # a CPU is 10 to 20 times slower in bfloat16
+            attention="auto",  # splash on a TPU, cuDNN on a GPU, else XLA
             remat="full",  # on a CPU what it saves in memory traffic is worth its arithmetic
         ),
         trainable=FullTrainable(),

@@ -47,6 +47,7 @@ class ModelConfig:
 
     path: Place  # a Hugging Face directory, a hub id, or packaged:tiny (in this package)
     compute_dtype: ComputeDtype
+    attention: Literal["auto", "xla", "splash", "cudnn"]  # auto: the platform's own kernel
     remat: Literal["none", "full", "dots"]  # what is recomputed; dots saves matmul outputs
 
 

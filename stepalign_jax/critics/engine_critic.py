@@ -166,6 +166,7 @@ def _(config: CheckpointCritic, surroundings: Surroundings) -> ModelCritic:
         config.path,
         dtype=config.compute_dtype,
         mesh=mesh,
+        attention=surroundings.model.attention,
         path_key="critic.path",
         mesh_section="critic",
     )

@@ -20,6 +20,7 @@ from stepalign_jax.huggingface.peft_adapters import load_adapter
 from stepalign_jax.huggingface.tokenizer import check_ids, load_tokenizer, stop_ids
 from stepalign_jax.huggingface.weights import load_params
 from stepalign_jax.model.config import Qwen3Config
+from stepalign_jax.model.kernels import choose_kernel
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3, abstract_params
 from stepalign_jax.parallel.mesh import param_shardings
@@ -39,6 +40,7 @@ class LanguageModel:
       dtype: of computation, and of the base weights on the devices.
       mesh: the devices.
       shardings: of the base weights on them, one per leaf.
+      attention: the config's choice of a kernel, one of `model.attention`.
       lora: size of the adapter beside the base, or None for the base alone.
       adapter: its values, float32 in host memory; None for no adapter or a fresh one.
       weights: the base weights; empty until `load`.
@@ -51,6 +53,7 @@ class LanguageModel:
     dtype: Any
     mesh: jax.sharding.Mesh
     shardings: Any
+    attention: str
     lora: LoraSpec | None = None
     adapter: dict[str, Any] | None = None
     weights: Resident = field(default_factory=Resident)
@@ -97,9 +100,19 @@ class LanguageModel:
         """See `fingerprint_checkpoint`; large files are read once, not for each split."""
         return fingerprint_checkpoint(self.directory)
 
+    @cached_property
+    def kernel(self) -> str:
+        """What attends on these devices.
+
+        Raises:
+          UserError: `attention` names a kernel that cannot run there.
+        """
+        devices, head_dim = tuple(self.mesh.devices.flat), self.sizes.head_dim
+        return choose_kernel(self.attention, devices, dtype=self.dtype, head_dim=head_dim)
+
     def module(self, remat: str) -> Qwen3:
         """The network for scoring and training, layers scanned."""
-        return Qwen3(self.sizes, self.dtype, lora=self.lora, remat=remat)
+        return Qwen3(self.sizes, self.dtype, lora=self.lora, remat=remat, kernel=self.kernel)
 
     @cached_property
     def engine(self) -> Engine:
@@ -107,7 +120,9 @@ class LanguageModel:
         pad_id = self.tokenizer.pad_token_id
         if pad_id is None or pad_id >= self.sizes.vocab_size:
             pad_id = self.stop_ids[0]
-        return Engine(self.sizes, self.dtype, self.lora, self.stop_ids, pad_id)
+        return Engine(
+            self.sizes, self.dtype, self.lora, self.stop_ids, pad_id, kernel=self.kernel
+        )
 
 
 def open_language_model(
@@ -115,6 +130,7 @@ def open_language_model(
     *,
     dtype: Any,
     mesh: jax.sharding.Mesh,
+    attention: str = "auto",
     path_key: str = "model.path",
     mesh_section: str = "parallel",
 ) -> LanguageModel:
@@ -124,18 +140,19 @@ def open_language_model(
       path: a Hugging Face directory, a hub id, or packaged:tiny.
       dtype: of computation and of the weights.
       mesh: where the weights go.
+      attention: one of `model.attention`.
       path_key: the config's key of `path`, for refusals.
       mesh_section: the config's section that sizes `mesh`, for refusals.
 
     Raises:
-      UserError: the checkpoint cannot be had, its files cannot be used, or its sizes do not fit
-        the mesh.
+      UserError: the checkpoint cannot be had, its files cannot be used, its sizes do not fit
+        the mesh, or its devices lack the kernel that `attention` names.
     """
     directory = resolve_checkpoint(path, path_key)
     sizes, tokenizer = read_sizes(directory, path_key), load_tokenizer(directory)
     stops = stop_ids(tokenizer, directory)
     check_ids(tokenizer, stops, sizes.vocab_size)
-    return LanguageModel(
+    model = LanguageModel(
         directory=directory,
         sizes=sizes,
         tokenizer=tokenizer,
@@ -143,4 +160,7 @@ def open_language_model(
         dtype=jnp.dtype(dtype),
         mesh=mesh,
         shardings=param_shardings(mesh, abstract_params(sizes), section=mesh_section),
+        attention=attention,
     )
+    _ = model.kernel  # refused here, before weights are read
+    return model

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 
 from stepalign_jax.model import attention as attn
-from stepalign_jax.model import rope
+from stepalign_jax.model import kernels, rope
+from stepalign_jax.model.cache import Cache, LayerCache, write
 from stepalign_jax.model.config import BIASED, PROJECTIONS, Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, Projection, named_init
 from stepalign_jax.model.products import PRODUCT, rows_product
@@ -32,45 +33,21 @@ from stepalign_jax.model.products import PRODUCT, rows_product
 Tree = dict[str, Any]
 
 
-class LayerCache(NamedTuple):
-    """Keys [B, K, Dh, S] and values [B, K, S, Dh] of one layer; slot s holds position s."""
-
-    k: jax.Array
-    v: jax.Array
-
-    @property
-    def num_slots(self) -> int:
-        """S."""
-        return self.v.shape[2]
-
-
-Cache = tuple[LayerCache, ...]
-
-
-def init_cache(config: Qwen3Config, batch: int, slots: int, dtype: Any) -> Cache:
-    """An empty cache: one LayerCache of zeros per layer."""
-    heads = (batch, config.num_kv_heads)
-    k_shape, v_shape = (*heads, config.head_dim, slots), (*heads, slots, config.head_dim)
-    zeros = (
-        LayerCache(jnp.zeros(k_shape, dtype), jnp.zeros(v_shape, dtype))
-        for _ in range(config.num_layers)
-    )
-    return tuple(zeros)
-
-
 class Context(NamedTuple):
     """Arrays that all layers of one forward pass share.
 
     Attributes:
       cos, sin: [1 or B, T, 1, Dh / 2] fp32 rotary angles.
-      mask: [1 or B, T, S] bool, True where attention is allowed.
+      mask: [1 or B, T, S] bool, True where attention is allowed; None where a kernel attends.
+      segment_ids: [B, T] of packed rows, for such a kernel; else None.
       first_slot: [1 or B] int32 cache slot of each row's first token; None without a cache.
     """
 
     cos: jax.Array
     sin: jax.Array
-    mask: jax.Array
+    mask: jax.Array | None
     first_slot: jax.Array | None
+    segment_ids: jax.Array | None = None
 
 
 def residual_dtype(dtype: Any) -> Any:
@@ -106,6 +83,7 @@ class Attention(nn.Module):
     config: Qwen3Config
     dtype: Any
     lora: LoraSpec | None
+    kernel: str
 
     @nn.compact
     def __call__(
@@ -120,19 +98,20 @@ class Attention(nn.Module):
         q = rope.rope(q, context.cos, context.sin)
         k = rope.rope(k, context.cos, context.sin)
         k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)  # as in LayerCache
+        seen = (context.mask, context.segment_ids)
         if cache is None:
-            out = attn.causal_attention(q, k, v, context.mask)
+            out = kernels.attend(self.kernel, attn.causal_attention, q, k, v, *seen)
         else:
             cache = LayerCache(
-                _write(cache.k, k, context.first_slot, axis=3),
-                _write(cache.v, v, context.first_slot, axis=2),
+                write(cache.k, k, context.first_slot, axis=3),
+                write(cache.v, v, context.first_slot, axis=2),
             )
             k, v = cache.k.astype(self.dtype), cache.v.astype(self.dtype)
             # Kernels are in row blocks only where a CPU decodes; there all cores can read the
             # cache as well.
             streams = self.has_variable("decode", "q_proj") and attn.can_stream(q, v)
-            attend = attn.streamed_attention if streams else attn.attention
-            out = attend(q, k, v, context.mask)
+            form = attn.streamed_attention if streams else attn.attention
+            out = kernels.attend(self.kernel, form, q, k, v, *seen)
         out = with_logical_constraint(out, ("batch", "length", "heads", "head_size"))
         out = out.reshape(*out.shape[:2], -1)
         return _projection(self, "o_proj")(out), cache
@@ -176,29 +155,13 @@ def _projection(parent: "Attention | Mlp", name: str) -> Projection:
     )
 
 
-def _write(
-    cache: jax.Array, new: jax.Array, first_slot: jax.Array | None, *, axis: int
-) -> jax.Array:
-    """`cache` with `new`, T long on `axis`, at slots first_slot[b] .. + T - 1 of row b.
-
-    A `first_slot` of one element is that of all rows.
-    """
-    assert first_slot is not None
-    new = new.astype(cache.dtype)
-    if first_slot.shape[0] == 1:  # one contiguous copy, where the vmap below is a scatter
-        return jax.lax.dynamic_update_slice_in_dim(cache, new, first_slot[0], axis)
-    update = jax.lax.dynamic_update_slice_in_dim
-    return jax.vmap(lambda row, rows, slot: update(row, rows, slot, axis - 1))(
-        cache, new, first_slot
-    )
-
-
 class Block(nn.Module):
     """One pre-norm transformer layer; the loop over layers lives in Qwen3."""
 
     config: Qwen3Config
     dtype: Any
     lora: LoraSpec | None
+    kernel: str
 
     @nn.compact
     def __call__(
@@ -207,9 +170,9 @@ class Block(nn.Module):
         """([B, T, D], context, cache) -> ([B, T, D], the cache with these tokens written)."""
         eps = self.config.rms_norm_eps
         normed = RMSNorm(eps, self.dtype, "norm", name="attention_norm")(x)
-        attended, cache = Attention(self.config, self.dtype, self.lora, name="attention")(
-            normed, context, cache
-        )
+        attended, cache = Attention(
+            self.config, self.dtype, self.lora, self.kernel, name="attention"
+        )(normed, context, cache)
         x = x + attended
         normed = RMSNorm(eps, self.dtype, "norm", name="mlp_norm")(x)
         x = x + Mlp(self.config, self.dtype, self.lora, name="mlp")(normed)
@@ -225,6 +188,8 @@ class Qwen3(nn.Module):
         so is the residual stream if this is fp16.
       lora: which projections look for an adapter in the `lora` collection.
       remat: "none" | "full" | "dots" (matmul outputs are saved, the rest is recomputed).
+      kernel: what attends with more than one query per row (`kernels.choose_kernel`). With a
+        cache, "splash" and "cudnn" take these queries to fill it to its last slot.
       scan_layers: True takes stacked params (`layers`), False unrolled ones (`layer_0`..).
     """
 
@@ -233,6 +198,7 @@ class Qwen3(nn.Module):
     lora: LoraSpec | None = None
     remat: str = "none"
     scan_layers: bool = True
+    kernel: str = "xla"
 
     def setup(self) -> None:
         config = self.config
@@ -252,10 +218,11 @@ class Qwen3(nn.Module):
                 in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(config, self.dtype, self.lora)
+            )(config, self.dtype, self.lora, self.kernel)
         else:
             self.layer = [
-                block(config, self.dtype, self.lora) for _ in range(config.num_layers)
+                block(config, self.dtype, self.lora, self.kernel)
+                for _ in range(config.num_layers)
             ]
 
     def __call__(
@@ -320,11 +287,14 @@ class Qwen3(nn.Module):
             theta=config.rope_theta,
             yarn=config.yarn,
         )
+        length = positions.shape[1]
+        num_slots = length if cache is None else cache[0].num_slots
+        segments = segment_ids is not None
+        by_kernel = kernels.takes(self.kernel, length, num_slots, segments=segments)
         if cache is None:
-            mask = attn.causal_mask(positions.shape[1], segment_ids)
-            return Context(*angles(positions), mask, None)
-        num_slots = cache[0].num_slots
-        mask = attn.cache_mask(positions, num_slots)
+            mask = None if by_kernel else attn.causal_mask(length, segment_ids)
+            return Context(*angles(positions), mask, None, segment_ids if by_kernel else None)
+        mask = None if by_kernel else attn.cache_mask(positions, num_slots)
         # Looked up in a table: XLA's CPU compiler would fuse the cosines into every head of
         # every layer and compute them anew there.
         slots = jnp.arange(num_slots, dtype=positions.dtype)[None]

@@ -29,7 +29,14 @@ from stepalign_jax.objectives.tiles import (
     times_weights,
     walk_tiles,
 )
-from stepalign_jax.objectives.vocabulary import AnyMesh, Vocabulary, on_mesh
+from stepalign_jax.objectives.vocabulary import (
+    Vocabulary,
+    Where,
+    add_over_tokens,
+    aligned,
+    on_mesh,
+    size_of_vocabulary,
+)
 
 
 def tiled_divergence(
@@ -41,7 +48,7 @@ def tiled_divergence(
     *,
     token_weights: Shaped[Array, " N"],
     divergence: DivergenceConfig,
-    mesh: AnyMesh | None,
+    mesh: Where,
 ) -> tuple[Float32[Array, ""], LossScores]:
     """Returns the weighted sum of N tokens' divergences, and their scores.
 
@@ -60,7 +67,8 @@ def tiled_divergence(
       token_weights: taken as constants: a mask, or shares.
       divergence: which one. `loss_temperature` divides both logits in the divergence, and
         there alone; `token_tile` is the most tokens whose logits exist at once (per device).
-      mesh: the mesh that cuts tokens, head and vocabulary, or None for one device.
+      mesh: the mesh that cuts tokens, head and vocabulary, or None for one device; a `Cut` of
+        axes by their names, under pmap and shard_map too (docs/divergence.md).
 
     Returns:
       The sum, and LossScores of [N]. Where both rows of logits are equal, divergence and
@@ -69,9 +77,10 @@ def tiled_divergence(
     Raises:
       UserError: `top_k` is not below V.
     """
-    check_top_k(divergence, solver_head.shape[0])
+    check_top_k(divergence, size_of_vocabulary(mesh, solver_head))
     rows = (solver_hidden, teacher_hidden, tokens, token_weights.astype(jnp.float32))
     heads = (solver_head, None if teacher_head is solver_head else teacher_head)
+    rows, heads = aligned(mesh, rows, heads)
     static: _Static = (divergence, mesh)
     total, scores = _divergence(static, rows, heads)  # pyright: ignore[reportGeneralTypeIssues]
     return total, jax.lax.stop_gradient(scores)
@@ -86,14 +95,14 @@ def tiled_scores(
     *,
     divergence: DivergenceConfig,
     num_top: int,
-    mesh: AnyMesh | None,
+    mesh: Where,
 ) -> TokenScores:
     """Returns all scores [N] of the tokens; forward only, for analysis.
 
     Arguments are those of `tiled_divergence`, and so is what it raises. `num_top`, at most V,
     is how many of each side's likeliest entries come with a token.
     """
-    check_top_k(divergence, solver_head.shape[0])
+    check_top_k(divergence, size_of_vocabulary(mesh, solver_head))
 
     def local(rows: Any, heads: Any, vocabulary: Vocabulary) -> Any:
         def score(tile: Any, _fresh: jax.Array, _sums: None) -> Any:
@@ -114,7 +123,7 @@ def tiled_entropies(
     head: Float[Array, "V D"],
     *,
     token_tile: int,
-    mesh: AnyMesh | None,
+    mesh: Where,
 ) -> Float32[Array, " N"]:
     """Returns the entropies in nats, at temperature 1, of what rows of hidden states predict.
 
@@ -132,13 +141,13 @@ def tiled_entropies(
     return on_mesh(mesh, local, (hidden,), head.astype(hidden.dtype))[0]
 
 
-_Static = tuple[DivergenceConfig, AnyMesh | None]  # what to compute, and where
+_Static = tuple[DivergenceConfig, Where]  # what to compute, and where
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _divergence(static: _Static, rows: Any, heads: Any) -> tuple[jax.Array, LossScores]:
     (scores, _), _ = _walk(static, rows, heads, hidden_trains=False, head_trains=False)
-    return _weigh(rows, scores), scores
+    return _weigh(static, rows, scores), scores
 
 
 def _divergence_forward(static: _Static, rows: Any, heads: Any) -> Any:
@@ -149,7 +158,7 @@ def _divergence_forward(static: _Static, rows: Any, heads: Any) -> Any:
     )
     # An empty array carries the head's dtype into the backward pass.
     kept = (hidden_gradient, head_gradient, jnp.zeros(0, heads[0].dtype))
-    return (_weigh(rows, scores), scores), kept
+    return (_weigh(static, rows, scores), scores), kept
 
 
 def _divergence_backward(_static: _Static, kept: Any, cotangents: Any) -> Any:
@@ -166,8 +175,8 @@ def _divergence_backward(_static: _Static, kept: Any, cotangents: Any) -> Any:
 _divergence.defvjp(_divergence_forward, _divergence_backward, symbolic_zeros=True)
 
 
-def _weigh(rows: Any, scores: LossScores) -> jax.Array:
-    return jnp.sum(times_weights(scores.loss, rows[3]))
+def _weigh(static: _Static, rows: Any, scores: LossScores) -> jax.Array:
+    return add_over_tokens(static[1], jnp.sum(times_weights(scores.loss, rows[3])))
 
 
 def _walk(

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float, Float32, Int
 
 from stepalign_jax.objectives.divergence import log_softmax
 from stepalign_jax.objectives.tiles import head_product, hidden_product, logits, walk_tiles
-from stepalign_jax.objectives.vocabulary import AnyMesh, Vocabulary, on_mesh
+from stepalign_jax.objectives.vocabulary import Vocabulary, Where, aligned, on_mesh
 
-_Static = tuple[float, int, AnyMesh | None]  # temperature, tokens per tile, mesh
+_Static = tuple[float, int, Where]  # temperature, tokens per tile, mesh
 
 
 def tiled_logprobs(
@@ -28,7 +28,7 @@ def tiled_logprobs(
     *,
     temperature: float,
     token_tile: int,
-    mesh: AnyMesh | None,
+    mesh: Where,
 ) -> tuple[Float32[Array, " N"], Float32[Array, " N"]]:
     """log pi(tokens[n]) from row n of the hidden states, at a temperature and at 1.
 
@@ -38,11 +38,12 @@ def tiled_logprobs(
       tokens: below V.
       temperature: positive, divides the logits.
       token_tile: the most tokens whose logits exist at once (per device).
-      mesh: the mesh that cuts tokens, head and vocabulary, or None for one device.
+      mesh: as in `tiled_divergence`.
 
     Returns:
       Log-probabilities at `temperature`, differentiable; and at 1, as constants.
     """
+    (hidden, tokens), head = aligned(mesh, (hidden, tokens), head)
     return _logprobs((temperature, token_tile, mesh), hidden, head, tokens)
 
 

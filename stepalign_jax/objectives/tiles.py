@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from stepalign_jax.objectives.vocabulary import Vocabulary
+from stepalign_jax.objectives.vocabulary import Vocabulary, vary, varying
 
 
 def walk_tiles(
@@ -57,21 +57,26 @@ def walk_tiles(
     tile = -(-num_rows // num_tiles)
     tile = min(tile + -tile % 8, token_tile, num_rows)  # accelerators work on 8 rows at once
 
-    def step(index: jax.Array | int, carry: Any) -> Any:
-        results, sums = carry
+    def scored(index: jax.Array | int, sums: Any) -> tuple[jax.Array, Any, Any]:
         start = jnp.minimum(index * tile, num_rows - tile)
         cut = [jax.lax.dynamic_slice_in_dim(array, start, tile) for array in rows]
         fresh = start + jnp.arange(tile) >= index * tile
-        scored, sums = score(cut, fresh, sums)
+        return start, *score(cut, fresh, sums)
+
+    def step(index: jax.Array | int, carry: Any) -> Any:
+        results, sums = carry
+        start, more, sums = scored(index, sums)
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
-        return jax.tree.map(put, results, scored), sums
+        return jax.tree.map(put, results, more), sums
 
     sums = None if head is None else jnp.zeros(head.shape, jnp.float32)
-    example = [jax.ShapeDtypeStruct((tile, *array.shape[1:]), array.dtype) for array in rows]
-    shapes, _ = jax.eval_shape(score, example, jax.ShapeDtypeStruct((tile,), bool), sums)
+    _, shapes, added = jax.eval_shape(scored, 0, sums)
+    # What the loop carries varies over the devices from the first tile on.
     results = jax.tree.map(
-        lambda leaf: jnp.zeros((num_rows, *leaf.shape[1:]), leaf.dtype), shapes
+        lambda leaf: vary(jnp.zeros((num_rows, *leaf.shape[1:]), leaf.dtype), varying(leaf)),
+        shapes,
     )
+    sums = jax.tree.map(lambda leaf, after: vary(leaf, varying(after)), sums, added)
     return jax.lax.fori_loop(0, num_tiles, step, (results, sums))
 
 

@@ -9,12 +9,14 @@ On a mesh every device works on its own tokens and its own slice of the vocabula
     logits  [n, V]    cut by tensor             maxima and sums go over the tensor axis
 
 These cuts are written out (`shard_map`) instead of left to the compiler, which may choose to
-gather logits.
+gather logits. `Cut` names other axes: of a caller's mesh, or of the pmap or shard_map that the
+caller is in (docs/divergence.md).
 """
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -27,9 +29,64 @@ from stepalign_jax.parallel.mesh import RULES
 AnyMesh = Mesh | AbstractMesh
 
 _TABLE: dict[str, Any] = dict(RULES)
-_TOKEN_AXES: tuple[str, ...] = _TABLE["batch"]
-_VOCAB_AXIS: str = _TABLE["vocab"]
-_WIDTH_AXIS: str = _TABLE["embed"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """By which axes tokens and vocabulary are cut.
+
+    Attributes:
+      token_axes: cut the tokens, in the order of the array; devices along them hold the same
+        heads. The loss and the gradient of the head are summed over them.
+      vocab_axis: cuts V of the heads, in the order of the array; devices along it hold the
+        same rows. None: V is whole.
+      width_axis: cuts D of the heads; one of `token_axes`, or None.
+      mesh: the mesh of these axes, where arrays are whole and a jit cuts them. None in a pmap
+        or shard_map of these axes, where an array is the device's own part.
+    """
+
+    token_axes: tuple[str, ...] = ()
+    vocab_axis: str | None = None
+    width_axis: str | None = None
+    mesh: AnyMesh | None = None
+
+    def __post_init__(self) -> None:
+        if self.width_axis is not None and self.width_axis not in self.token_axes:
+            raise ValueError(f"width_axis {self.width_axis!r} must be one of token_axes")
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        named = (*self.token_axes, self.vocab_axis)
+        return tuple(axis for axis in named if axis is not None)
+
+    def without(self, taken: frozenset[str]) -> "Cut":
+        """The cut that is left where an enclosing shard_map has cut by the axes `taken`."""
+        keep = lambda axis: None if axis in taken else axis  # noqa: E731
+        return replace(
+            self,
+            token_axes=tuple(axis for axis in self.token_axes if axis not in taken),
+            vocab_axis=keep(self.vocab_axis),
+            width_axis=keep(self.width_axis),
+        )
+
+
+Where = AnyMesh | Cut | None
+
+
+def find_cut(where: Where) -> Cut:
+    """The cut of `where`: by the axes of `parallel.mesh` if it is a mesh, none if it is None.
+
+    Axes of a mesh that an enclosing shard_map has taken are the caller's: what comes in is cut
+    by them already.
+    """
+    if where is None:
+        return Cut()
+    if not isinstance(where, Cut):
+        where = Cut(_TABLE["batch"], _TABLE["vocab"], _TABLE["embed"], where)
+    if where.mesh is None:
+        return where
+    cut = where.without(frozenset(jax.sharding.get_abstract_mesh().manual_axes))
+    return cut if cut.axes else Cut()
 
 
 @dataclass(frozen=True)
@@ -37,7 +94,7 @@ class Vocabulary:
     """Reductions of [n, V] over V, of which a device may hold a slice.
 
     Attributes:
-      axis: the mesh axis that cuts V (inside shard_map), or None where V is whole.
+      axis: the mesh axis that cuts V (inside pmap or shard_map), or None where V is whole.
     """
 
     axis: str | None
@@ -105,8 +162,15 @@ class Vocabulary:
         return best, jnp.take_along_axis(entries, places, axis=1)
 
 
+def size_of_vocabulary(where: Where, head: jax.Array) -> int:
+    """V, of which `head` may be a slice."""
+    cut = find_cut(where)
+    is_slice = cut.mesh is None and cut.vocab_axis is not None
+    return head.shape[0] * (jax.lax.axis_size(cut.vocab_axis) if is_slice else 1)
+
+
 def on_mesh(
-    mesh: AnyMesh | None,
+    where: Where,
     local: Callable[[Any, Any, Vocabulary], tuple[Any, Any]],
     rows: Any,
     heads: Any,
@@ -114,43 +178,98 @@ def on_mesh(
     """Runs `local(rows, heads, vocabulary) -> (row results, head sums)` where the arrays lie.
 
     Args:
-      mesh: the mesh, or None for one device. It has the axes of `parallel.mesh`.
+      where: how the arrays are cut.
       local: a function of a device's rows and of its slice of the heads, that slice at full
         width. Its head sums [V slice, D] are over its own rows; here they are added up.
-      rows: arrays [N, ...]. N is padded with zeros to a multiple of the devices.
-      heads: arrays [V, D]; `tensor` divides V, and `fsdp` D.
+      rows: arrays [N, ...]. Under a mesh N is padded with zeros to a multiple of the devices.
+      heads: arrays [V, D]; the vocabulary axis divides V, and the width axis D.
 
     Returns:
-      Row results [N, ...] and head sums [V, D], as if on one device.
+      Row results [N, ...] and head sums [V, D], as if on one device; in a pmap or shard_map of
+      the caller's the device's own part of them.
     """
-    if mesh is None:
-        return local(rows, heads, Vocabulary(None))
-
-    def on_device(rows: Any, heads: Any) -> tuple[Any, Any]:
-        whole = jax.tree.map(
-            lambda head: jax.lax.all_gather(head, _WIDTH_AXIS, axis=1, tiled=True), heads
-        )
-        results, sums = local(rows, whole, Vocabulary(_VOCAB_AXIS))
-        return results, jax.tree.map(_add_over_devices, sums)
-
-    by_token, by_entry = PartitionSpec(_TOKEN_AXES), PartitionSpec(_VOCAB_AXIS, _WIDTH_AXIS)
+    cut = find_cut(where)
+    on_device = functools.partial(_on_device, cut, local)
+    if cut.mesh is None:
+        return on_device(rows, heads)
+    by_token, by_entry = (
+        PartitionSpec(cut.token_axes),
+        PartitionSpec(cut.vocab_axis, cut.width_axis),
+    )
     num_rows = jax.tree.leaves(rows)[0].shape[0]
-    missing = -num_rows % math.prod(mesh.shape[axis] for axis in _TOKEN_AXES)
+    missing = -num_rows % math.prod(cut.mesh.shape[axis] for axis in cut.token_axes)
+    outer = jax.sharding.get_abstract_mesh()
     results, sums = jax.shard_map(
         on_device,
-        mesh=mesh,
+        # Inside a shard_map JAX takes the mesh from the context, and no other.
+        mesh=None if outer.manual_axes else cut.mesh,
+        axis_names=set(cut.axes) if outer.manual_axes else set(),
         in_specs=(by_token, by_entry),
         out_specs=(by_token, by_entry),
-        check_vma=False,  # nothing is differentiated through it
     )(jax.tree.map(lambda array: _pad_rows(array, missing), rows), heads)
     return jax.tree.map(lambda array: array[:num_rows], results), sums
 
 
-def _add_over_devices(head_sum: jax.Array) -> jax.Array:
+def _on_device(cut: Cut, local: Any, rows: Any, heads: Any) -> tuple[Any, Any]:
+    gather = functools.partial(jax.lax.all_gather, axis_name=cut.width_axis, axis=1, tiled=True)
+    whole = heads if cut.width_axis is None else jax.tree.map(gather, heads)
+    results, sums = local(rows, whole, Vocabulary(cut.vocab_axis))
+    return results, jax.tree.map(functools.partial(_add_over_devices, cut), sums)
+
+
+def _add_over_devices(cut: Cut, head_sum: jax.Array) -> jax.Array:
     """Sums over the devices that hold other tokens; each keeps its slice of the width."""
-    others = tuple(axis for axis in _TOKEN_AXES if axis != _WIDTH_AXIS)
-    head_sum = jax.lax.psum_scatter(head_sum, _WIDTH_AXIS, scatter_dimension=1, tiled=True)
-    return jax.lax.psum(head_sum, others)
+    others = tuple(axis for axis in cut.token_axes if axis != cut.width_axis)
+    if cut.width_axis is not None:
+        head_sum = jax.lax.psum_scatter(
+            head_sum, cut.width_axis, scatter_dimension=1, tiled=True
+        )
+    return jax.lax.psum(head_sum, others) if others else head_sum
+
+
+def add_over_tokens(where: Where, total: jax.Array) -> jax.Array:
+    """The sum over all tokens, from that over the tokens at hand."""
+    cut = find_cut(where)
+    return jax.lax.psum(total, cut.token_axes) if _is_by_name(cut) else total
+
+
+def aligned(where: Where, rows: Any, heads: Any) -> tuple[Any, Any]:
+    """Both, marked as varying over the same axes of the enclosing shard_maps.
+
+    A derivative must vary over the axes over which its primal does. That of a row or a head
+    varies wherever any of them does, but for the axes over which it is summed here. JAX sums
+    what it finds marked here over the other axes.
+
+    Raises:
+      ValueError: rows differ along the axis of the vocabulary, or heads along one of tokens.
+    """
+    cut = find_cut(where)
+    own = set() if cut.mesh is not None else set(cut.axes)
+    vocab, tokens = own & {cut.vocab_axis}, own & set(cut.token_axes)
+    of_rows, of_heads = (
+        set().union(*map(varying, jax.tree.leaves(tree))) for tree in (rows, heads)
+    )
+    for what, axes in (("rows", of_rows & vocab), ("heads", of_heads & tokens)):
+        if axes:
+            raise ValueError(f"{what} must be the same along {', '.join(sorted(axes))}")
+    everywhere = of_rows | of_heads
+    rows = jax.tree.map(lambda leaf: vary(leaf, everywhere - vocab), rows)
+    return rows, jax.tree.map(lambda leaf: vary(leaf, everywhere - tokens), heads)
+
+
+def varying(array: Any) -> frozenset[str]:
+    """Axes of the enclosing shard_maps over which JAX knows that an array may vary."""
+    return jax.typeof(array).manual_axis_type.varying
+
+
+def vary(array: jax.Array, axes: Any) -> jax.Array:
+    """The same numbers, marked as varying over more axes; without any, the array itself."""
+    more = tuple(sorted(set(axes) - varying(array)))
+    return jax.lax.pcast(array, more, to="varying") if more else array
+
+
+def _is_by_name(cut: Cut) -> bool:
+    return cut.mesh is None and bool(cut.token_axes)
 
 
 def _pad_rows(array: jax.Array, missing: int) -> jax.Array:

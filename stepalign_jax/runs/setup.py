@@ -76,6 +76,7 @@ def open_solver(config: Config) -> tuple[LanguageModel, Roles]:
         config.model.path,
         dtype=config.model.compute_dtype,
         mesh=make_mesh(config.parallel, devices),
+        attention=config.model.attention,
     )
     if ignored := str(read_generation_settings(model.directory)):
         print(

@@ -36,8 +36,9 @@ from flax.linen.spmd import with_logical_constraint
 from jax import lax
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
+from stepalign_jax.model.cache import Cache, LayerCache, init_cache
 from stepalign_jax.model.config import Qwen3Config
-from stepalign_jax.model.qwen3 import Cache, LayerCache, Qwen3, init_cache
+from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.sampling.draw import make_row_keys, sample_token
 from stepalign_jax.sampling.request import Request
 

@@ -36,6 +36,8 @@ class Engine:
         lora: LoraSpec | None,
         stop_ids: Sequence[int],
         pad_id: int,
+        *,
+        kernel: str = "xla",
     ):
         """Makes an engine for any weights of these sizes.
 
@@ -45,8 +47,9 @@ class Engine:
           lora: size of the adapter, where the variables have one.
           stop_ids: token ids that end every completion.
           pad_id: what stands behind a completion in `Rollouts.tokens`.
+          kernel: what attends in a prefill (`model.kernels`).
         """
-        self._model = decode_model(sizes, compute_dtype, lora)
+        self._model = decode_model(sizes, compute_dtype, lora, kernel=kernel)
         self._stop_ids = tuple(int(token) for token in stop_ids)
         self._pad_id = int(pad_id)
 

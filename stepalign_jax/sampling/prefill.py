@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from stepalign_jax.model.qwen3 import Cache, Qwen3
+from stepalign_jax.model.cache import Cache
+from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.sampling.decode import copy_rows, prefill
 from stepalign_jax.sampling.scheduler import PrefillBatch, prefill_batches
 

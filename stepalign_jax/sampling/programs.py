@@ -21,18 +21,21 @@ import jax.numpy as jnp
 from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from stepalign_jax.model.cache import Cache, init_cache
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec, abstract_lora
-from stepalign_jax.model.qwen3 import Cache, Qwen3, abstract_params, init_cache
+from stepalign_jax.model.qwen3 import Qwen3, abstract_params
 from stepalign_jax.parallel.mesh import RULES, param_shardings, unboxed
 from stepalign_jax.sampling.decode import CACHE_AXES, SlotRequests, Slots
 from stepalign_jax.sampling.layout import Variables, decode_layout, num_blocks
 from stepalign_jax.sampling.session import DECODE_STEPS, FEWEST_STOPS
 
 
-def decode_model(sizes: Qwen3Config, dtype: Any, lora: LoraSpec | None) -> Qwen3:
+def decode_model(
+    sizes: Qwen3Config, dtype: Any, lora: LoraSpec | None, *, kernel: str = "xla"
+) -> Qwen3:
     """The network as every program here takes it: layers unrolled."""
-    return Qwen3(sizes, jnp.dtype(dtype), lora=lora, scan_layers=False)
+    return Qwen3(sizes, jnp.dtype(dtype), lora=lora, scan_layers=False, kernel=kernel)
 
 
 def prefill_arguments(

@@ -25,10 +25,10 @@ from support.goldens import (
 from support.models import CONFIG, VARIANTS, apply, enlarged
 
 from stepalign_jax.huggingface.weights import load_model
+from stepalign_jax.model.cache import init_cache
 from stepalign_jax.model.qwen3 import (
     Qwen3,
     Qwen3Config,
-    init_cache,
     init_params,
     output_head,
     stack_layers,
