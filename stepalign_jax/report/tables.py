@@ -47,7 +47,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     before, after, gain = (summary[side] for side in ("before", "after", "gain"))
     names = {**SCORES, "greedy": "greedy"}
     rows = _paired_rows(names, before, after, gain, summary.get("k", "k"))
-    table = _aligned([["", "before", "after", "gain"], *rows]) + _PAIRED_NOTE
+    table = aligned([["", "before", "after", "gain"], *rows]) + _PAIRED_NOTE
     seconds = summary.get("seconds")
     took = "" if seconds is None else f"The run took {seconds:,.0f} s.\n"
     return table + took + "".join(map(_change, summary.get("changes", [])))
@@ -58,7 +58,7 @@ def gain_table(
 ) -> str:
     """Returns a plain-text table of an evaluation beside the base's, with paired gains."""
     rows = _paired_rows(_EVALUATED, base, trained, gain, k)
-    return _aligned([[title, "base", "trained", "gain"], *rows]) + _PAIRED_NOTE
+    return aligned([[title, "base", "trained", "gain"], *rows]) + _PAIRED_NOTE
 
 
 def _paired_rows(
@@ -93,7 +93,7 @@ def evaluation_table(intervals: dict[str, Any], k: int, title: str = "") -> str:
     """Returns a plain-text table of one evaluation's intervals."""
     rows = [[label.format(k=k), percent(intervals[key])] for key, label in _EVALUATED.items()]
     rows.append(["answer length", f"{rounded(intervals['mean_tokens'])} tokens"])
-    return _aligned([_heading(title), *rows])
+    return aligned([_heading(title), *rows])
 
 
 def prepared_table(manifest: dict[str, Any]) -> str:
@@ -102,7 +102,7 @@ def prepared_table(manifest: dict[str, Any]) -> str:
     rows = [["", "rows"], *([what.replace("_", " "), f"{n:,}"] for what, n in taken)]
     rows += [[f"{split} problems", f"{n:,}"] for split, n in manifest["problems"].items()]
     width = max(len(number) for _, number in rows)
-    return _aligned([[what, number.rjust(width)] for what, number in rows])
+    return aligned([[what, number.rjust(width)] for what, number in rows])
 
 
 def critic_table(found: dict[str, Any], exact: Any, exact_on_wrong: Any) -> str:
@@ -123,14 +123,14 @@ def critic_table(found: dict[str, Any], exact: Any, exact_on_wrong: Any) -> str:
     length = rounded(found["mean_tokens"])
     rows.append(["critique length", length if length == NOTHING else f"{length} tokens"])
     if exact is None:
-        return _aligned(rows) + f"Asked about {number} rollouts.\n"
+        return aligned(rows) + f"Asked about {number} rollouts.\n"
     asked = f"Asked about {number} rollouts, {found['wrong_attempts']} of them wrong.\n"
-    return _aligned(rows) + asked + "Exact: to the letter as a program corrects the rollout.\n"
+    return aligned(rows) + asked + "Exact: to the letter as a program corrects the rollout.\n"
 
 
 def teacher_heading() -> str:
     """Returns the head of the table whose rows `teacher_row` makes, one at a time."""
-    return _aligned([_heading("teacher shown")])
+    return aligned([_heading("teacher shown")])
 
 
 def teacher_row(condition: str, interval: Any) -> str:
@@ -142,7 +142,7 @@ def _heading(title: str) -> list[str]:
     return [title.ljust(_LABEL), "percent".ljust(_CELL)]
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
     """Returns rows as columns, the first row underlined; closer if a terminal needs it."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else " "
@@ -161,10 +161,10 @@ def comparison_table(comparison: dict[str, Any]) -> str:
             found = _row(comparison, variant, name)
             shown = ("before", "after", "gain", "seeds", "critic", "tokens", "seconds")
             rows.append([_shortened(name), *(found[key] for key in shown)])
-        parts.append(_aligned(rows))
+        parts.append(aligned(rows))
         if differences := _difference_rows(comparison, variant):
             differences[0][0] = _shortened(differences[0][0], end=" minus")
-            parts.append(_aligned([[_shortened(row[0]), *row[1:]] for row in differences]))
+            parts.append(aligned([[_shortened(row[0]), *row[1:]] for row in differences]))
     parts.append(
         f"Avg@{comparison['k']} in percent, gains in points [intervals] over seeds and "
         "problems.\nn: seeds. critic: percent exact on wrong rollouts.\n"
