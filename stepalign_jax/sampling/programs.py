@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.linen.spmd import logical_to_mesh_axes
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from stepalign_jax.model.cache import Cache, init_cache
 from stepalign_jax.model.config import Qwen3Config
@@ -133,6 +133,8 @@ def _placed(leaf: Any, mesh: Mesh | None, spec: Any) -> jax.ShapeDtypeStruct:
 
 
 def _is_on_cpu(mesh: Mesh | None) -> bool:
+    if isinstance(mesh, AbstractMesh):
+        return False  # chips of a plan
     return mesh is None or mesh.devices.flat[0].platform == "cpu"
 
 

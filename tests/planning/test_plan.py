@@ -1,0 +1,226 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Plans: what a run takes of chips that are not there."""
+
+import json
+from typing import Any
+
+import jax
+import pytest
+
+from stepalign_jax import plan as command
+from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.load import load_config
+from stepalign_jax.planning import compiled
+from stepalign_jax.planning.chips import GIB, TPUS, Chip, Topology, open_topology
+from stepalign_jax.planning.compiled import compile_program
+from stepalign_jax.planning.plan import Planner
+from stepalign_jax.planning.programs import Program
+from stepalign_jax.planning.roofline import Roofline
+from stepalign_jax.planning.sizes import num_parameters, published_config
+from stepalign_jax.planning.workload import Sampling, workload
+
+ONE = {"data": 1, "fsdp": 1, "tensor": 1}
+FEW = (
+    "--train.problems_per_step=4",
+    "--train.micro_batches=2",
+    "--sampling.batch_size=8",
+    "--evaluation.batch_size=8",
+)
+
+
+def small_chip(memory: float, number: int = 1) -> Topology:
+    return Topology("toy", Chip(memory, 1e12, 1e11), None, number)
+
+
+def test_every_phase_of_a_step_is_planned_at_its_longest():
+    config = load_config("tiny", FEW)
+    plan = Planner(config, small_chip(GIB)).plan()
+    names = [(one.program.phase, one.program.name.split()[0]) for one in plan.fitted]
+    assert names == [
+        ("sample", "prefill"),
+        ("sample", "decode"),
+        ("critique", "prefill"),
+        ("critique", "decode"),
+        ("score", "score"),
+        ("update", "gradient"),
+        ("evaluate", "prefill"),
+        ("evaluate", "decode"),
+    ]
+    assert plan.fits and not plan.compiled and plan.mends == {}
+    score = next(one.program for one in plan.fitted if one.program.phase == "score")
+    longest = plan.work.teacher_row
+    assert score.name.startswith("score 2 x ") and int(score.name.split()[-1]) >= longest
+
+
+def test_a_condition_without_teacher_or_critic_plans_neither():
+    plan = Planner(load_config("tiny:grpo"), small_chip(GIB)).plan()
+    assert {one.program.phase for one in plan.fitted} == {"sample", "update", "evaluate"}
+    assert set(plan.bounds) == {"sample", "update", "evaluate"}
+
+
+def test_weights_that_are_cut_take_less_of_each_chip():
+    def decode_arguments(*overrides: str) -> int:
+        config = load_config("stepalign", ("--train.micro_batches=4", *overrides))
+        fitted = Planner(config, small_chip(1e15, 8)).plan().fitted
+        return fitted[1].memory.arguments
+
+    copies = decode_arguments()
+    assert decode_arguments("--parallel.data=1", "--parallel.tensor=8") < 0.6 * copies
+
+
+def test_parts_that_the_chips_do_not_divide_are_refused():
+    with pytest.raises(UserError, match=r"train\.micro_batches"):
+        Planner(load_config("stepalign"), small_chip(1e15, 8))
+
+
+def test_arguments_are_the_weights_the_cache_and_the_state():
+    config = load_config("stepalign")
+    plan = Planner(config, small_chip(1e15)).plan()
+    sizes = published_config("Qwen3-1.7B")
+    [decode] = [
+        o
+        for o in plan.fitted
+        if (o.program.phase, o.program.name[:6]) == ("critique", "decode")
+    ]
+    slots, width = map(int, decode.program.name.split()[1::2])
+    cache = 2 * slots * width * sizes.num_layers * sizes.num_kv_heads * sizes.head_dim * 2
+    weights = 2 * num_parameters(sizes)  # bfloat16; the critic has no adapter
+    assert decode.memory.arguments == pytest.approx(weights + cache, rel=0.01)
+
+
+def test_what_does_not_fit_is_told_with_the_setting_that_does(capsys, tmp_path, monkeypatch):
+    config = load_config("tiny", FEW)
+    plan = Planner(config, small_chip(GIB)).plan()
+    totals = sorted({one.total for one in plan.fitted if one.program.phase != "critique"})
+    limit = totals[-1]  # less than the critic takes
+    plan = Planner(config, small_chip(limit)).plan()
+    assert not plan.fits and list(plan.mends) == ["critic.batch_size"]
+    mend = f"--critic.batch_size={plan.mends['critic.batch_size']}"
+    assert Planner(load_config("tiny", (*FEW, mend)), small_chip(limit)).plan().fits
+    monkeypatch.setattr(command, "open_topology", lambda name: small_chip(limit))
+    file = tmp_path / "plan.json"
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--config", "tiny", *FEW, "--topology", "toy", "--to", str(file)])
+    assert ended.value.code == 1
+    assert f"It would with {mend}." in capsys.readouterr().out
+    assert json.loads(file.read_text())["fits"] is False
+
+
+def test_where_no_number_is_small_enough_it_says_so(capsys, monkeypatch):
+    plan = Planner(load_config("tiny", FEW), small_chip(1)).plan()
+    assert set(plan.mends.values()) == {None}
+    monkeypatch.setattr(command, "open_topology", lambda name: small_chip(1))
+    with pytest.raises(SystemExit):
+        command.main(["--config", "tiny", *FEW, "--topology", "toy"])
+    assert "No value of" in capsys.readouterr().out
+
+
+def test_the_largest_number_fits_and_its_double_does_not():
+    config = load_config("tiny", FEW)
+    work = workload(config)
+    roomy = Planner(config, small_chip(GIB))
+    one, two = (
+        sum(map(lambda p: roomy.fit(p).total, roomy._of("evaluate", work, n))) for n in (16, 32)
+    )
+    assert one < two
+    limit = max(roomy.fit(program).total for program in roomy._of("evaluate", work, 16))
+    assert Planner(config, small_chip(limit)).largest("evaluate", work, 8) == 16
+
+
+def test_a_roofline_worked_by_hand():
+    sizes = published_config("Qwen3-0.6B")
+    layers = 28 * (
+        2 * 1024 * 2048 + 2 * 1024 * 1024 + 3 * 1024 * 3072 + 2 * 1024 + 2 * 128
+    )  # q and o, k and v, the MLP, norms
+    head, chip = 1024 * 151_936, Chip(GIB, 100e12, 1e12)
+    roofline = Roofline(sizes, chip, ONE, 2)
+    how = Sampling(slots=4, prompt=100, new=50, requests=8)
+    found = roofline.sampling(how, prompts=2)
+    turns, context = 2 * 50, 125
+    per_token = 2 * (layers + head) + 4 * 28 * 16 * 128 * context
+    prefill = 2 * 100 * (2 * layers + 2 * 28 * 16 * 128 * 100)
+    assert found.flops == turns * 4 * per_token + prefill
+    weights, cache = 2 * (layers + head), 4 * context * 2 * 28 * 8 * 128 * 2
+    assert found.bytes == turns * (weights + cache) + weights
+    decoding = turns * (weights + cache) / 1e12  # memory takes longer than products
+    assert found.seconds == pytest.approx(decoding + prefill / 100e12, rel=1e-6)
+    assert found.by == "memory"
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:", "v5e:0x1", "v5e:axb", "v9:1x1", "h100:x"])
+def test_an_unknown_topology_is_refused_with_known_ones(name):
+    with pytest.raises(UserError, match="v5e:2x4"):
+        open_topology(name)
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "cheap", "inf"])
+def test_a_price_is_a_number(text):
+    with pytest.raises(UserError, match="--price"):
+        command._price(text)
+
+
+def program(key: str, lower: Any) -> Program:
+    class Lowering(Program):
+        lower = lambda self: lower()  # noqa: E731
+
+    return Lowering("sample", "toy", key, None, lambda: (), None, 0, 0, 0)
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "_versions", lambda: ("1",))
+    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "xla"))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_what_was_compiled_is_remembered_until_the_program_or_a_version_changes(
+    kept, monkeypatch
+):
+    asked: list[str] = []
+
+    def lower() -> Any:
+        asked.append("lowered")
+        return jax.jit(lambda x: x + 1).lower(1.0)
+
+    first = compile_program(program("a", lower), "v5e:1x1")
+    assert compile_program(program("a", lower), "v5e:1x1") == first and len(asked) == 1
+    assert first.arguments > 0 and first.refusal == ""
+    compile_program(program("b", lower), "v5e:1x1")
+    compile_program(program("a", lower), "v5e:2x4")
+    assert len(asked) == 3
+    monkeypatch.setattr(compiled, "_versions", lambda: ("2",))
+    compile_program(program("a", lower), "v5e:1x1")
+    assert len(asked) == 4
+
+
+def test_the_compilers_refusal_is_an_answer_and_other_errors_are_not(kept):
+    class Refusing:
+        def compile(self) -> Any:
+            raise jax.errors.JaxRuntimeError(self.words)
+
+        def __init__(self, words: str):
+            self.words = words
+
+    words = "RESOURCE_EXHAUSTED: 21.32G of 15.75G hbm. Exceeded hbm capacity by 5.57G."
+    found = compile_program(program("c", lambda: Refusing(words)), "v5e:1x1")
+    assert found.refusal == words and found.total == 0
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        compile_program(program("d", lambda: Refusing("INTERNAL: what")), "v5e:1x1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1"])
+def test_the_verdict_is_the_compilers(topology):
+    """Sizes of Qwen3-0.6B; the cache alone decides at this width."""
+    pytest.importorskip("libtpu")
+    where, config = open_topology(topology), load_config("small")
+    work, planner = workload(config), Planner(config, where)
+    largest = planner.largest("sample", work, 512)
+    assert largest is not None
+    [_, decode] = planner._of("sample", work, largest)
+    [_, next_one] = planner._of("sample", work, 2 * largest)
+    assert planner.fit(decode).fits and not planner.fit(next_one).fits
+    assert planner.fit(decode).total <= TPUS[topology[:3]].memory
