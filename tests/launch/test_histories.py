@@ -112,7 +112,8 @@ def checked(number: int):
     )
 
 
-@checked(60)
+@pytest.mark.timeout(900)
+@checked(40)
 @given(st.sampled_from(sorted(BEGINNINGS)), histories)
 def test_no_history_leaks_and_the_same_command_goes_on(beginning, events):
     live(beginning, events)
