@@ -196,8 +196,9 @@ def test_a_create_that_times_out_and_comes_later_is_used(place):
     assert "without a clear answer" in ended.err
 
 
-def test_nothing_is_made_or_deleted_while_the_cloud_says_what_nobody_knows(place):
-    place.begin(["odd"] * 60, **OURS)
+@pytest.mark.parametrize("event", ["odd", "refuse"])
+def test_nothing_is_made_or_deleted_while_the_cloud_says_what_nobody_knows(place, event):
+    place.begin([event] * 60, **OURS)
     ended = place.train()
     assert ended.code == 75
     assert all(" describe " in call for call in place.lines("calls"))

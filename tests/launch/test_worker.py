@@ -90,11 +90,11 @@ def test_setup_installs_once_for_each_package(worker):
         worker("setup")
     assert (worker.tree / "pip.txt").read_text() == "pip\n"
     (worker.home / "stepalign-package.tgz").unlink()
-    PYTHON_2 = PYTHON + "# another\n"
+    another = PYTHON + "# another\n"
     with tarfile.open(worker.home / "stepalign-package.tgz", "w:gz") as archive:
         entry = tarfile.TarInfo(".venv/bin/python")
-        entry.size, entry.mode = len(PYTHON_2), 0o755
-        archive.addfile(entry, io.BytesIO(PYTHON_2.encode()))
+        entry.size, entry.mode = len(another), 0o755
+        archive.addfile(entry, io.BytesIO(another.encode()))
     worker("setup")
     assert (worker.tree / "pip.txt").read_text() == "pip\n" * 2
 
@@ -196,7 +196,7 @@ def test_keep_restores_packs_and_hands_on_the_status(tmp_path, code):
         done = subprocess.run(
             ["bash", str(LAUNCH / "worker.sh"), "keep", str(bucket), "600", "bash", "-c",
              f"mkdir -p runs; echo row >>runs/rows; exit {code}"],
-            env={"STEPALIGN_TREE": str(tree), "HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+            env={**os.environ, "STEPALIGN_TREE": str(tree)},
             cwd=tree, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.returncode == code, done.stderr

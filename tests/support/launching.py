@@ -104,7 +104,7 @@ class Place:
 
 
 def printed_commands(err: str) -> list[list[str]]:
-    """The commands of a launcher's last words; every command that it printed, if it had none."""
+    """The commands of a launcher's last words; all that it printed, if it had none."""
     lines = err.splitlines()
     shown = [n for n, line in enumerate(lines) if line.startswith("  gcloud ")]
     last = [n for n in shown if all(m in shown for m in range(n, len(lines)))]
