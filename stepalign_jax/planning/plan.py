@@ -100,8 +100,8 @@ class Planner:
         """Args: the config, and the chips.
 
         Raises:
-          UserError: the mesh does not fit the number of chips, or the model's sizes or the parts
-            of a step do not fit the mesh.
+          UserError: the mesh does not fit the number of chips, or the model's sizes or the
+            parts of a step do not fit the mesh.
         """
         self._config, self._topology = config, topology
         self._mesh = _mesh(config, topology)

@@ -194,8 +194,8 @@ def test_keep_restores_packs_and_hands_on_the_status(tmp_path, code):
     for number in (1, 2):
         tree.mkdir()
         done = subprocess.run(
-            ["bash", str(LAUNCH / "worker.sh"), "keep", str(bucket), "600", "bash", "-c",
-             f"mkdir -p runs; echo row >>runs/rows; exit {code}"],
+            ["bash", str(LAUNCH / "worker.sh"), "keep", str(bucket), "600", "bash",
+             "-c", f"mkdir -p runs; echo row >>runs/rows; exit {code}"],
             env={**os.environ, "STEPALIGN_TREE": str(tree)},
             cwd=tree, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
