@@ -31,7 +31,6 @@ def check(name: str, done: Done) -> None:
     print(f"{name}: {done.seconds:.0f} s, {done.cpu_seconds:.0f} s of CPU")
 
 
-@pytest.mark.timeout(280)
 def test_quickstart_reduced_in_this_environments_kernel(tmp_path, monkeypatch):
     monkeypatch.setenv("STEPALIGN_PYTHON", sys.executable)
     monkeypatch.setenv("STEPALIGN_REDUCED", "1")
