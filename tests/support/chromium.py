@@ -18,7 +18,7 @@ _FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
-# A loop of fixed length between frames, and the milliseconds that a core takes for it (Node.js).
+# A loop of fixed length between frames, and the milliseconds of a core that it takes (Node.js).
 # Where it takes longer, so may everything: limits of time grow by the same ratio, and are as
 # stated on a machine with nothing beside.
 _LOOP = """async () => {
