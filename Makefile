@@ -69,7 +69,7 @@ clean:
 # PyTorch and the TPU compiler stay out of .venv, which is what users have.
 .venv-slow/installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(PYTHON) -m venv .venv-slow
-	$(SLOW)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,slow,gym,inspect]'
+	$(SLOW)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,slow,gym]'
 	@touch $@
 
 .venv-newest/installed: pyproject.toml
