@@ -183,7 +183,8 @@ def _label_tokens(axes: Axes, texts: Sequence[str]) -> None:
     if len(texts) > _LABELLED:
         axes.set_xlabel("token", fontsize=9, color=INK)
         return
-    shown = [text.strip() or text for text in texts]
+    # The arrow of a newline is no more than a smudge at this size.
+    shown = [(text.strip() or text).replace(_LINE, r"\n") for text in texts]
     shown = [text if len(text) <= 8 else f"{text[:7]}…" for text in shown]
     axes.set_xticks(range(len(shown)), shown, family="monospace", parse_math=False)
     axes.tick_params(axis="x", labelsize=8, length=0)

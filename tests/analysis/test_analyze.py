@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that analyses while it trains, and the command on what it leaves."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from stepalign_jax.analysis.score import (
     show,
 )
 from stepalign_jax.analysis.scored import ScoredRollouts
-from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl
 from stepalign_jax.config.load import config_from_json
 from stepalign_jax.parallel.mesh import use_mesh
@@ -195,14 +193,6 @@ def test_refusals(run, monkeypatch, capsys):
     assert "must be the name of one directory" in refused(*directory, "--label", "../x")
     assert "which asks no teacher" in refused(*directory, "--analysis.contexts=grpo")
     assert "there are step_00000 to step_00002" in refused(*directory, "--rollouts", "7")
-
-
-def test_a_config_without_validation_problems_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"problems\.num_validation is 0"):
-        small_config(
-            tmp_path, analysis=ANALYSIS, train={"validate_every_steps": 0},
-            problems={"num_validation": 0},
-        )  # fmt: skip
 
 
 def test_steps_are_read_and_written():

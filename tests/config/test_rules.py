@@ -128,6 +128,15 @@ def test_intervals(rule: str, inside: tuple[float, ...], outside: tuple[float, .
         (("train.problems_per_step=288",), "but there are only 282 problems"),
         (("optimizer.warmup_steps=63",), "must be below the 63 optimizer steps"),
         (("problems.num_validation=0",), "switch validation off with 0"),
+        (
+            (
+                "analysis.every_steps=5",
+                "train.validate_every_steps=0",
+                "problems.num_validation=0",
+            ),
+            "switch the analysis off with 0",
+        ),
+        (("analysis.contexts=",), "analysis.contexts is empty; name conditions"),
         (("parallel.fsdp=-1",), "parallel.data and parallel.fsdp are -1, but only one axis"),
     ],
 )
