@@ -105,7 +105,7 @@ def truth_plate(
         if (each.name, each.context) == ("advantage mean", scored.contexts[0])
     ]
     _draw_change(right, -each.scores, changes(scored, found).change, truth)
-    title = f"Each reasoning step: its change, and its mean A under {each.context}"
+    title = f"Change against mean A, {each.context}"
     right.set_title(title, fontsize=10, loc="left", color=INK)
     return Plate("truth", truth_words(truth), figure)
 
