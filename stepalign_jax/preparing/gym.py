@@ -235,13 +235,16 @@ def _is_judged_by_value(gym: Any, task: Task, dataset: Any) -> bool:
 
 
 def _word_problem(entry: Mapping[str, Any]) -> Row:
-    """The question without its instruction; the worked solution ends in plain words."""
+    """The question without its instruction; the worked solution without `#### answer`.
+
+    A teacher copies the form of the solution it reads, a last line of another form too.
+    """
     answer, solution = _text(entry, "answer"), _text(entry["metadata"], "answer_cot")
     last = _LAST_LINE.search(solution)
     if last is None or rational(last[1]) != rational(answer):
         raise FieldError("answer_cot", f"does not end in the answer {answer}")
     question = _text(entry, "question").removesuffix(_INSTRUCTION)
-    return Row(question, answer, f"{solution[: last.start()]}\nThe final answer is {answer}.")
+    return Row(question, answer, solution[: last.start()])
 
 
 def _row(entry: Mapping[str, Any], scored: Task | None, dataset: Any) -> Row:

@@ -38,7 +38,7 @@ def test_word_problems_lose_their_instruction_and_bring_a_reference():
     assert first == Row(
         "Template 2: Ann has 7 pears and buys 2. How many?",
         "9",
-        "She has 7 pears.\n7+2=9\nThe final answer is 9.",
+        "She has 7 pears.\n7+2=9",
         where="gsm_symbolic seed 7 index 0",
     )
 
@@ -194,7 +194,6 @@ def test_the_real_package(tmp_path):
     assert manifest["problems"] == {"train": 200, "validation": 20, "test": 20}
     assert dict((c["what"], c["number"]) for c in manifest["counts"])["bad"] == 0
     problems = read_problems(tmp_path / "gsm" / "train.jsonl")
-    assert all(p.reference.endswith(f"\nThe final answer is {p.answer}.") for p in problems)
     assert not any("Give the result" in p.text or "####" in p.reference for p in problems)
     for task in ("countdown", "knights_knaves", "word_sorting", "sudoku"):
         prepare(tmp_path / task, "--task", task, "--num-train", "3")
