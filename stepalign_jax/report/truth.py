@@ -56,10 +56,10 @@ def _first_errors(found: Mapping[str, Any]) -> str:
     if not found["reasoning_steps"]:
         return ""
     return (
-        f"{found['reasoning_steps']} are the first wrong ones of their rollouts: chance before "
-        f"them {percent(found['before'])},\n"
-        f"change {percent(found['change'], signed=True)} points; "
-        f"{found['lowered']} of them lowered it so.\n"
+        f"{found['reasoning_steps']} are the first wrong ones of their rollouts, of which "
+        f"{found['lowered']} lowered it so:\n"
+        f"chance before them {percent(found['before'])}, "
+        f"change {percent(found['change'], signed=True)} points.\n"
     )
 
 
