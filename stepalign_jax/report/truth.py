@@ -31,8 +31,8 @@ def truth_tables(truth: Mapping[str, Any]) -> str:
     parts = [_head(truth), *(aligned(rows) for rows in _tables(truth))]
     return "\n".join(parts) + (
         "AUROC for 'lowered', and its gain over the solver's mean entropy on the same\n"
-        "reasoning steps, in percent; Spearman's correlation with the change. A is negated:\n"
-        "what is right has an AUROC above 50 and a negative correlation.\n"
+        "reasoning steps, in percent; Spearman's correlation with the change. A is\n"
+        "negated: what is right has an AUROC above 50 and a negative correlation.\n"
     )
 
 

@@ -123,7 +123,7 @@ def test_an_advantage_that_tells_the_truth_is_found_to():
         assert row["spearman"]["high"] == pytest.approx(-1.0)
         assert row["auroc_over_entropy"]["low"] > 0
     other = row_of(truth, "advantage mean", "no_context")
-    assert other["auroc"]["mean"] < 0.8  # noise
+    assert 0.15 < other["auroc"]["mean"] < 0.85  # noise: a standard deviation is 0.12
     # It is right that later reasoning steps lower more; 30 of 40 pairs of a row with a
     # lowering and one without are in order, the other 10 tie.
     assert row_of(truth, "position")["auroc"]["mean"] == pytest.approx((20 + 0.5 * 10) / 30)
