@@ -27,7 +27,6 @@ class Chip(NamedTuple):
 # TPUs: cloud.google.com/tpu/docs, "System architecture" of each; their memory is what libtpu's
 # compiler refuses to exceed, a little less than the chip has. GPUs: NVIDIA's data sheets.
 TPUS = {
-    "v4": Chip(30.75 * GIB, 275e12, 1_200e9),
     "v5e": Chip(15.75 * GIB, 197e12, 819e9),
     "v5p": Chip(95 * GIB, 459e12, 2_765e9),
     "v6e": Chip(31.25 * GIB, 918e12, 1_640e9),

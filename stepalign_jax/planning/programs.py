@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from stepalign_jax.config.schema import CheckpointCritic, Config, InTurns, LoraTrainable
 from stepalign_jax.model.config import Qwen3Config
+from stepalign_jax.model.kernels import choose_kernel
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.parallel.mesh import num_shards, use_mesh
@@ -82,8 +84,17 @@ class Program(NamedTuple):
 class RunPrograms:
     """Makes the programs of a run on the chips of a mesh."""
 
-    def __init__(self, config: Config, sizes: Qwen3Config, mesh: jax.sharding.Mesh):
-        """Args: the run's config, its model's sizes, and where it runs."""
+    def __init__(self, config: Config, sizes: Qwen3Config, mesh: Any):
+        """Makes the programs of a run.
+
+        Args:
+          config: of the run.
+          sizes: of its model.
+          mesh: where it runs; an AbstractMesh of chips that nothing is compiled for.
+
+        Raises:
+          UserError: the chips lack the attention that `model.attention` names.
+        """
         self._config, self._sizes, self._mesh = config, sizes, mesh
         self._dtype = jnp.dtype(config.model.compute_dtype)
         trained = config.trainable
@@ -105,7 +116,8 @@ class RunPrograms:
 
     def sampling(self, phase: str, how: Sampling) -> Iterator[Program]:
         """Prefill and decode of the solver: the base with its adapter."""
-        model = decode_model(self._sizes, self._dtype, self._lora)
+        kernel = self._kernel(self._sizes, self._dtype)
+        model = decode_model(self._sizes, self._dtype, self._lora, kernel=kernel)
         yield from self._sampling(phase, how, model, self._stacked(self._sizes) + self._state)
 
     def critique(self, how: Sampling) -> Iterator[Program]:
@@ -116,7 +128,8 @@ class RunPrograms:
             sizes, dtype = planned_sizes(critic.path, "critic.path"), critic.compute_dtype
             base = 0 if isinstance(critic.placement, InTurns) else self._base_bytes(self._sizes)
             beside = base + self._state * bool(base) + self._stacked(sizes)
-        model = decode_model(sizes, dtype, None)
+        kernel = self._kernel(sizes, dtype)
+        model = decode_model(sizes, dtype, None, kernel=kernel)
         yield from self._sampling("critique", how, model, beside)
 
     def _sampling(
@@ -249,11 +262,24 @@ class RunPrograms:
             )
         )
 
+    def _kernel(self, sizes: Qwen3Config, dtype: Any) -> str:
+        """The attention that the run would take there; that of XLA for an estimate."""
+        if isinstance(self._mesh, AbstractMesh):
+            return "xla"
+        devices, setting = list(self._mesh.devices.flat), self._config.model.attention
+        return choose_kernel(setting, devices, dtype=dtype, head_dim=sizes.head_dim)
+
     @cached_property
     def _method(self) -> Method:
-        config = self._config
+        config, kernel = self._config, self._kernel(self._sizes, self._dtype)
         return Method(
-            Qwen3(self._sizes, self._dtype, lora=self._lora, remat=config.model.remat),
+            Qwen3(
+                self._sizes,
+                self._dtype,
+                lora=self._lora,
+                remat=config.model.remat,
+                kernel=kernel,
+            ),
             make_optimizer(config.optimizer, config.train.num_steps),
             config.objective,
             config.teacher,
