@@ -56,7 +56,7 @@ def test_an_unknown_command_is_refused(monkeypatch, capsys):
         main()
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: no command 'fly'; the commands are compare, evaluate,")
+    assert error.startswith("error: no command 'fly'; the commands are analyze, compare,")
 
 
 def test_a_command_gets_the_arguments_behind_its_name():
