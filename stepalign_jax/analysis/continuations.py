@@ -15,8 +15,6 @@ Equal prefixes of one problem are sampled once: all its rollouts share the empty
 import dataclasses
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from stepalign_jax.analysis.scored import ScoredRollouts
+from stepalign_jax.analysis.scored import UNREADABLE, ScoredRollouts
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import atomic_file
 from stepalign_jax.base.hashing import digest, stable_hash32
@@ -37,12 +35,6 @@ from stepalign_jax.huggingface.tokenizer import decode
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.kept import Kept, kept_beside, weights_digest
 from stepalign_jax.sampling.request import Address, Purpose, Request, SamplingParams
-
-# What NumPy raises for a file that is cut, changed, or no .npz.
-_UNREADABLE = (
-    *(OSError, EOFError, ValueError, KeyError, TypeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 
 
 class Prefix(NamedTuple):
@@ -93,7 +85,7 @@ class Continuations:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return cls(key=str(arrays.pop("key")), **arrays)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise UserError(
                 f"cannot read the continuations in {path} ({error}): delete the file, and they "
                 "are sampled again."

@@ -16,6 +16,8 @@ On disk they are a directory: tokens.npz (every array, bit for bit) and rollouts
 
 import dataclasses
 import pathlib
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,11 @@ from stepalign_jax.base.files import atomic_file, read_jsonl, write_jsonl
 
 TOP = 5  # entries of each side that are kept beside the sampled token
 NO_ERROR, UNKNOWN = -1, -2  # of `first_error`
+# What NumPy raises for a file that is cut, changed, or no .npz.
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +114,13 @@ class ScoredRollouts:
         """
         path = directory / "tokens.npz"
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # NumPy leaves a file open that it cannot read.
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             contexts = arrays.pop("contexts").tolist()
             rows = read_jsonl(directory / "rollouts.jsonl")
             return cls(contexts=contexts, rows=rows, **arrays)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             raise UserError(
                 f"cannot read the scores in {directory} ({error}): make them again with "
                 "`python -m stepalign_jax.analyze`."
