@@ -130,6 +130,17 @@ class Vocabulary:
         here = (places >= 0) & (places < size)
         return jax.lax.psum(jnp.where(here, local[:, 0], 0.0), self.axis)
 
+    def _side_by_side(self, found: jax.Array) -> jax.Array:
+        """[n, k] of every device in one row, in the order of their slices, so ties keep it.
+
+        A sum of zeros and of what is there once, because shard_map knows that all devices get
+        the same sum, and does not know it of gathered values (`check_vma`).
+        """
+        size = jax.lax.axis_size(self.axis)
+        own = jax.nn.one_hot(jax.lax.axis_index(self.axis), size, dtype=bool)
+        spread = jnp.where(own[:, None], found[:, None], jnp.zeros((), found.dtype))
+        return jax.lax.psum(spread, self.axis).reshape(len(found), -1)
+
     def _places(
         self, tokens: Int[Array, " n"], values: Float32[Array, "n V"]
     ) -> Int[Array, " n"]:
@@ -153,11 +164,7 @@ class Vocabulary:
         if self.axis is None:
             return best, entries
         entries = entries + jax.lax.axis_index(self.axis) * values.shape[1]
-        # Devices stand in the order of their slices, so that ties keep it too.
-        best, entries = (
-            jax.lax.all_gather(found, self.axis, axis=1, tiled=True)
-            for found in (best, entries)
-        )
+        best, entries = self._side_by_side(best), self._side_by_side(entries)
         best, places = jax.lax.top_k(best, k)
         return best, jnp.take_along_axis(entries, places, axis=1)
 

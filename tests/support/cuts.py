@@ -231,7 +231,7 @@ def check_forward_only() -> None:
 
     def scores(where: Any, inputs: dict) -> Any:
         kind = float64.make_divergence("jsd", top_k=V - 1)  # below V, not below a slice of it
-        return tiled_scores(**inputs, divergence=kind, mesh=where)
+        return tiled_scores(**inputs, divergence=kind, num_top=3, mesh=where)
 
     def mapped(where: Any, specs: dict) -> Any:
         run = functools.partial(scores, where)
