@@ -67,8 +67,7 @@ def find_trained(
     # Merging is computed in fp32, whatever the run computed in.
     model = open_language_model(config.model.path, dtype=jnp.float32, mesh=mesh)
     if isinstance(trainable, LoraTrainable):
-        spec = LoraSpec(trainable.rank, trainable.alpha, trainable.targets)
-        model = model.with_adapter(spec)
+        model = model.with_adapter(LoraSpec.of(trainable))
     return Trained(run, config, model, chosen)
 
 

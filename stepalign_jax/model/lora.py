@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from stepalign_jax.config.schema import LoraTrainable
 from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
 from stepalign_jax.model.products import linear, rows_product
 
@@ -32,6 +33,11 @@ class LoraSpec:
     rank: int
     alpha: float
     targets: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: LoraTrainable) -> "LoraSpec":
+        """The adapter that a run with this config trains."""
+        return cls(config.rank, config.alpha, config.targets)
 
     @property
     def scale(self) -> float:

@@ -97,7 +97,7 @@ def with_trainable(model: LanguageModel, config: TrainableConfig) -> LanguageMod
     """
     if not isinstance(config, LoraTrainable):
         return model
-    spec = LoraSpec(config.rank, config.alpha, config.targets)
+    spec = LoraSpec.of(config)
     if config.adapter == "":
         return model.with_adapter(spec)
     found, adapter = load_adapter(Path(config.adapter), model.sizes)
