@@ -12,8 +12,6 @@ docs/data/performance/attention-TOPOLOGY.json.
 import argparse
 import itertools
 import json
-import math
-import os
 import re
 import time
 from functools import partial
@@ -27,10 +25,12 @@ from benchmarks.sampling import RESULTS
 from stepalign_jax.config.learning import ForwardKl, InitialTeacher
 from stepalign_jax.config.load import load_config
 from stepalign_jax.config.schema import ParallelConfig
-from stepalign_jax.model.config import PROJECTIONS, Qwen3Config
+from stepalign_jax.model.config import PROJECTIONS
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.parallel.mesh import make_mesh, use_mesh
+from stepalign_jax.planning.chips import open_topology
+from stepalign_jax.planning.sizes import published_config
 from stepalign_jax.training.optimizer import make_optimizer
 from stepalign_jax.training.programs import (
     abstract_base,
@@ -42,22 +42,7 @@ from stepalign_jax.training.programs import (
 from stepalign_jax.training.state import abstract_state, make_state, state_shardings
 from stepalign_jax.training.step import Method
 
-SIZES = Qwen3Config(
-    vocab_size=151_936,
-    hidden_size=2_048,
-    num_layers=28,
-    num_heads=16,
-    num_kv_heads=8,
-    head_dim=128,
-    intermediate_size=6_144,
-    rope_theta=1_000_000.0,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=True,
-    max_positions=40_960,
-    qkv_bias=False,
-    qk_norm=True,
-    yarn=None,
-)
+SIZES = published_config("Qwen3-1.7B")
 LORA = LoraSpec(rank=64, alpha=128.0, targets=tuple(PROJECTIONS))
 DIVERGENCE = ForwardKl(
     token_tile=256,
@@ -70,21 +55,6 @@ DIVERGENCE = ForwardKl(
 KEYS = ("program", "width", "kernel")
 TOKENS = 1_024  # of a row that count
 KERNELS, PROGRAMS = ("xla", "splash"), ("score", "update")
-
-
-def devices_of(topology: str) -> Any:
-    """The chips of a topology, for the compiler alone."""
-    from jax.experimental import topologies
-
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    shape = topology.partition(":")[2]
-    whole = tuple(map(int, shape.split("x")))
-    # One chip of a host: the compiler asks for its bounds.
-    more = {"chips_per_host_bounds": (*whole, 1)[:3]} if math.prod(whole) == 1 else {}
-    found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more)
-    return found.devices
 
 
 def measure(devices: Any, program: str, kernel: str, width: int) -> dict[str, Any]:
@@ -132,7 +102,9 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="+", default=KERNELS, choices=KERNELS)
     parser.add_argument("--programs", nargs="+", default=PROGRAMS, choices=PROGRAMS)
     options = parser.parse_args()
-    devices = devices_of(options.topology)
+    devices = open_topology(options.topology).devices
+    if devices is None:
+        raise SystemExit("libtpu is not installed: see .venv-slow in the Makefile.")
     path = RESULTS / f"attention-{options.topology.replace(':', '-')}.json"
     for case in itertools.product(options.programs, options.widths, options.kernels):
         program, width, kernel = case

@@ -127,12 +127,13 @@ def num_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in dict(RULES)["batch"] or ())
 
 
-def whole_batch(num_rows: int) -> int:
-    """`num_rows` rounded up so that the devices of the enclosing `use_mesh` share a batch.
+def whole_batch(num_rows: int, mesh: Mesh | AbstractMesh | None = None) -> int:
+    """`num_rows` rounded up so that the devices of a mesh share a batch.
 
-    An array [B, ...] whose B they do not divide would lie whole on each of them.
+    An array [B, ...] whose B they do not divide would lie whole on each of them. Without a mesh
+    it is that of the enclosing `use_mesh`.
     """
-    mesh = active_mesh()
+    mesh = active_mesh() if mesh is None else mesh
     return num_rows if mesh is None else num_rows + -num_rows % num_shards(mesh)
 
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one chip has, as its maker says, and the devices of a TPU topology without a TPU."""
 
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -71,16 +72,14 @@ def open_topology(name: str) -> Topology:
         raise UserError(
             f"--topology {name!r} is unknown: name a chip and how many, as {known}."
         )
-    number = 1
-    for side in sides:
-        number *= int(side)
+    number = math.prod(map(int, sides))
     if kind in GPUS:
         return Topology(name, GPUS[kind], None, number)
-    devices = _tpu_devices(name)
+    devices = _tpu_devices(name, number)
     return Topology(name, TPUS[kind], devices, number if devices is None else len(devices))
 
 
-def _tpu_devices(name: str) -> list[Any] | None:
+def _tpu_devices(name: str, number: int) -> list[Any] | None:
     """The devices that libtpu compiles for; None where it is not installed."""
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -95,21 +94,16 @@ def _tpu_devices(name: str) -> list[Any] | None:
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
+    # A host has more chips than one by default.
+    bounds = {"chips_per_host_bounds": [1, 1, 1]} if number == 1 else {}
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=name, **_one_chip(name)
-        )
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds)
     except Exception as error:  # libtpu's own kinds, which JAX does not name
         raise UserError(
             f"the TPU compiler knows no topology {name!r} ({_first_line(error)}): "
             "take one that is rented, such as v5e:2x4, v6e:2x4 or v5p:2x2x1."
         ) from error
     return list(found.devices)
-
-
-def _one_chip(name: str) -> dict[str, Any]:
-    """What makes a host of a single chip: its default number of chips is more."""
-    return {"chips_per_host_bounds": [1, 1, 1]} if name.endswith(":1x1") else {}
 
 
 def _first_line(error: Exception) -> str:

@@ -25,7 +25,7 @@ from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.kernels import choose_kernel
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3
-from stepalign_jax.parallel.mesh import num_shards, use_mesh
+from stepalign_jax.parallel.mesh import num_shards, use_mesh, whole_batch
 from stepalign_jax.planning.fits import bytes_per_device
 from stepalign_jax.planning.workload import Sampling, Workload, planned_sizes
 from stepalign_jax.sampling.decode import decode_chunk, prefill
@@ -98,11 +98,7 @@ class RunPrograms:
         self._config, self._sizes, self._mesh = config, sizes, mesh
         self._dtype = jnp.dtype(config.model.compute_dtype)
         trained = config.trainable
-        self._lora = (
-            LoraSpec(trained.rank, trained.alpha, trained.targets)
-            if isinstance(trained, LoraTrainable)
-            else None
-        )
+        self._lora = LoraSpec.of(trained) if isinstance(trained, LoraTrainable) else None
 
     def all(self, work: Workload) -> Iterator[Program]:
         """Yields the programs in the order of a step, those of evaluation last."""
@@ -136,18 +132,17 @@ class RunPrograms:
         self, phase: str, how: Sampling, model: Qwen3, beside: int
     ) -> Iterator[Program]:
         mesh, shards = self._mesh, num_shards(self._mesh)
-        slots = how.slots + -how.slots % shards  # as `whole_batch`
+        made_of = (model.config, model.dtype, model.lora, model.kernel)
+        slots = whole_batch(how.slots, mesh)
         width = cache_widths(how.prompt, how.new)[-1]
         cache = bytes_per_device(abstract_cache(model, mesh, slots, width))
         [batch] = prefill_batches({0: (0,) * how.prompt}, [0], 0, slots)
         yield self._program(
             phase,
             f"prefill {batch.num_rows} x {batch.width}",
-            (model,),
+            made_of,
             prefill,
-            lambda: (
-                *prefill_arguments(model, mesh, num_rows=batch.num_rows, width=batch.width),
-            ),
+            lambda: prefill_arguments(model, mesh, num_rows=batch.num_rows, width=batch.width),
             beside=beside + cache,
             # A batch of fewer rows than shards lies whole on every chip.
             results=_cached_bytes(model, batch.num_rows * batch.width) // mesh.shape["tensor"],
@@ -156,7 +151,7 @@ class RunPrograms:
         yield self._program(
             phase,
             f"decode {slots} x {width}",
-            (model,),
+            made_of,
             decode_chunk,
             lambda: decode_arguments(model, mesh, num_slots=slots, width=width),
             beside=beside,
@@ -171,7 +166,7 @@ class RunPrograms:
         return self._program(
             "score",
             f"score {rows} x {width}",
-            (self._method, tokens),
+            (*self._method_made_of, tokens),
             self._step_programs.teacher_hidden,
             lambda: (
                 self._abstract_state,
@@ -209,7 +204,7 @@ class RunPrograms:
         return self._program(
             "update",
             f"{'update' if whole else 'gradient'} {rows} x {width}",
-            (self._method, tokens, whole),
+            (*self._method_made_of, tokens, whole),
             self._step_programs.whole if whole else self._step_programs.accumulate,
             arguments,
             beside=self._hidden_bytes(work, tokens),
@@ -241,11 +236,18 @@ class RunPrograms:
         results: int,
         temporaries: int,
     ) -> Program:
-        config = self._config
-        key = repr((name, made_of[1:], self._sizes, self._dtype, self._lora, self._mesh.shape))
-        key += repr((config.model, config.optimizer, config.objective, config.teacher, phase))
+        key = repr((name, made_of, self._mesh.shape))
         return Program(
             phase, name, key, function, arguments, self._mesh, beside, results, temporaries
+        )
+
+    @property
+    def _method_made_of(self) -> tuple[Any, ...]:
+        """What a step's programs are made of, in words that do not change between processes."""
+        config, model = self._config, self._method.model
+        return (
+            *(model.config, model.dtype, model.lora, model.kernel, model.remat),
+            *(config.optimizer, config.train.num_steps, config.objective, config.teacher),
         )
 
     def _abstract_sums(self) -> Any:

@@ -7,9 +7,9 @@ tokenizer where its files are at hand, else taken as a third of its characters.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
-from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.schema import Config, EngineCritic
 from stepalign_jax.feedback.contexts import get_condition
 from stepalign_jax.feedback.prompts import critic_prompt, solver_prompt, teacher_prompt
@@ -78,10 +78,15 @@ def planned_sizes(path: str, key: str) -> Qwen3Config:
     Raises:
       UserError: it is not a known one, and its files cannot be had.
     """
-    name = path.rstrip("/").rpartition("/")[2]
-    if name in published_names():
+    if name := _published(path):
         return published_config(name)
     return read_sizes(resolve_checkpoint(path, key), key)
+
+
+def _published(path: str) -> str | None:
+    """The name of a known checkpoint, whose files are not here and need not be fetched."""
+    name = path.rpartition("/")[2]
+    return name if name in published_names() and not Path(path).exists() else None
 
 
 def workload(config: Config) -> Workload:
@@ -119,13 +124,9 @@ def workload(config: Config) -> Workload:
 def _token_counter(config: Config) -> tuple[Callable[[str], int], tuple[str, ...]]:
     """Counts the tokens of a template; and a note where that is a guess."""
     path = config.model.path
-    name = path.rstrip("/").rpartition("/")[2]
-    try:
-        if name in published_names() and "/" in path and not path.startswith(("/", ".")):
-            raise UserError("its files are not asked for")  # no network for a few templates
-        tokenizer = load_tokenizer(resolve_checkpoint(path, "model.path"))
-    except UserError:
-        guess = lambda text: -(-len(text) // _CHARACTERS_PER_TOKEN) + _CHAT_TOKENS  # noqa: E731
-        note = f"templates are taken as {_CHARACTERS_PER_TOKEN} characters per token"
+    guess = lambda text: -(-len(text) // _CHARACTERS_PER_TOKEN) + _CHAT_TOKENS  # noqa: E731
+    note = f"templates are taken as {_CHARACTERS_PER_TOKEN} characters per token"
+    if _published(path):
         return guess, (note,)
+    tokenizer = load_tokenizer(resolve_checkpoint(path, "model.path"))
     return lambda text: len(tokenizer.encode(text)) + _CHAT_TOKENS, ()

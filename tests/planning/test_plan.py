@@ -160,6 +160,25 @@ def test_a_price_is_a_number(text):
         command._price(text)
 
 
+def test_only_what_makes_a_program_decides_what_is_remembered_of_it():
+    def keys(*overrides: str) -> dict[str, str]:
+        config = load_config("stepalign", overrides)
+        plan = Planner(config, small_chip(1e15)).plan()
+        programs = [one.program for one in plan.fitted]
+        return {f"{one.phase} {one.name.split()[0]}": one.key for one in programs}
+
+    second = (
+        *("--critic=checkpoint", "--critic.compute_dtype=bfloat16"),
+        *("--critic.placement=in_turns", "--critic.tensor=1"),
+    )
+    small, large = (keys(*second, f"--critic.path=Qwen/{n}") for n in ("Qwen3-4B", "Qwen3-8B"))
+    differ = {name for name in small if small[name] != large[name]}
+    assert differ == {"critique prefill", "critique decode"}
+    assert small["sample prefill"] == small["evaluate prefill"]
+    slower = keys(*second, "--critic.path=Qwen/Qwen3-4B", "--optimizer.learning_rate=1e-7")
+    assert {n for n in small if small[n] != slower[n]} == {"score score", "update gradient"}
+
+
 def program(key: str, lower: Any) -> Program:
     class Lowering(Program):
         lower = lambda self: lower()  # noqa: E731
