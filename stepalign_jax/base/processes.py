@@ -29,8 +29,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-import jax
-
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.watch import (
     BEAT_SECS,
@@ -190,7 +188,7 @@ def _await(us: _Together, key: str) -> str:
     while True:
         try:
             return us.client.blocking_key_value_get(key, _WAIT_MS)
-        except jax.errors.JaxRuntimeError as error:
+        except RuntimeError as error:  # JAX's
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
 
@@ -261,6 +259,7 @@ def _leave(error: BaseException) -> None:
 
 def _connect(hosts: Hosts, patience: Patience) -> Any:
     """Joins JAX's coordination service; returns its client."""
+    import jax  # here, since graders import this module and no process of theirs needs JAX
     from jax._src import distributed
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
