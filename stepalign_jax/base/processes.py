@@ -75,17 +75,25 @@ def is_alone() -> bool:
 
 
 def platform_hosts() -> Hosts | None:
-    """The processes that Slurm or a TPU slice has started; None where this one is alone."""
+    """The processes that Slurm or a TPU slice has started; None where this one is alone.
+
+    A platform that cannot say is named on stderr, and then this one is alone.
+    """
     # JAX has no public question for this: `initialize` asks, and joins in one.
     from jax._src.clusters.cluster import ClusterEnv
 
     for cluster in ClusterEnv._cluster_types:  # pyright: ignore[reportPrivateUsage]
         if not cluster.opt_in_only_method and cluster.is_env_present():
-            if (count := cluster.get_process_count()) == 1:
+            try:
+                if (count := cluster.get_process_count()) == 1:
+                    return None
+                port = os.environ.get("JAX_COORDINATOR_PORT")
+                where = cluster.get_coordinator_address(JOIN_SECS, port)
+                return Hosts(where, count, cluster.get_process_id())
+            except Exception as error:  # of whatever kind: they parse what others wrote
+                words = f"{cluster.name} does not say which processes there are ({error})"
+                print(f"note: {words}: this one runs alone", file=sys.stderr)
                 return None
-            port = os.environ.get("JAX_COORDINATOR_PORT")
-            where = cluster.get_coordinator_address(JOIN_SECS, port)
-            return Hosts(where, count, cluster.get_process_id())
     return None
 
 

@@ -57,6 +57,29 @@ def _refuse() -> None:
     raise UserError("no")
 
 
+SLURM = {
+    "SLURM_JOB_ID": "4097",
+    "SLURM_STEP_NODELIST": "gpu[07-08],login",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+
+
+def test_slurm_says_which_process_this_is(monkeypatch, capsys):
+    assert processes.platform_hosts() is None
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    found = processes.platform_hosts()
+    assert found is not None and found[1:] == (2, 1)
+    assert found.coordinator.startswith("gpu07:")
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert processes.platform_hosts() is None
+    monkeypatch.setenv("SLURM_NTASKS", "two")
+    assert processes.platform_hosts() is None
+    assert "slurm does not say which processes there are" in capsys.readouterr().err
+
+
 def test_the_first_tells_values_of_any_size_from_each_thread():
     found = together("""
 def body():
