@@ -78,7 +78,7 @@ def text_cache(directory: Path, config: Any, prepared: Variables, num_slots: int
     starts = np.linspace(0, len(ids) - WIDTH, num_slots, dtype=int)
     rows = np.stack([np.array(ids[start : start + WIDTH // 2], np.int32) for start in starts])
     model = decode_model(config, jnp.float32, None)
-    return resize(prefill(model, prepared, rows, None, jnp.float32), WIDTH)
+    return resize(model.config, prefill(model, prepared, rows, None, jnp.float32), WIDTH)
 
 
 def _noting(run: Callable[[], object], to: list[float]) -> Callable[[], None]:

@@ -22,7 +22,7 @@ from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import PartitionSpec
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.parallel.mesh import RULES, active_mesh, num_shards
+from stepalign_jax.parallel.mesh import active_mesh, num_pieces
 
 _LANES, _BLOCKS = 128, (512, 384, 256)  # the kernels' unit; block lengths from best to worst
 _FIRST_WITH_CUDNN = 8.0  # compute capability of Ampere
@@ -211,9 +211,10 @@ def _by_row_and_head(run: Callable[..., jax.Array], *arrays: jax.Array) -> jax.A
     if mesh is None:
         return run(*arrays)
     q, k, *_ = arrays
-    rows, heads = logical_to_mesh_axes(("batch", "heads"), RULES) or (None, None)
-    rows = rows if q.shape[0] % num_shards(mesh) == 0 else None
-    heads = heads if k.shape[1] % mesh.shape[heads] == 0 else None
+    # By the layout of the caller, training or sampling.
+    rows, heads = logical_to_mesh_axes(("batch", "heads")) or (None, None)
+    rows = rows if q.shape[0] % num_pieces(mesh, rows) == 0 else None
+    heads = heads if k.shape[1] % num_pieces(mesh, heads) == 0 else None
     whole, ids = PartitionSpec(rows, heads), PartitionSpec(rows)
     specs = (whole, whole, whole, ids)[: len(arrays)]
     # Pallas does not say over which axes its results vary.

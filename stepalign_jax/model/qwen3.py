@@ -265,9 +265,7 @@ class Qwen3(nn.Module):
             positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         # Angles and mask are computed once and not in every layer.
         context = self._context(positions, segment_ids, cache)
-        x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
-        x = x.astype(residual_dtype(self.dtype))
-        x = with_logical_constraint(x, ("batch", "length", "width"))
+        x = self._embed(tokens)
         if self.scan_layers:
             x, _ = self.layers(x, context, None)
             return self.final_norm(x), None
@@ -276,6 +274,19 @@ class Qwen3(nn.Module):
             x, layer_cache = layer(x, context, None if cache is None else cache[i])
             layer_caches.append(layer_cache)
         return self.final_norm(x), None if cache is None else tuple(layer_caches)
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        """[B, T] -> [B, T, D], the residual stream before the first layer.
+
+        Where fsdp cuts rows and the embedding's width, its devices look up all of their rows in
+        the width that each has, and exchange rows for width. Left alone, the compiler gathers
+        the rows at full width, or the embedding.
+        """
+        tokens = with_logical_constraint(tokens, ("lookup", "length"))
+        x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        x = with_logical_constraint(x, ("lookup", "length", "embed"))
+        x = x.astype(residual_dtype(self.dtype))
+        return with_logical_constraint(x, ("batch", "length", "width"))
 
     def _context(
         self, positions: jax.Array, segment_ids: jax.Array | None, cache: Cache | None

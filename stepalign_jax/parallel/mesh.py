@@ -4,11 +4,16 @@
 
 Mesh axes: `data` holds copies of the weights, `fsdp` cuts both the batch and the weights,
 `tensor` cuts heads, the mlp and the vocabulary. One device is a 1 x 1 x 1 mesh.
+
+Training and sampling use the same devices with a layout each. Training reads every weight once
+for thousands of tokens, so gathering the fsdp slices of a layer pays. A decode step reads them
+for one token of each row: there no weight may move, and `fsdp` cuts what `tensor` does, or
+nothing.
 """
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -26,23 +31,50 @@ from stepalign_jax.config.schema import ParallelConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis of a weight or an activation -> mesh axis (None: not cut).
-RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
-    # Activations.
-    ("batch", ("data", "fsdp")),
-    ("length", None),
-    ("width", None),
-    # Weights; heads and mlp name activations too.
-    ("vocab", "tensor"),
-    ("embed", "fsdp"),
-    ("heads", "tensor"),
-    ("kv_heads", "tensor"),
-    ("head_size", None),
-    ("mlp", "tensor"),
-    ("norm", None),
-    ("layers", None),
-    ("rank", None),
-)
+Axes = str | tuple[str, ...] | None
+Rules = tuple[tuple[str, Axes], ...]
+AnyMesh = Mesh | AbstractMesh
+
+# `tensor` is the major axis: slices along fsdp then become slices along both by an exchange
+# among the devices of an fsdp group alone.
+_BOTH = ("tensor", "fsdp")
+_ROWS = ("data", "fsdp")
+
+# Logical axis of a weight or an activation -> mesh axes that cut it (None: not cut).
+_TABLE: tuple[tuple[str, Axes, Axes, Axes], ...] = (
+    #              training   sampling: sliced   copied
+    # Activations, rows of the cache among them.
+    ("batch",      _ROWS,     "data",            _ROWS),
+    # Rows whose tokens are being looked up: in training fsdp cuts the embedding's width.
+    ("lookup",     "data",    "data",            _ROWS),
+    ("length",     None,      None,              None),
+    ("width",      None,      None,              None),
+    # Weights; heads and mlp name activations too, vocab logits, kv_heads the cache.
+    ("vocab",      "tensor",  _BOTH,             "tensor"),
+    ("embed",      "fsdp",    None,              None),
+    ("heads",      "tensor",  _BOTH,             "tensor"),
+    ("kv_heads",   "tensor",  _BOTH,             "tensor"),
+    ("head_size",  None,      None,              None),
+    ("mlp",        "tensor",  _BOTH,             "tensor"),
+    ("norm",       None,      None,              None),
+    ("layers",     None,      None,              None),
+    ("rank",       None,      None,              None),
+)  # fmt: skip
+
+RULES: Rules = tuple((name, training) for name, training, *_ in _TABLE)
+_SLICED: Rules = tuple((name, sliced) for name, _, sliced, _ in _TABLE)
+_COPIED: Rules = tuple((name, copied) for name, _, _, copied in _TABLE)
+
+
+def sampling_rules(mesh: AnyMesh, sizes: Iterable[int]) -> Rules:
+    """The rules of sampling, for a network whose heads, mlp and vocabulary have these sizes.
+
+    Where tensor x fsdp divides all of them, both slice them: a device reads its part of every
+    weight for all rows of its data group. Otherwise fsdp cuts rows, as data does, and weights
+    are copied along it: a device reads all that tensor does not cut, for fewer rows.
+    """
+    number = num_pieces(mesh, _BOTH)
+    return _SLICED if all(size % number == 0 for size in sizes) else _COPIED
 
 
 def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -68,7 +100,7 @@ def make_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> M
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[None]:
-    """Within it, logical axis constraints in the model mean axes of `mesh`.
+    """Within it, logical axis constraints in the model mean axes of `mesh`, as in training.
 
     Trace and call jitted functions inside; without it constraints do nothing, which is
     all that one device needs.
@@ -92,26 +124,29 @@ def unboxed(abstract: Any) -> Any:
     return jax.tree.map(lambda box: box.value, abstract, is_leaf=is_box)
 
 
-def param_shardings(mesh: Mesh, abstract: Any, *, section: str = "parallel") -> Any:
+def param_shardings(
+    mesh: AnyMesh, abstract: Any, *, rules: Rules = RULES, section: str = "parallel"
+) -> Any:
     """One NamedSharding per leaf of a boxed abstract tree (`abstract_params`, `abstract_lora`).
 
     Args:
       mesh: where the tree lies.
       abstract: its shapes, boxed with the logical names of their axes.
+      rules: a layout of the table.
       section: of the config, which has the sizes of the mesh; a refusal names it.
 
     Raises:
       UserError: a mesh axis does not divide the axis of a weight that it cuts.
     """
-    specs = logical_to_mesh(nn.get_partition_spec(abstract), RULES)
+    specs = logical_to_mesh(nn.get_partition_spec(abstract), rules)
     shapes = jax.tree.map(lambda leaf: leaf.shape, unboxed(abstract))
 
     def sharding(path: Any, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
-        for size, axis in zip(shape, spec, strict=False):
-            if axis is not None and size % mesh.shape[axis]:
+        for size, axes in zip(shape, spec, strict=False):
+            if size % (number := num_pieces(mesh, axes)):
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise UserError(
-                    f"{section}.{axis} = {mesh.shape[axis]} does not divide {size}, an axis "
+                    f"{section}.{axes} = {number} does not divide {size}, an axis "
                     f"of {name} {list(shape)}: choose a size that divides it."
                 )
         return NamedSharding(mesh, spec)
@@ -121,24 +156,20 @@ def param_shardings(mesh: Mesh, abstract: Any, *, section: str = "parallel") -> 
 
 
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
-    """Sharding of a [B, ...] array with `ndim` axes: the batch is cut by data and fsdp."""
+    """Sharding in training of a [B, ...] array with `ndim` axes, B cut by data and fsdp."""
     spec = logical_to_mesh_axes(("batch",) + (None,) * (ndim - 1), RULES)
     return NamedSharding(mesh, spec or PartitionSpec())
 
 
-def num_shards(mesh: Mesh | AbstractMesh) -> int:
+def num_pieces(mesh: AnyMesh, axes: Axes) -> int:
+    """Into how many pieces these axes of the mesh cut an array's axis."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def num_shards(mesh: AnyMesh, rules: Rules = RULES) -> int:
     """Into how many shards the mesh cuts a batch."""
-    return math.prod(mesh.shape[axis] for axis in dict(RULES)["batch"] or ())
-
-
-def whole_batch(num_rows: int, mesh: Mesh | AbstractMesh | None = None) -> int:
-    """`num_rows` rounded up so that the devices of a mesh share a batch.
-
-    An array [B, ...] whose B they do not divide would lie whole on each of them. Without a mesh
-    it is that of the enclosing `use_mesh`.
-    """
-    mesh = active_mesh() if mesh is None else mesh
-    return num_rows if mesh is None else num_rows + -num_rows % num_shards(mesh)
+    return num_pieces(mesh, dict(rules)["batch"])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -25,10 +25,11 @@ from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.kernels import choose_kernel
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3
-from stepalign_jax.parallel.mesh import num_shards, use_mesh, whole_batch
+from stepalign_jax.parallel.mesh import num_shards, use_mesh
 from stepalign_jax.planning.fits import bytes_per_device
 from stepalign_jax.planning.workload import Sampling, Workload, planned_sizes
 from stepalign_jax.sampling.decode import decode_chunk, prefill
+from stepalign_jax.sampling.layout import batch_shards, whole_batch
 from stepalign_jax.sampling.programs import (
     abstract_cache,
     decode_arguments,
@@ -131,12 +132,12 @@ class RunPrograms:
     def _sampling(
         self, phase: str, how: Sampling, model: Qwen3, beside: int
     ) -> Iterator[Program]:
-        mesh, shards = self._mesh, num_shards(self._mesh)
+        mesh, shards = self._mesh, batch_shards(model.config, self._mesh)
         made_of = (model.config, model.dtype, model.lora, model.kernel)
-        slots = whole_batch(how.slots, mesh)
+        slots = whole_batch(how.slots, shards)
         width = cache_widths(how.prompt, how.new)[-1]
         cache = bytes_per_device(abstract_cache(model, mesh, slots, width))
-        [batch] = prefill_batches({0: (0,) * how.prompt}, [0], 0, slots)
+        [batch] = prefill_batches({0: (0,) * how.prompt}, [0], 0, slots, num_shards=shards)
         yield self._program(
             phase,
             f"prefill {batch.num_rows} x {batch.width}",
@@ -144,9 +145,8 @@ class RunPrograms:
             prefill,
             lambda: prefill_arguments(model, mesh, num_rows=batch.num_rows, width=batch.width),
             beside=beside + cache,
-            # A batch of fewer rows than shards lies whole on every chip.
-            results=_cached_bytes(model, batch.num_rows * batch.width) // mesh.shape["tensor"],
-            temporaries=_layer_bytes(model, batch.num_rows * batch.width),
+            results=bytes_per_device(abstract_cache(model, mesh, batch.num_rows, batch.width)),
+            temporaries=_layer_bytes(model, batch.num_rows // shards * batch.width),
         )
         yield self._program(
             phase,
@@ -324,10 +324,3 @@ def _layer_bytes(model: Qwen3, tokens: int) -> int:
 def _tile_bytes(model: Qwen3, tokens: int) -> int:
     """What the loss takes of a tile of tokens: four arrays of logits in float32."""
     return 4 * 4 * tokens * model.config.vocab_size
-
-
-def _cached_bytes(model: Qwen3, tokens: int) -> int:
-    """Keys and values of so many tokens, whole on a chip."""
-    sizes = model.config
-    heads = sizes.num_layers * sizes.num_kv_heads * sizes.head_dim
-    return 2 * tokens * heads * jnp.dtype(model.dtype).itemsize

@@ -34,12 +34,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.spmd import with_logical_constraint
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
 from stepalign_jax.model.cache import Cache, LayerCache, init_cache
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.sampling.draw import make_row_keys, sample_token
+from stepalign_jax.sampling.layout import batch_axes, batch_shards, sampling_rules_of
 from stepalign_jax.sampling.request import Request
 
 CACHE_AXES = ("batch", "kv_heads", None, None)
@@ -100,7 +102,7 @@ def slot_requests(
 @functools.partial(jax.jit, static_argnames=("config", "num_slots", "width", "dtype"))
 def empty_cache(config: Qwen3Config, num_slots: int, width: int, dtype: Any) -> Cache:
     """A cache for `num_slots` slots, `width` cache slots each."""
-    return _pinned(init_cache(config, num_slots, width, dtype))
+    return _pinned(config, init_cache(config, num_slots, width, dtype))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "dtype"))
@@ -116,8 +118,10 @@ def prefill(
     Args:
       model: unrolled (`scan_layers=False`).
       variables: the model's collections in the decode layout.
-      tokens: prompts without what stands in the prefix, right-padded.
-      prefix: cache of one row and W cache slots, or None (W = 0).
+      tokens: prompts without what stands in the prefix, right-padded; on a mesh the shards
+        of a batch divide R.
+      prefix: cache of W cache slots, or None (W = 0): one row, and on a mesh the same in each
+        shard.
       dtype: of keys and values.
 
     Returns:
@@ -127,14 +131,20 @@ def prefill(
     first = 0 if prefix is None else prefix[0].num_slots
     cache = init_cache(model.config, num_rows, first + length, dtype)
     if prefix is not None:
-        wide = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_rows, axis=0), prefix)
-        cache = _copied(cache, wide, 0)
+        per_copy = num_rows // prefix[0].k.shape[0]
+        wide = jax.tree.map(lambda leaf: jnp.repeat(leaf, per_copy, axis=0), prefix)
+        cache = jax.tree.map(
+            lambda leaf, new: lax.dynamic_update_slice(leaf, new, (0, 0, 0, 0)), cache, wide
+        )
     positions = first + jnp.arange(length, dtype=jnp.int32)[None]
-    return _pinned(model.apply(variables, tokens, positions=positions, cache=cache)[1])  # pyright: ignore[reportArgumentType]
+    with sampling_rules_of(model.config):
+        _, cache = model.apply(variables, tokens, positions=positions, cache=cache)  # pyright: ignore[reportAssignmentType]
+    return _pinned(model.config, cache)
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def copy_rows(
+    config: Qwen3Config,
     cache: Cache,
     prefilled: Cache,
     sources: Int32[Array, " B"],
@@ -144,6 +154,7 @@ def copy_rows(
     """`cache` with rows of `prefilled` at the start of some of its rows.
 
     Args:
+      config: of the network, which says how both lie on a mesh.
       cache: B rows of S cache slots; updated in place.
       prefilled: R rows of at most S cache slots.
       sources: rows of `prefilled`; several slots may take the same.
@@ -151,23 +162,65 @@ def copy_rows(
       count: how many of the two count.
     """
 
-    def body(index: jax.Array, cache: Cache) -> Cache:
-        row = jax.tree.map(
-            lambda leaf: lax.dynamic_slice_in_dim(leaf, sources[index], 1), prefilled
+    copy = functools.partial(_copy_rows, ())
+    if batch_shards(config) > 1:
+        # Written out: the compiler would gather all of `prefilled` for each row.
+        axes = batch_axes(config)
+        by_row, whole = PartitionSpec(axes), PartitionSpec()
+        copy = jax.shard_map(
+            functools.partial(_copy_rows, axes),
+            in_specs=(by_row, by_row, whole, whole, whole),
+            out_specs=by_row,
+            axis_names=set(axes),
         )
-        return _copied(cache, row, targets[index])
-
-    return _pinned(lax.fori_loop(0, count, body, cache))
+    return _pinned(config, copy(cache, prefilled, sources, targets, count))
 
 
-def _copied(cache: Cache, rows: Cache, first_row: jax.Array | int) -> Cache:
-    """`cache` with `rows` written from `first_row` and cache slot 0 on."""
-    update = lambda leaf, new: lax.dynamic_update_slice(leaf, new, (first_row, 0, 0, 0))  # noqa: E731
-    return jax.tree.map(update, cache, rows)
+def _copy_rows(
+    axes: tuple[str, ...],
+    cache: Cache,
+    prefilled: Cache,
+    sources: jax.Array,
+    targets: jax.Array,
+    count: jax.Array,
+) -> Cache:
+    """`copy_rows` of all rows, or inside a shard_map that cuts both caches by `axes`.
+
+    There each row goes from the shard that has it to all of them, and one keeps it.
+    """
+
+    def take(leaf: jax.Array, row: jax.Array) -> jax.Array:
+        if not axes:
+            return lax.dynamic_slice_in_dim(leaf, row, 1)
+        here, row = _on_shard(axes, row, leaf.shape[0])
+        own = lax.dynamic_slice_in_dim(leaf, row, 1)
+        return lax.psum(jnp.where(here, own, jnp.zeros((), own.dtype)), axes)
+
+    def put(leaf: jax.Array, new: jax.Array, row: jax.Array) -> jax.Array:
+        if axes:
+            here, row = _on_shard(axes, row, leaf.shape[0])
+            old = lax.dynamic_slice(leaf, (row, 0, 0, 0), new.shape)
+            new = jnp.where(here, new, old)
+        return lax.dynamic_update_slice(leaf, new, (row, 0, 0, 0))
+
+    def body(index: jax.Array, cache: Cache) -> Cache:
+        source, target = sources[index], targets[index]
+        new = jax.tree.map(lambda leaf: take(leaf, source), prefilled)
+        return jax.tree.map(lambda leaf, row: put(leaf, row, target), cache, new)
+
+    return lax.fori_loop(0, count, body, cache)
 
 
-@functools.partial(jax.jit, static_argnames="width")
-def resize(cache: Cache, width: int) -> Cache:
+def _on_shard(
+    axes: tuple[str, ...], row: jax.Array, num_rows: int
+) -> tuple[jax.Array, jax.Array]:
+    """Whether a row is one of this shard's, and its number there; some number if it is not."""
+    place = row - lax.axis_index(axes) * num_rows
+    return (place >= 0) & (place < num_rows), jnp.clip(place, 0, num_rows - 1)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "width"))
+def resize(config: Qwen3Config, cache: Cache, width: int) -> Cache:
     """A copy of `cache` with `width` cache slots: padded at the end, or cut there."""
 
     def change(leaf: jax.Array, axis: int) -> jax.Array:
@@ -177,7 +230,7 @@ def resize(cache: Cache, width: int) -> Cache:
         room[axis] = (0, width - leaf.shape[axis])
         return jnp.pad(leaf, room)
 
-    return _pinned(tuple(LayerCache(change(c.k, 3), change(c.v, 2)) for c in cache))
+    return _pinned(config, tuple(LayerCache(change(c.k, 3), change(c.v, 2)) for c in cache))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_rows"), donate_argnames="cache")
@@ -229,7 +282,9 @@ def decode_chunk(
         logits, cache = _forward(model, variables, cache, slots)
         # The key of a token depends on its place in the completion, not on the slot or step.
         keys = jax.vmap(jax.random.fold_in)(row_keys, slots.emitted)
-        new = sample_token(logits, keys, requests.temperature, requests.top_k, requests.top_p)
+        how = (requests.temperature, requests.top_k, requests.top_p)
+        with sampling_rules_of(model.config):
+            new = sample_token(logits, keys, *how)
         drawn = tuple(
             lax.dynamic_update_index_in_dim(rows, row, index, axis=0)
             for rows, row in zip(drawn, new, strict=True)
@@ -239,18 +294,20 @@ def decode_chunk(
     start = (jnp.int32(0), cache, slots, (blank.astype(jnp.int32), blank))
     _, cache, slots, drawn = lax.while_loop(unfinished, step, start)
     slots, (tokens, logprobs) = jax.tree.map(_replicated, (slots, drawn))
-    return _pinned(cache), slots, tokens, logprobs
+    return _pinned(model.config, cache), slots, tokens, logprobs
 
 
 def _forward(
     model: Qwen3, variables: Any, cache: Cache, slots: Slots
 ) -> tuple[Float32[Array, "B V"], Cache]:
     """Logits of each slot's next token, and the cache with the token just fed."""
-    fed: Any = model.apply(
-        variables, slots.tokens[:, None], positions=slots.positions[:, None], cache=cache
-    )
-    hidden, cache = fed
-    return model.apply(variables, hidden[:, 0], method=model.logits), cache  # pyright: ignore[reportReturnType]
+    with sampling_rules_of(model.config):
+        fed: Any = model.apply(
+            variables, slots.tokens[:, None], positions=slots.positions[:, None], cache=cache
+        )
+        hidden, cache = fed
+        logits: Any = model.apply(variables, hidden[:, 0], method=model.logits)
+        return with_logical_constraint(logits, ("batch", "vocab")), cache
 
 
 def _advance(slots: Slots, token: Int32[Array, " B"], requests: SlotRequests) -> Slots:
@@ -266,12 +323,16 @@ def _advance(slots: Slots, token: Int32[Array, " B"], requests: SlotRequests) ->
     )
 
 
-def _pinned(cache: Cache) -> Cache:
+def _pinned(config: Qwen3Config, cache: Cache) -> Cache:
     """A cache that lies on the mesh as every program expects it.
 
-    Left to the compiler, its layout could differ between programs and cost compilations.
+    Left to the compiler, its layout could differ between programs and cost compilations; and
+    rows that the shards do not divide would lie whole on every device.
     """
-    return jax.tree.map(lambda leaf: with_logical_constraint(leaf, CACHE_AXES), cache)
+    num_rows, shards = cache[0].k.shape[0], batch_shards(config)
+    assert num_rows % shards == 0, f"{num_rows} rows of a cache on {shards} shards"
+    with sampling_rules_of(config):
+        return jax.tree.map(lambda leaf: with_logical_constraint(leaf, CACHE_AXES), cache)
 
 
 def _replicated(leaf: jax.Array) -> jax.Array:

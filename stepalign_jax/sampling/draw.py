@@ -11,8 +11,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import logical_to_mesh_axes
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int32, Key, Shaped, UInt32
+
+from stepalign_jax.parallel.mesh import active_mesh, num_pieces
 
 # A top-k filter looks among the first of these numbers of most probable tokens that no row's k
 # exceeds; last it sorts the vocabulary.
@@ -148,10 +152,40 @@ def _draw_top_k(
     most = jnp.max(top_k)
 
     def among(number: int, *more: int) -> Int32[Array, " B"]:
-        draw = lambda: _draw_sorted(*lax.top_k(scaled, number), keys, top_k, top_p)  # noqa: E731
+        draw = lambda: _draw_sorted(*_most_probable(scaled, number), keys, top_k, top_p)  # noqa: E731
         return lax.cond(most <= number, draw, lambda: among(*more)) if more else draw()
 
     return among(*(number for number in NUM_CANDIDATES if number < vocab_size), vocab_size)
+
+
+def _most_probable(
+    scaled: Float32[Array, "B V"], number: int
+) -> tuple[Float32[Array, "B C"], Int32[Array, "B C"]]:
+    """`lax.top_k`: of equals the lower token id comes first.
+
+    On a mesh each device chooses from its own rows and slice of the vocabulary, and sends no
+    more than it chose. Left to the compiler, every device would get all logits.
+    """
+    if (mesh := active_mesh()) is None:
+        return lax.top_k(scaled, number)
+    rows, vocab = logical_to_mesh_axes(("batch", "vocab")) or (None, None)
+
+    def choose(own: jax.Array) -> tuple[jax.Array, jax.Array]:
+        best, ids = lax.top_k(own, min(number, own.shape[1]))
+        if num_pieces(mesh, vocab) == 1:
+            return best, ids
+        ids = ids + lax.axis_index(vocab) * own.shape[1]
+        best, ids = (lax.all_gather(found, vocab, axis=1, tiled=True) for found in (best, ids))
+        best, places = lax.top_k(best, number)
+        return best, jnp.take_along_axis(ids, places, axis=1)
+
+    # All devices of a row end with the same, which JAX does not know of gathered values.
+    return jax.shard_map(
+        choose,
+        in_specs=PartitionSpec(rows, vocab),
+        out_specs=PartitionSpec(rows),
+        check_vma=False,
+    )(scaled)
 
 
 def _draw_sorted(

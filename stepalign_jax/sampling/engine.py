@@ -13,7 +13,6 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.lora import LoraSpec
-from stepalign_jax.parallel.mesh import whole_batch
 from stepalign_jax.sampling import layout
 from stepalign_jax.sampling.kept import Completion, Kept, request_keys
 from stepalign_jax.sampling.programs import decode_model
@@ -60,16 +59,12 @@ class Engine:
         a stacked one. This takes extra memory: one copy of the layers in the compute dtype,
         and of embedding and head if that is not their dtype. On a CPU large matrices lie in
         blocks of rows (`row_blocks`); there a tied head takes a copy of the embedding.
+        On a mesh they are cut as sampling wants them (`parallel.mesh`).
         Weights that are in this layout already stay as they are.
         """
         if layout.is_decode_layout(variables):
             return variables
-        return layout.decode_layout(
-            variables,
-            num_layers=self._model.config.num_layers,
-            dtype=self._model.dtype,
-            num_blocks=layout.num_blocks(),
-        )
+        return layout.prepare(self._model, variables)
 
     def session(
         self, variables: layout.Variables, *, num_slots: int, max_length: int
@@ -200,7 +195,7 @@ class Engine:
         return Session(
             self._model,
             variables,
-            num_slots=whole_batch(num_slots),
+            num_slots=layout.whole_batch(num_slots, layout.batch_shards(self._model.config)),
             max_length=max_length,
             stop_ids=self._stop_ids,
             dtype=self._model.dtype,

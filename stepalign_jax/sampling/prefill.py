@@ -12,6 +12,7 @@ import numpy as np
 from stepalign_jax.model.cache import Cache
 from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.sampling.decode import copy_rows, prefill
+from stepalign_jax.sampling.layout import batch_shards
 from stepalign_jax.sampling.scheduler import PrefillBatch, prefill_batches
 
 
@@ -50,6 +51,7 @@ class Prefills:
         """
         self._model, self._variables, self._dtype = model, variables, dtype
         self._prompts, self._length, self._num_slots = prompts, prefix, num_slots
+        self._num_shards = batch_shards(model.config)
         self._waiting = deque(order)
         self._computed: tuple[PrefillBatch, Cache] | None = None
         self._prefix: Cache | None = None
@@ -78,7 +80,9 @@ class Prefills:
             indices = np.zeros((2, self._num_slots), np.int32)
             indices[:, : len(rows)] = np.array([(row, slot) for slot, (_, row) in rows]).T
             count = np.int32(len(rows))
-            cache = copy_rows(cache, computed, indices[0], indices[1], count)
+            cache = copy_rows(
+                self._model.config, cache, computed, indices[0], indices[1], count
+            )
         return cache
 
     def _place(self, request: int) -> tuple[PrefillBatch, int]:
@@ -90,7 +94,9 @@ class Prefills:
         held = [] if self._computed is None else [self._computed[0]]
         ready = {self._prompts[request] for batch in held for request in batch.requests}
         ahead = [request for request in self._waiting if self._prompts[request] not in ready]
-        batches = prefill_batches(self._prompts, ahead, self._length, self._num_slots)
+        batches = prefill_batches(
+            self._prompts, ahead, self._length, self._num_slots, num_shards=self._num_shards
+        )
         return {
             self._prompts[request]: (batch, row)
             for batch in held + batches
@@ -108,10 +114,11 @@ class Prefills:
         return self._computed[1]
 
     def _shared(self, batch: PrefillBatch) -> Cache | None:
-        """Keys and values of the prefix; None where there is none."""
+        """Keys and values of the prefix, a row in each shard; None where there is none."""
         if self._length and self._prefix is None:
-            prompt = self._prompts[batch.requests[0]]
-            self._prefix = self._prefill(np.array([prompt[: self._length]], np.int32), None)
+            shared = self._prompts[batch.requests[0]][: self._length]
+            copies = np.array([shared] * self._num_shards, np.int32)
+            self._prefix = self._prefill(copies, None)
         return self._prefix
 
     def _prefill(self, tokens: np.ndarray, prefix: Cache | None) -> Cache:

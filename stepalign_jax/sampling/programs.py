@@ -23,11 +23,19 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from stepalign_jax.model.cache import Cache, init_cache
 from stepalign_jax.model.config import Qwen3Config
-from stepalign_jax.model.lora import LoraSpec, abstract_lora
-from stepalign_jax.model.qwen3 import Qwen3, abstract_params
-from stepalign_jax.parallel.mesh import RULES, param_shardings, unboxed
+from stepalign_jax.model.lora import LoraSpec
+from stepalign_jax.model.qwen3 import Qwen3
+from stepalign_jax.parallel.mesh import unboxed
 from stepalign_jax.sampling.decode import CACHE_AXES, SlotRequests, Slots
-from stepalign_jax.sampling.layout import Variables, decode_layout, num_blocks
+from stepalign_jax.sampling.layout import (
+    Variables,
+    abstract_collections,
+    batch_shards,
+    decode_layout,
+    decode_shardings,
+    num_blocks,
+    rules_of,
+)
 from stepalign_jax.sampling.session import DECODE_STEPS, FEWEST_STOPS
 
 
@@ -42,7 +50,8 @@ def prefill_arguments(
     model: Qwen3, mesh: Mesh | None, *, num_rows: int, width: int, prefix: int = 0
 ) -> tuple[Any, ...]:
     """Of `prefill`: rows of `width` tokens behind a shared prefix of `prefix` tokens."""
-    shared = abstract_cache(model, mesh, 1, prefix) if prefix else None
+    copies = batch_shards(model.config, mesh)  # one for each shard
+    shared = abstract_cache(model, mesh, copies, prefix) if prefix else None
     tokens = jax.ShapeDtypeStruct((num_rows, width), jnp.int32)
     return model, abstract_variables(model, mesh), tokens, shared, model.dtype
 
@@ -53,14 +62,15 @@ def copy_arguments(
     """Of `copy_rows`: from a batch of `num_rows`, which fill `filled` cache slots."""
     indices = jax.ShapeDtypeStruct((num_slots,), jnp.int32)
     cache = abstract_cache(model, mesh, num_slots, width)
-    return cache, abstract_cache(model, mesh, num_rows, filled), indices, indices, _SCALAR
+    prefilled = abstract_cache(model, mesh, num_rows, filled)
+    return model.config, cache, prefilled, indices, indices, _SCALAR
 
 
 def resize_arguments(
     model: Qwen3, mesh: Mesh | None, *, num_slots: int, width: int, to: int
 ) -> tuple[Any, ...]:
     """Of `resize`: from `width` cache slots to another number."""
-    return abstract_cache(model, mesh, num_slots, width), to
+    return model.config, abstract_cache(model, mesh, num_slots, width), to
 
 
 def decode_arguments(
@@ -91,7 +101,7 @@ def decode_arguments(
 def abstract_cache(model: Qwen3, mesh: Mesh | None, num_rows: int, width: int) -> Cache:
     """Shapes and shardings of a cache of `num_rows` rows of `width` cache slots."""
     make = functools.partial(init_cache, model.config, num_rows, width, model.dtype)
-    spec = logical_to_mesh_axes(CACHE_AXES, RULES)
+    spec = logical_to_mesh_axes(CACHE_AXES, rules_of(model.config, mesh))
     return jax.tree.map(lambda leaf: _placed(leaf, mesh, spec), jax.eval_shape(make))
 
 
@@ -101,10 +111,7 @@ def abstract_variables(model: Qwen3, mesh: Mesh | None) -> Variables:
     Raises:
       UserError: a mesh axis does not divide the axis of a weight that it cuts.
     """
-    boxed = {"params": abstract_params(model.config)}
-    if model.lora is not None:
-        boxed["lora"] = abstract_lora(model.config, model.lora)
-    stacked = unboxed(boxed)
+    stacked = {name: unboxed(tree) for name, tree in abstract_collections(model).items()}
     unroll = functools.partial(
         decode_layout,
         num_layers=model.config.num_layers,
@@ -114,17 +121,11 @@ def abstract_variables(model: Qwen3, mesh: Mesh | None) -> Variables:
     shapes = jax.eval_shape(unroll, stacked)
     if mesh is None or mesh.size == 1:
         return jax.tree.map(lambda leaf: _placed(leaf, mesh, PartitionSpec()), shapes)
-    # A layer lies as it did in the stack: the axis of layers is never cut.
-    specs = {name: _unrolled(mesh, tree, model) for name, tree in boxed.items()}
-    return jax.tree.map(lambda leaf, spec: _placed(leaf, mesh, spec), shapes, specs)
-
-
-def _unrolled(mesh: Mesh, boxed: Any, model: Qwen3) -> Any:
-    """PartitionSpecs of a stacked tree, unrolled."""
-    specs = jax.tree.map(lambda sharding: sharding.spec, param_shardings(mesh, boxed))
-    layers = specs.pop("layers")
-    own = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), layers, is_leaf=_is_spec)
-    return specs | {f"layer_{i}": own for i in range(model.config.num_layers)}
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        decode_shardings(model, mesh),
+    )
 
 
 def _placed(leaf: Any, mesh: Mesh | None, spec: Any) -> jax.ShapeDtypeStruct:
@@ -136,10 +137,6 @@ def _is_on_cpu(mesh: Mesh | None) -> bool:
     if isinstance(mesh, AbstractMesh):
         return False  # chips of a plan
     return mesh is None or mesh.devices.flat[0].platform == "cpu"
-
-
-def _is_spec(leaf: Any) -> bool:
-    return isinstance(leaf, PartitionSpec)
 
 
 _SCALAR = jax.ShapeDtypeStruct((), jnp.int32)

@@ -17,7 +17,7 @@ from stepalign_jax.base.buckets import bucket
 _SMALLEST_PROMPT = 16
 _SMALLEST_CACHE = 128
 _SHORTEST_PREFIX = 128  # a shorter one costs more to set apart than it saves
-_PREFILL_TOKENS = 512  # computed by one call: enough to keep a device busy
+_PREFILL_TOKENS = 512  # computed by one call and shard: enough to keep a device busy
 _REFILLS_PER_ROUND = 16  # a slot waits at most until 1/16 of the slots do
 
 
@@ -176,15 +176,25 @@ class PrefillBatch(NamedTuple):
 
 
 def prefill_batches(
-    prompts: Mapping[int, tuple[int, ...]], order: Sequence[int], prefix: int, num_slots: int
+    prompts: Mapping[int, tuple[int, ...]],
+    order: Sequence[int],
+    prefix: int,
+    num_slots: int,
+    *,
+    num_shards: int,
 ) -> list[PrefillBatch]:
     """Cuts distinct prompts, longest first, into batches: one number of rows per width.
+
+    On a mesh each shard of a batch has as many rows as one device alone would have in all:
+
+        4 slots, width 256     1 device: 2 rows     2 shards: 4 rows     4 shards: 4 rows
 
     Args:
       prompts: by request.
       order: requests, of `serving_order`.
       prefix: how many leading tokens all share and have prefilled already.
       num_slots: B; more rows are not needed.
+      num_shards: of a batch on the mesh; they divide B, and the rows.
     """
     batches: list[PrefillBatch] = []
     seen = set()
@@ -194,8 +204,8 @@ def prefill_batches(
         seen.add(prompts[request])
         if not batches or len(batches[-1].requests) == batches[-1].num_rows:
             width = prompt_bucket(len(prompts[request]) - 1 - prefix)
-            rows = max(1, min(_PREFILL_TOKENS // (prefix + width), num_slots))
-            batches.append(PrefillBatch(width, rows, []))
+            rows = max(1, min(_PREFILL_TOKENS // (prefix + width), num_slots // num_shards))
+            batches.append(PrefillBatch(width, num_shards * rows, []))
         batches[-1].requests.append(request)
     return batches
 

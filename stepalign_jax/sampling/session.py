@@ -239,7 +239,7 @@ class Session:
         ]
         width = resized(self._width, max([self._reach() + 1, *filled]), self._limit)
         if width != self._width:
-            self._cache = resize(self._cache, width)
+            self._cache = resize(self._model.config, self._cache, width)
         for wave, own in waves.items():
             self._cache = wave.fill(self._cache, own, [held[slot] for slot in own])
 

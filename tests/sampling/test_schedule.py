@@ -144,17 +144,25 @@ def test_buckets_are_powers_of_two_and_their_halves_between():
     assert all(prompt_bucket(length) >= length for length in range(1, 4_097))
 
 
-@given(st.lists(st.integers(1, 600), min_size=1, max_size=50), st.integers(1, 70))
-def test_each_prompt_is_in_one_prefill_batch_that_holds_it(lengths, num_slots):
+@given(
+    st.lists(st.integers(1, 600), min_size=1, max_size=50),
+    st.integers(1, 70),
+    st.sampled_from((1, 1, 4)),
+)
+def test_each_prompt_is_in_one_prefill_batch_that_holds_it(lengths, slots_per_shard, shards):
+    num_slots = slots_per_shard * shards
     prompts = [(7,) * length for length in lengths]
     order = serving_order(prompts)
-    batches = prefill_batches(dict(enumerate(prompts)), order, 0, num_slots)
+    batches = prefill_batches(dict(enumerate(prompts)), order, 0, num_slots, num_shards=shards)
     held = [prompts[request] for batch in batches for request in batch.requests]
     assert held == sorted(set(prompts), key=len, reverse=True)
     for batch in batches:
         assert max(len(prompts[request]) for request in batch.requests) - 1 <= batch.width
         assert 1 <= len(batch.requests) <= batch.num_rows <= num_slots
-        assert batch.num_rows == 1 or batch.num_rows * batch.width <= 512
+        # Each shard of a mesh computes what one device would.
+        own = batch.num_rows // shards
+        assert batch.num_rows == own * shards
+        assert own == 1 or own * batch.width <= 512
     rows = {batch.width: batch.num_rows for batch in batches}
     assert all(batch.num_rows == rows[batch.width] for batch in batches)
 
