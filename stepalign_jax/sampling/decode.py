@@ -40,6 +40,7 @@ from jaxtyping import Array, Bool, Float32, Int32, UInt32
 from stepalign_jax.model.cache import Cache, LayerCache, init_cache
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.qwen3 import Qwen3
+from stepalign_jax.parallel.mesh import whole_copy
 from stepalign_jax.sampling.draw import make_row_keys, sample_token
 from stepalign_jax.sampling.layout import batch_axes, batch_shards, sampling_rules_of
 from stepalign_jax.sampling.request import Request
@@ -138,8 +139,8 @@ def prefill(
         )
     positions = first + jnp.arange(length, dtype=jnp.int32)[None]
     with sampling_rules_of(model.config):
-        _, cache = model.apply(variables, tokens, positions=positions, cache=cache)  # pyright: ignore[reportAssignmentType]
-    return _pinned(model.config, cache)
+        filled: Any = model.apply(variables, tokens, positions=positions, cache=cache)[1]
+    return _pinned(model.config, filled)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
@@ -293,7 +294,7 @@ def decode_chunk(
 
     start = (jnp.int32(0), cache, slots, (blank.astype(jnp.int32), blank))
     _, cache, slots, drawn = lax.while_loop(unfinished, step, start)
-    slots, (tokens, logprobs) = jax.tree.map(_replicated, (slots, drawn))
+    slots, (tokens, logprobs) = jax.tree.map(whole_copy, (slots, drawn))
     return _pinned(model.config, cache), slots, tokens, logprobs
 
 
@@ -333,8 +334,3 @@ def _pinned(config: Qwen3Config, cache: Cache) -> Cache:
     assert num_rows % shards == 0, f"{num_rows} rows of a cache on {shards} shards"
     with sampling_rules_of(config):
         return jax.tree.map(lambda leaf: with_logical_constraint(leaf, CACHE_AXES), cache)
-
-
-def _replicated(leaf: jax.Array) -> jax.Array:
-    """An array that lies whole on every device, so that every host can read it."""
-    return with_logical_constraint(leaf, (None,) * leaf.ndim)

@@ -167,7 +167,8 @@ def _most_probable(
     more than it chose. Left to the compiler, every device would get all logits.
     """
     if (mesh := active_mesh()) is None:
-        return lax.top_k(scaled, number)
+        best, ids = lax.top_k(scaled, number)
+        return best, ids
     rows, vocab = logical_to_mesh_axes(("batch", "vocab")) or (None, None)
 
     def choose(own: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -70,7 +70,8 @@ def prepare(model: Qwen3, variables: Variables) -> Variables:
     Raises:
       UserError: a mesh axis does not divide the axis of a weight that it cuts.
     """
-    return preparation(model, active_mesh(), tuple(variables), num_blocks())(variables)
+    program = preparation(model, active_mesh(), tuple(variables), num_blocks())  # pyright: ignore[reportArgumentType]
+    return program(variables)
 
 
 @functools.cache

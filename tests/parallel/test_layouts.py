@@ -84,7 +84,7 @@ def check_sampling(shape: tuple[int, int, int], config: Any) -> None:
 
     # Weights move once, into their layout: sliced ones are exchanged, never whole.
     adapters = [(WIDTH, RANK), (RANK, WIDTH)]
-    whole = weights(mesh) if cut == shape[2] else []
+    whole = [*weights(mesh), (VOCABULARY // shape[2], WIDTH)] if cut == shape[2] else []
     exchanged = (one for one in found["prepare"] if one.kind != "all-to-all" or cut == shape[2])
     within(exchanged, all_gather=[*adapters, *whole])
     # A prefill adds up what each device has of a layer's results.
@@ -141,8 +141,11 @@ def check_step(shape: tuple[int, int, int], lora: Any) -> None:
         activations = {(*own, WIDTH), (*own, RANK), (ROWS // data, length, WIDTH // fsdp)}
         sent, sizes = set(one.shapes), {math.prod(shape) for shape in one.shapes}
         match one.kind:
+            case "all-gather" if one.path == "jit(whole)/sharding_constraint":
+                # What every host reads: scores of the packed tokens.
+                assert name == "update" and max(sizes) <= 8 * SMALL, one
             case "all-gather":  # layers of fsdp; token ids, for the embedding
-                assert fsdp > 1
+                assert fsdp > 1, one
                 ids = sizes == {ROWS // data * length}
                 assert sent <= set(layers) or ids or (name == "update" and sent == {head}), one
             case "all-to-all":  # looked up rows, and their gradient

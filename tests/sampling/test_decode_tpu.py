@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from support.collectives import copied_shapes, in_loop
 
 from stepalign_jax.config.schema import ParallelConfig
 from stepalign_jax.model.config import Qwen3Config
@@ -41,18 +42,19 @@ CONFIG = Qwen3Config(
 BATCH, WIDTH = 32, 2_560
 
 
-def one_chip(topology: str) -> Any:
+def chips(topology: str) -> Any:
     pytest.importorskip("libtpu")
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
-def compile_decode(topology: str) -> tuple[Any, Any, Any]:
-    """The compiled program for one chip, and the shapes of its weights and cache."""
-    mesh = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), [one_chip(topology)])
+def compile_decode(topology: str, **sizes: int) -> tuple[Any, Any, Any]:
+    """The compiled program for a mesh of chips, and the shapes of its weights and cache."""
+    parallel = ParallelConfig(**({"data": 1, "fsdp": 1, "tensor": 1} | sizes))
+    mesh = make_mesh(parallel, chips(topology)[: max(sizes.values(), default=1)])
     model = decode_model(CONFIG, "bfloat16", None)
     with use_mesh(mesh):
         arguments = decode_arguments(model, mesh, num_slots=BATCH, width=WIDTH)
@@ -61,7 +63,7 @@ def compile_decode(topology: str) -> tuple[Any, Any, Any]:
 
 def compile_draw(topology: str) -> Any:
     """The draw of one token per slot, alone, compiled for one chip."""
-    place = jax.sharding.SingleDeviceSharding(one_chip(topology))
+    place = jax.sharding.SingleDeviceSharding(chips(topology)[0])
     key = jax.eval_shape(lambda: jax.random.key(0)).dtype
     dtypes = (key, jnp.float32, jnp.int32, jnp.float32)
     logits = jax.ShapeDtypeStruct((BATCH, CONFIG.vocab_size), jnp.bfloat16, sharding=place)
@@ -126,3 +128,23 @@ def test_a_turn_reads_each_weight_once_and_copies_no_cache(topology):
     # All that the program touches but for the draw, its loop counted once.
     touched, drawing = (p.cost_analysis()["bytes accessed"] for p in (compiled, draw))
     assert touched - drawing < 1.5 * (num_bytes(variables) + num_bytes(cache))
+
+
+@pytest.mark.parametrize("axis", ["fsdp", "tensor"])
+def test_eight_chips_send_sums_of_activations_and_gather_nothing(axis):
+    """Both ways of cutting eight chips are one to sampling.
+
+    With fsdp's slices of training left in place, every turn gathered every weight.
+    """
+    compiled, _, cache = compile_decode("v5e:2x4", **{axis: 8})
+    text = compiled.as_text()
+    turn = in_loop(text)
+    sums = [shape for one in turn for shape in one.shapes if shape[-1] == CONFIG.hidden_size]
+    assert len(sums) == 2 * CONFIG.num_layers + 1
+    # Values and ids of top-k's candidates, in branches; the last sorts the vocabulary.
+    gathers = [one for one in turn if one.kind == "all-gather"]
+    weights = {CONFIG.hidden_size, CONFIG.intermediate_size}
+    assert not [one for one in gathers for shape in one.shapes if weights & set(shape)]
+    assert max(one.elements for one in turn if one not in gathers) <= BATCH * CONFIG.hidden_size
+    local = {leaf.sharding.shard_shape(leaf.shape) for leaf in cache[0]}
+    assert not local & copied_shapes(text)

@@ -60,10 +60,12 @@ def collectives(text: str) -> list[Collective]:
             arrays = [array for array in arrays if array[1] or array[0] != "u32"]
             arrays = arrays[len(arrays) // 2 :]
         shapes = tuple(_shape(dims) for _, dims in arrays)
-        sizes = [_width(dtype) * math.prod(_shape(dims)) for dtype, dims in arrays]
+        sizes = [_bits(dtype) * math.prod(_shape(dims)) for dtype, dims in arrays]
         path = re.search(r'op_name="([^"]*)"', line)
         found.append(
-            Collective(kind, shapes, sum(sizes), path.group(1) if path else "", computation)
+            Collective(
+                kind, shapes, sum(sizes) // 8, path.group(1) if path else "", computation
+            )
         )
     return found
 
@@ -118,6 +120,6 @@ def _shape(dims: str) -> tuple[int, ...]:
     return tuple(int(size) for size in dims.split(",") if size)
 
 
-def _width(dtype: str) -> float:
-    """Bytes of an element."""
-    return {"pred": 1, "bf16": 2}.get(dtype) or int(dtype[1:]) / 8
+def _bits(dtype: str) -> int:
+    """Of an element."""
+    return {"pred": 8, "bf16": 16}.get(dtype) or int(dtype[1:])

@@ -65,7 +65,8 @@ def compiled_sampling(config: Any, mesh: Mesh, lora: Any = SPEC) -> dict[str, An
     with use_mesh(mesh):
         rows = 2 * layout.batch_shards(config)
         sizes = {"num_slots": SLOTS, "width": CACHED}
-        prepare: Any = layout.preparation(model, active_mesh(), tuple(abstract(config)), 0)
+        prepared: Any = (model, active_mesh(), tuple(abstract(config)), 0)
+        prepare: Any = layout.preparation(*prepared)
         calls = {
             "prepare": (prepare, (stacked_collections(config, mesh),)),
             "prefill": (
