@@ -46,8 +46,7 @@ run_command(train.main)
 
 
 def config_of(folder: Path, **sections: Any) -> tuple[str, RunDirectory]:
-    sections = {"train": STEPS, "hosts": {"heartbeat_timeout_secs": 10.0}} | sections
-    config = small_config(folder, **sections)
+    config = small_config(folder, **{"train": STEPS} | sections)
     folder.mkdir(exist_ok=True)
     return write_config(folder / "config.py", config), RunDirectory.of(config)
 
@@ -147,7 +146,9 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(
 def test_in_each_phase_one_that_dies_or_stops_ends_the_other_and_the_run_goes_on(
     phase, victim, number, one, tmp_path
 ):
-    spec, run = config_of(tmp_path / "two", parallel=FOUR)
+    spec, run = config_of(
+        tmp_path / "two", parallel=FOUR, hosts={"heartbeat_timeout_secs": 15.0}
+    )
     both = begin(spec, 2, 2, DIES=f"{phase},{victim},{number}")
     [other] = wait([both[1 - victim]], SECONDS)
     both[victim].kill()
