@@ -6,6 +6,7 @@ Lengths are the most that the config admits. A template's tokens are counted by 
 tokenizer where its files are at hand, else taken as a third of its characters.
 """
 
+import bisect
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from stepalign_jax.huggingface.tokenizer import load_tokenizer
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.planning.sizes import published_config, published_names
 from stepalign_jax.problems.problem import Problem
+from stepalign_jax.training.packing import padded, padded_width
 
 _CHARACTERS_PER_TOKEN = 3  # of English with formulas: Qwen's tokenizer takes more of them
 _CHAT_TOKENS = 16  # what a chat template puts around a text
@@ -119,6 +121,27 @@ def workload(config: Config) -> Workload:
         steps=config.train.num_steps,
         notes=notes,
     )
+
+
+def part_shapes(work: Workload, row: int, shards: int) -> int:
+    """In how many shapes a run may meet its micro-batches: their widths by packed tokens.
+
+    At most so many; a run whose answers are alike in length meets few of them.
+
+    Args:
+      work: of the run.
+      row: tokens of its longest row.
+      shards: of the batch.
+    """
+    rows = work.rows // work.parts // shards
+    tokens = sorted({padded(number) for number in range(rows, rows * work.completion + 1)})
+
+    def below(width: int) -> int:
+        most = rows * min(work.completion, width - 1)
+        return bisect.bisect_right(tokens, padded(max(rows, most)))
+
+    widths = {padded_width(length) for length in range(2, row + 1)}
+    return min(sum(map(below, widths)), work.steps * work.parts)
 
 
 def _token_counter(config: Config) -> tuple[Callable[[str], int], tuple[str, ...]]:
