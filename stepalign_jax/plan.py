@@ -21,7 +21,6 @@ from stepalign_jax.report.plan_tables import (
     largest_table,
     memory_table,
     time_table,
-    turn_table,
     verdict,
 )
 
@@ -59,8 +58,6 @@ def main(argv: list[str]) -> None:
     plan = planner.plan(every_width=arguments.every_width)
     print(memory_table(plan, topology))
     print(time_table(plan, topology, arguments.price))
-    if plan.compiled:
-        print(turn_table(plan))
     print(compile_table(plan))
     if arguments.largest:
         print(largest_table(planner, plan))

@@ -29,7 +29,7 @@ class Compiled(NamedTuple):
       results: what it returns beside the arguments that it overwrites (donated ones).
       temporaries: activations and whatever else it needs.
       code: of the program itself.
-      accessed: bytes of main memory that it reads and writes, the body of each loop once.
+      accessed: bytes that it reads and writes, every branch and each loop's body once.
       seconds: of tracing and compiling, when that was done.
       refusal: "" or the compiler's own words, when it made no program: then all bytes are 0.
     """
@@ -52,8 +52,8 @@ def compile_program(program: Program, topology: str) -> Compiled:
     if not programs:
         return compile_afresh(program)
     file = Path(programs).parent / "plans" / f"{_digest(program, topology)}.json"
-    if file.is_file():
-        return Compiled(**read_json(file))
+    if file.is_file() and (kept := read_json(file)).keys() == set(Compiled._fields):
+        return Compiled(**kept)
     found = compile_afresh(program)
     write_json(file, found._asdict())
     return found

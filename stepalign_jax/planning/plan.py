@@ -6,6 +6,7 @@ The memory of a phase is that of its largest program and of what lies beside it;
 the largest phase's, not the sum. A program that does not fit is halved until one does.
 """
 
+import copy
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -147,6 +148,12 @@ class Planner:
         self._programs = {remat: own.with_remat(remat) for remat in REMATS}
         self._work = workload(config)
         check_parts(self._work.rows, self._work.parts, self._meshes.trained)
+
+    def estimating(self, topology: Topology) -> "Planner":
+        """The same run on as many other chips, estimated; shapes are worked out once."""
+        other = copy.copy(self)
+        other._topology = topology._replace(devices=None)
+        return other
 
     def plan(self, *, every_width: bool = False) -> Plan:
         """Compiles every program at its largest shape.

@@ -207,7 +207,7 @@ class RunPrograms:
             self._step_programs.finish,
             lambda: (self._abstract_state, self._abstract_sums()),
             beside=held(self._base) + self._waiting(work, tokens, work.parts) + self._guest,
-            temporaries=bytes_per_device(self._abstract_state.trainable),
+            temporaries=0,  # the state is updated in place
         )
 
     def _part(self, work: Workload, row: int) -> tuple[int, int, int]:

@@ -4,7 +4,9 @@
 
 Lengths are the most that the config admits, so real runs, whose answers end earlier, take less
 of it; no program reaches the roofline, so they also take more. Counted are products with
-weights and of attention, weights, the cache, and the logits of the loss.
+weights and of attention, weights, the cache, and the logits of the loss. Programs have few
+shapes: prompts and rows are padded to theirs, chips repeat a prefill of fewer rows than there
+are shards, and decoding reads the cache at its whole width. What that comes to stands beside.
 
     P weights of layers    D width    V vocabulary    L layers    H heads of size Dh
     products of T tokens   2 P T          of a causal row of W tokens   2 L H Dh W^2
@@ -23,6 +25,8 @@ from stepalign_jax.model.qwen3 import abstract_params
 from stepalign_jax.parallel.mesh import unboxed
 from stepalign_jax.planning.chips import Chip
 from stepalign_jax.planning.workload import Sampling, Workload
+from stepalign_jax.sampling.scheduler import cache_bucket, cache_widths, prefill_batches
+from stepalign_jax.training.packing import padded_width
 
 _TILE_BYTES = 16  # per logit of the loss: both sides', their probabilities, float32
 
@@ -35,12 +39,14 @@ class Bound(NamedTuple):
       bytes: that each chip reads or writes.
       seconds: the longer of the two.
       by: "products" or "memory", whichever that is.
+      shaped: the seconds of the programs' own shapes.
     """
 
     flops: float
     bytes: float
     seconds: float
     by: str
+    shaped: float
 
 
 class Roofline:
@@ -58,30 +64,54 @@ class Roofline:
 
     def sampling(self, how: Sampling, prompts: int) -> Bound:
         """`how.requests` completions behind that many prompts, all to their full length."""
+        limit = cache_widths(how.prompt, how.new)[-1]
+        reached = range(how.prompt, how.prompt + how.new)
+        width = sum(cache_bucket(needed, limit) for needed in reached) / how.new
+        [batch] = prefill_batches({0: (0,) * how.prompt}, [0], 0, how.slots)
+        # Rows that the shards do not share are computed on each of them.
+        copies = self._shards if batch.num_rows % self._shards else 1
+        shaped = self._sampling(how, copies * prompts, batch.width, width)
+        least = self._sampling(how, prompts, how.prompt, how.prompt + how.new / 2)
+        return least._replace(shaped=shaped.seconds)
+
+    @property
+    def _shards(self) -> int:
+        """Of a batch."""
+        return self._mesh["data"] * self._mesh["fsdp"]
+
+    def _sampling(self, how: Sampling, prompts: int, prompt: int, context: float) -> Bound:
         turns = math.ceil(how.requests / how.slots) * how.new
-        context = how.prompt + how.new / 2
         per_turn = 2 * (self._layers + self._head) + self._query(context)
-        batch_shards = self._mesh["data"] * self._mesh["fsdp"]
-        cache = how.slots / batch_shards * context * self._cache_bytes()
+        cache = how.slots / self._shards * context * self._cache_bytes()
         decode = self._bound(
             turns * how.slots * per_turn, turns * (self._weight_bytes() + cache)
         )
-        prefill = self._forward(prompts, how.prompt)
-        return _sum(decode, self._bound(prefill, self._weight_bytes()))
+        return _sum(decode, self._bound(self._forward(prompts, prompt), self._weight_bytes()))
 
     def score(self, work: Workload) -> Bound:
         """The teacher's reading of a step's rows; its head is counted in the update."""
         weights = work.parts * self._weight_bytes()
-        return self._bound(self._forward(work.rows, work.teacher_row), weights)
+        least, shaped = (
+            self._bound(self._forward(work.rows, width), weights)
+            for width in (work.teacher_row, padded_width(work.teacher_row))
+        )
+        return least._replace(shaped=shaped.seconds)
 
     def update(self, work: Workload, config: Config) -> Bound:
         """The solver's forward and backward pass over a step's rows, and the loss."""
+        least, shaped = (
+            self._update(work, config, width)
+            for width in (work.solver_row, padded_width(work.solver_row))
+        )
+        return least._replace(shaped=shaped.seconds)
+
+    def _update(self, work: Workload, config: Config, width: int) -> Bound:
         full = not isinstance(config.trainable, LoraTrainable)
         # Forward, again under remat, back to the activations, and to the weights if they train.
         passes = 2 + (config.model.remat == "full") + full
         head_products = (3 if work.teacher_row else 2) + full
         tokens = work.rows * work.completion
-        flops = passes * self._forward(work.rows, work.solver_row)
+        flops = passes * self._forward(work.rows, width)
         flops += head_products * 2 * self._head * tokens
         logits = _TILE_BYTES * self._sizes.vocab_size * tokens / self._number
         return self._bound(flops, logits + passes * work.parts * self._weight_bytes())
@@ -109,7 +139,8 @@ class Roofline:
         by_products = flops / self._number / self._chip.flops
         by_memory = read / self._chip.bandwidth
         by = "products" if by_products >= by_memory else "memory"
-        return Bound(flops, read, max(by_products, by_memory), by)
+        seconds = max(by_products, by_memory)
+        return Bound(flops, read, seconds, by, seconds)
 
 
 def _sum(first: Bound, second: Bound) -> Bound:
@@ -119,6 +150,7 @@ def _sum(first: Bound, second: Bound) -> Bound:
         first.bytes + second.bytes,
         first.seconds + second.seconds,
         longer.by,
+        first.shaped + second.shaped,
     )
 
 

@@ -135,7 +135,7 @@ class SamplingPrograms:
             lambda: decode_arguments(model, mesh, num_slots=slots, width=width),
             given=self._weights + self._cache(slots, width),
             beside=beside,
-            temporaries=2 * 4 * slots // num_shards(mesh) * model.config.vocab_size,
+            temporaries=_draw_bytes(model, slots // num_shards(mesh)) + self._reordered(),
         )
 
     def _program(
@@ -169,6 +169,13 @@ class SamplingPrograms:
             temporaries=temporaries,
             shapes=shapes,
         )
+
+    def _reordered(self) -> int:
+        """Of kernels of q, k and v in the compiler's own order, which decoding makes, about."""
+        sizes, itemsize = self._model.config, jnp.dtype(self._model.dtype).itemsize
+        heads = (sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.head_dim
+        kernels = sizes.num_layers * sizes.hidden_size * heads * itemsize
+        return kernels // self._mesh.shape["tensor"]
 
     def _cache(self, slots: int, width: int) -> Bytes:
         return held(abstract_cache(self._model, self._mesh, slots, width))
@@ -204,6 +211,11 @@ def layer_bytes(model: Qwen3, tokens: int) -> int:
     wide = 4 * sizes.hidden_size + 3 * sizes.intermediate_size
     heads = 4 * sizes.num_heads * sizes.head_dim
     return tokens * (wide + heads) * jnp.dtype(model.dtype).itemsize
+
+
+def _draw_bytes(model: Qwen3, rows: int) -> int:
+    """What drawing takes, about: eight arrays of logits in float32."""
+    return 8 * 4 * rows * model.config.vocab_size
 
 
 def _may_follow(old: int, new: int) -> bool:

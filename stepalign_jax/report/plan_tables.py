@@ -54,10 +54,11 @@ def _span(seconds: list[float]) -> str:
 
 def time_table(plan: Plan, topology: Topology, price: float | None) -> str:
     """The least seconds of each phase, and what the run takes of the chips."""
-    rows = [["phase", "PFLOP", "GB per chip", "seconds", "bound by"]]
+    rows = [["phase", "PFLOP", "GB per chip", "seconds", "bound by", "as shaped"]]
     for phase, bound in plan.bounds.items():
         numbers = [f"{bound.flops / 1e15:.2f}", f"{bound.bytes / 1e9:,.0f}"]
-        rows.append([phase, *numbers, f"{bound.seconds:.2f}", bound.by])
+        seconds = [f"{bound.seconds:.2f}", bound.by, f"{bound.shaped:.2f}"]
+        rows.append([phase, *numbers, *seconds])
     hours, work = plan.run_seconds / 3600, plan.work
     words = (
         f"{work.steps} steps and two evaluations draw at most {_drawn(work) / 1e6:.1f} million "
@@ -76,22 +77,6 @@ def _drawn(work: Workload) -> int:
     """Tokens that a run samples at most."""
     of_step = sum(how.requests * how.new for how in (work.sample, work.critique) if how)
     return work.steps * of_step + 2 * work.evaluate.requests * work.evaluate.new
-
-
-def turn_table(plan: Plan) -> str:
-    """What a decode step reads of a chip at the widest cache, and what the compiler counts."""
-    rows = [["phase", "program", "weights", "cache", "compiler", "ratio"]]
-    for one in plan.fitted:
-        if _kind(one) == "decode" and one.memory.accessed:
-            given = one.program.given
-            sizes = (given["weights"], given["cache"], one.memory.accessed)
-            ratio = one.memory.accessed / (given["weights"] + given["cache"])
-            gigabytes = [f"{size / 1e9:.2f}" for size in sizes]
-            rows.append([one.program.phase, one.program.name, *gigabytes, f"{ratio:.2f}"])
-    return aligned(rows) + (
-        "GB of a chip in one decode step. The compiler counts every branch of the draw, of "
-        "which\na step takes one.\n"
-    )
 
 
 def largest_table(planner: Planner, plan: Plan) -> str:

@@ -264,6 +264,18 @@ def test_a_roofline_worked_by_hand():
     decoding = turns * (weights + cache) / 1e12  # memory takes longer than products
     assert found.seconds == pytest.approx(decoding + prefill / 100e12, rel=1e-6)
     assert found.by == "memory"
+    # The first 29 turns need at most 128 cache slots. A prompt is padded to 128, so that 192
+    # hold it with 50 more.
+    assert cache_widths(100, 50) == [128, 192]
+    wide = (29 * 128 + 21 * 192) / 50
+    more = turns * 4 * (wide - context) * 2 * 28 * 8 * 128 * 2 / 1e12
+    longer = 2 * 128 * (2 * layers + 2 * 28 * 16 * 128 * 128)  # prompts padded to 128
+    assert found.shaped == pytest.approx(decoding + more + longer / 100e12, rel=1e-6)
+    # Eight chips each have a row of the cache, and prefill the four rows of a batch whole.
+    eight = Roofline(sizes, chip, ONE | {"data": 8}, 2).sampling(how._replace(slots=8), 2)
+    turns, row = 50, 2 * 28 * 8 * 128 * 2
+    decoding = turns * (weights + wide * row) / 1e12
+    assert eight.shaped == pytest.approx(decoding + longer / 100e12, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:", "v5e:0x1", "v5e:axb", "v9:1x1", "h100:x"])
