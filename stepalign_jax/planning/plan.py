@@ -107,7 +107,7 @@ class Plan(NamedTuple):
 
     @property
     def num_programs(self) -> int:
-        """That a run compiles at most."""
+        """That a run compiles, about."""
         return sum(one.program.shapes for one in self.families)
 
     @property

@@ -35,7 +35,7 @@ class Program(NamedTuple):
       results: bytes per chip that it returns in memory of their own, about.
       temporaries: bytes per chip that it needs in between, about. Both stand in for the
         compiler's numbers where there is no compiler.
-      shapes: in how many shapes a run may meet it in this phase, this one included.
+      shapes: in how many shapes a run may meet it in this phase, about.
       decides: whether its shape is the largest, which decides whether the phase fits.
     """
 

@@ -191,7 +191,7 @@ class RunPrograms:
             arguments,
             beside=self._waiting(work, tokens, work.parts - 1) + self._guest,
             temporaries=saved
-            + layer_bytes(model, here)
+            + _backward_bytes(model, here)
             + _tile_bytes(model, tile)
             + bytes_per_device(self._abstract_state.trainable),  # gradient
             shapes=part_shapes(work, work.solver_row, num_shards(mesh)),
@@ -313,6 +313,14 @@ class RunPrograms:
     @cached_property
     def _base(self) -> Any:
         return abstract_base(self._mesh, self._sizes, self._dtype)
+
+
+def _backward_bytes(model: Qwen3, tokens: int) -> int:
+    """What a layer's activations of so many tokens and their gradients take, about."""
+    sizes = model.config
+    wide = 4 * sizes.hidden_size + 3 * sizes.intermediate_size
+    heads = 4 * sizes.num_heads * sizes.head_dim
+    return 4 * tokens * (wide + heads) * jnp.dtype(model.dtype).itemsize
 
 
 def _tile_bytes(model: Qwen3, tokens: int) -> int:

@@ -64,8 +64,9 @@ class SamplingPrograms:
         model, mesh, weights = self._model, self._mesh, self._weights
         slots, widths = whole_batch(how.slots, mesh), cache_widths(how.prompt, how.new)
         prompts = sorted({prompt_bucket(length) for length in range(1, how.prompt)})
-        # The widest cache of a call depends on its longest prompt.
-        caches = {w for prompt in prompts for w in cache_widths(prompt + 1, how.new)}
+        # The widest cache of a call depends on its longest prompt, mostly a long one.
+        longer = [prompt for prompt in prompts if 2 * prompt >= prompts[-1]]
+        caches = {width for prompt in longer for width in cache_widths(prompt + 1, how.new)}
         [batch] = prefill_batches({0: (0,) * how.prompt}, [0], 0, slots)
         rows, prompt, widest = batch.num_rows, batch.width, widths[-1]
         prefilled, cache = held(self._prefilled(batch)), self._cache(slots, widest)
@@ -206,11 +207,10 @@ class SamplingPrograms:
 
 
 def layer_bytes(model: Qwen3, tokens: int) -> int:
-    """What one layer's activations of so many tokens take, about: q, k, v, scores left out."""
+    """What a layer's activations of so many tokens take in a forward pass, about."""
     sizes = model.config
-    wide = 4 * sizes.hidden_size + 3 * sizes.intermediate_size
-    heads = 4 * sizes.num_heads * sizes.head_dim
-    return tokens * (wide + heads) * jnp.dtype(model.dtype).itemsize
+    wide = 2 * sizes.hidden_size + 2 * sizes.intermediate_size
+    return tokens * wide * jnp.dtype(model.dtype).itemsize
 
 
 def _draw_bytes(model: Qwen3, rows: int) -> int:

@@ -6,10 +6,12 @@ Lengths are the most that the config admits. A template's tokens are counted by 
 tokenizer where its files are at hand, else taken as a third of its characters.
 """
 
-import bisect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from stepalign_jax.config.schema import Config, EngineCritic
 from stepalign_jax.feedback.contexts import get_condition
@@ -124,24 +126,27 @@ def workload(config: Config) -> Workload:
 
 
 def part_shapes(work: Workload, row: int, shards: int) -> int:
-    """In how many shapes a run may meet its micro-batches: their widths by packed tokens.
+    """In how many shapes a run may meet its micro-batches, about: widths by packed tokens.
 
-    At most so many; a run whose answers are alike in length meets few of them.
+    Lengths are drawn as those of answers often are: lognormal, in the median half of the most.
+    Prompts come at any length between a quarter and all of the longest.
 
     Args:
       work: of the run.
       row: tokens of its longest row.
       shards: of the batch.
     """
-    rows = work.rows // work.parts // shards
-    tokens = sorted({padded(number) for number in range(rows, rows * work.completion + 1)})
-
-    def below(width: int) -> int:
-        most = rows * min(work.completion, width - 1)
-        return bisect.bisect_right(tokens, padded(max(rows, most)))
-
-    widths = {padded_width(length) for length in range(2, row + 1)}
-    return min(sum(map(below, widths)), work.steps * work.parts)
+    draw, shapes = np.random.default_rng(0), set[tuple[int, int]]()
+    for _ in range(work.steps):
+        lengths = draw.lognormal(math.log(work.completion / 2), 0.5, work.rows)
+        lengths = np.ceil(np.minimum(lengths, work.completion)).astype(int)
+        ends = lengths + (draw.uniform(0.25, 1, work.rows) * (row - work.completion)).astype(
+            int
+        )
+        for part in np.split(np.argsort(-ends), work.parts):
+            tokens = lengths[part].reshape(shards, -1).sum(axis=1)
+            shapes.add((padded_width(int(ends[part].max())), padded(int(tokens.max()))))
+    return len(shapes)
 
 
 def _token_counter(config: Config) -> tuple[Callable[[str], int], tuple[str, ...]]:

@@ -28,7 +28,7 @@ def _memory_row(one: Fitted) -> list[str]:
 
 
 def compile_table(plan: Plan) -> str:
-    """How many programs a run compiles at most, by kind, and how long that takes here."""
+    """How many programs a run may compile, by kind, and the processor time of it."""
     rows = [["program", "shapes", "seconds each", "minutes"]]
     kinds = dict.fromkeys(_kind(one) for one in plan.families)
     for kind in kinds:
@@ -37,10 +37,13 @@ def compile_table(plan: Plan) -> str:
         seconds = [one.memory.seconds for one in of_kind]
         total = sum(one.program.shapes * one.memory.seconds for one in of_kind)
         rows.append([kind, str(shapes), _span(seconds), f"{total / 60:.1f}"])
-    words = f"A run compiles at most {plan.num_programs} programs"
+    words = f"A run may compile {plan.num_programs} programs"
     if plan.compiled:
-        words += f", in at most {plan.compile_seconds / 60:.0f} minutes of a machine like this"
-    return aligned(rows) + words + ", once: later runs find them in the cache.\n"
+        words += f", in {plan.compile_seconds / 3600:.1f} hours of one processor"
+    return (
+        aligned(rows) + words + ", once: later ones find them in the cache.\nEach counts as "
+        "the largest of its kind; how many rows differ in shape is a guess.\n"
+    )
 
 
 def _kind(one: Fitted) -> str:

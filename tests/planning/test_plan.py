@@ -21,7 +21,6 @@ from stepalign_jax.planning.roofline import Roofline
 from stepalign_jax.planning.sizes import num_parameters, published_config
 from stepalign_jax.planning.workload import Sampling, part_shapes, workload
 from stepalign_jax.sampling.scheduler import cache_widths
-from stepalign_jax.training.packing import padded
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 FEW = (
@@ -92,17 +91,15 @@ def test_decoding_is_planned_at_every_width_that_is_asked_for():
 
 
 def test_shapes_of_micro_batches_are_counted():
-    # Two rows of at most 20 tokens, 4 of them completion: widths 16 and 20, and 2 to 8 packed
+    # Rows of at most 16 tokens, four of them completion, are all 16 wide; two rows have 2 to 8
     # tokens, which are all padded to 16.
     work = workload(load_config("tiny", FEW))._replace(rows=4, parts=2, completion=4, steps=9)
-    assert part_shapes(work, 20, shards=1) == 2
-    # 10 tokens a row make 20, a second number, where the longest row leaves room for 10.
-    longer = work._replace(completion=10)
-    assert {padded(n) for n in range(2, 21)} == {16, 20}
-    assert part_shapes(longer, 20, shards=1) == 4
-    assert (
-        part_shapes(longer._replace(steps=1), 20, shards=1) == 2
-    )  # no more than there are parts
+    assert part_shapes(work, 16, shards=1) == 1
+    longer = work._replace(completion=512)
+    assert 1 < part_shapes(longer, 700, shards=1) <= 9 * 2
+    # Where all rows are in one part, each of a step has one shape.
+    assert part_shapes(longer._replace(parts=1, steps=1), 700, shards=1) == 1
+    assert part_shapes(longer, 700, shards=1) < part_shapes(longer._replace(steps=99), 700, 1)
 
 
 def test_programs_of_phases_that_are_alike_are_counted_once():
