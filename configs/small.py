@@ -32,6 +32,7 @@ from stepalign_jax.config.schema import (
     Config,
     CritiquesConfig,
     EvaluationConfig,
+    HostsConfig,
     JsonlProblems,
     LoraTrainable,
     ModelConfig,
@@ -287,4 +288,7 @@ def get_config(variant: str = "") -> Config:
             batch_size=8,
         ),
         parallel=ParallelConfig(data=-1, fsdp=1, tensor=1),
+        hosts=HostsConfig(
+            checkpoints_dir="", heartbeat_timeout_secs=90.0, progress_timeout_secs=1800.0
+        ),
     )

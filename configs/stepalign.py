@@ -36,6 +36,7 @@ from stepalign_jax.config.schema import (
     Config,
     CritiquesConfig,
     EvaluationConfig,
+    HostsConfig,
     InTurns,
     JsonlProblems,
     LoraTrainable,
@@ -306,5 +307,10 @@ def get_config(variant: str) -> Config:
             data=-1,  # ours
             fsdp=1,  # ours: the weights fit on every device
             tensor=1,  # ours
+        ),
+        hosts=HostsConfig(
+            checkpoints_dir="",  # ours
+            heartbeat_timeout_secs=90.0,  # ours
+            progress_timeout_secs=1800.0,  # ours: every program compiles in less
         ),
     )

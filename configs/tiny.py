@@ -29,6 +29,7 @@ from stepalign_jax.config.schema import (
     CritiquesConfig,
     EvaluationConfig,
     FullTrainable,
+    HostsConfig,
     ModelConfig,
     ParallelConfig,
     PromptsConfig,
@@ -179,6 +180,9 @@ def _easy(condition: str) -> Config:
             batch_size=64,
         ),
         parallel=ParallelConfig(data=1, fsdp=1, tensor=1),
+        hosts=HostsConfig(
+            checkpoints_dir="", heartbeat_timeout_secs=90.0, progress_timeout_secs=1800.0
+        ),
     )
 
 

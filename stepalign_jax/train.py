@@ -21,10 +21,12 @@ import jax
 from stepalign_jax.analysis.probe_set import ProbeSet, probed_conditions
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.files import read_json, write_json
+from stepalign_jax.base.processes import agreed, is_first, joined, told_by_first
 from stepalign_jax.base.progress import progress, say
 from stepalign_jax.base.stopping import stop_signals
 from stepalign_jax.config.cli import ALL_SECTIONS, parse_arguments, read_config, run_command
 from stepalign_jax.config.describe import resolved
+from stepalign_jax.config.hosts import HOST_OPTIONS, chosen_hosts, patience
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate
 from stepalign_jax.parallel.mesh import use_mesh
@@ -39,7 +41,7 @@ from stepalign_jax.report.run_page import write_run_report
 from stepalign_jax.report.tables import summary_table
 from stepalign_jax.runs.alignment import check_alignment
 from stepalign_jax.runs.checkpoint import Checkpoints, finished_steps, restore_latest
-from stepalign_jax.runs.directory import RunDirectory, is_finished, open_run
+from stepalign_jax.runs.directory import RunDirectory, is_finished
 from stepalign_jax.runs.inputs import (
     KEPT_BY_FILTER,
     Inputs,
@@ -47,7 +49,6 @@ from stepalign_jax.runs.inputs import (
     fingerprint_problems,
     lengthen_run,
 )
-from stepalign_jax.runs.lock import lock_run
 from stepalign_jax.runs.metrics import MetricsWriter
 from stepalign_jax.runs.phases import critique, grade, pack, sample, score, update
 from stepalign_jax.runs.preflight import preflight
@@ -63,6 +64,7 @@ from stepalign_jax.runs.setup import (
     open_solver,
     select_problems,
 )
+from stepalign_jax.runs.shared import enter_run
 from stepalign_jax.runs.stopwatch import Stopwatch, remaining
 from stepalign_jax.runs.summary import summarise
 from stepalign_jax.runs.tensorboard import show_outcome
@@ -74,14 +76,11 @@ def train(config: Config) -> dict[str, Any]:
     """Runs, or goes on with, the run that `config` describes, and returns its summary."""
     run, started = RunDirectory.of(config), time.monotonic()
     with ExitStack() as stack:
-        if is_finished(config):
+        if told_by_first(lambda: is_finished(config)):
             _say(f"{run.path} is finished: nothing was run")
-            return read_json(run.summary_file)
+            return told_by_first(lambda: read_json(run.summary_file))
         stop = stack.enter_context(stop_signals())
-        locked = stack.enter_context(lock_run(run))
-        open_run(config)
-        if locked:
-            run.sweep()
+        config, run = stack.enter_context(enter_run(config))
         condition, loop = check_condition(config), config.train
         # Open everything: what can be refused is refused before any weights are read.
         looks = loop.validate_every_steps or config.analysis.every_steps
@@ -200,7 +199,7 @@ def train(config: Config) -> dict[str, Any]:
         compiled = stack.enter_context(closing(CompilationCounter()))
         # One thread beside this one: it grades while the critic writes, and records a step
         # while the next one is sampled. Its exceptions are raised when a result is asked for.
-        beside = stack.enter_context(ThreadPoolExecutor(1))
+        beside = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="beside"))
         record = partial(
             record_step,
             run,
@@ -260,22 +259,33 @@ def train(config: Config) -> dict[str, Any]:
                     step, samples, correct, critiques, batch, metrics, scores, watch.seconds,
                     compiled.take(), grader.take_failures(),
                 )  # fmt: skip
-                recorded = beside.submit(record, results)
+                if is_first():
+                    recorded = beside.submit(record, results)
+                stop.requested = agreed(stop.requested)
                 if step == first_step + 1 and not last:  # the first one compiles
                     own = results.compiled["compile_seconds"]
                     _say(remaining(watch.seconds, own, loop.num_steps - done))
                 if done % loop.checkpoint_every_steps == 0 or last or stop.requested:
-                    recorded.result()  # the rows before a checkpoint are on disk when it is
+                    if recorded is not None:
+                        recorded.result()  # the rows before a checkpoint are on disk when it is
                     saver.save(done, state.tree, data_state=stream.get_state())
                 bar.update()
                 if stop.requested and not last:
                     stop.now(f"{done} of {loop.num_steps} steps are saved")
         after = evaluate_once("test", "after", solver())
-    summary = summarise(config, run, before, after, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return told_by_first(lambda: _close(config, run, before, after, seconds))
+
+
+def _close(
+    config: Config, run: RunDirectory, before: Evaluation, after: Evaluation, seconds: float
+) -> dict[str, Any]:
+    """Writes what the run came to, and draws it."""
+    summary = summarise(config, run, before, after, seconds)
     write_json(run.summary_file, summary)
     plot_run(run)
     show_outcome(
-        run, summary, num_steps=loop.num_steps, text=summary_table(summary),
+        run, summary, num_steps=config.train.num_steps, text=summary_table(summary),
         images=run_images(run),
     )  # fmt: skip
     return summary
@@ -291,14 +301,17 @@ def main(argv: list[str]) -> None:
         argv,
         description="Distils critiques of its own rollouts into a model.",
         example="python -m stepalign_jax.train --config tiny --train.num_steps=30",
+        options=HOST_OPTIONS,
         sections=ALL_SECTIONS,
     )
     config = read_config(arguments)
-    summary = train(config)
-    print(summary_table(summary))
-    run = RunDirectory.of(config)
-    print(f"files: {run.path}")
-    print(f"report: {write_run_report(run)}")
+    with joined(chosen_hosts(arguments), patience(config.hosts)):
+        summary = train(config)
+        if is_first():
+            print(summary_table(summary))
+            run = RunDirectory.of(config)
+            print(f"files: {run.path}")
+            print(f"report: {write_run_report(run)}")
 
 
 if __name__ == "__main__":

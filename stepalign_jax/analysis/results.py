@@ -24,6 +24,7 @@ from stepalign_jax.analysis.scored import ScoredRollouts
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json_object, write_json
 from stepalign_jax.base.hashing import content_hash
+from stepalign_jax.config.compared import config_json
 from stepalign_jax.config.schema import Config
 from stepalign_jax.critics.protocol import Critic
 from stepalign_jax.feedback.contexts import Condition
@@ -31,7 +32,6 @@ from stepalign_jax.feedback.roles import Roles
 from stepalign_jax.grading.grader import Grader
 from stepalign_jax.huggingface.language_model import LanguageModel
 from stepalign_jax.problems.problem import Problem
-from stepalign_jax.runs.directory import config_json
 from stepalign_jax.runs.stopwatch import Stopwatch
 from stepalign_jax.training.scoring import ScoringPrograms
 from stepalign_jax.training.state import Variables

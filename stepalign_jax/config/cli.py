@@ -19,6 +19,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.flags import pin_flags
 from stepalign_jax.base.output import lost_output, nobody_reads, prepare_output
 from stepalign_jax.base.paths import check_path
+from stepalign_jax.base.processes import exit_process
 from stepalign_jax.base.stopping import EXIT_INTERRUPTED, INTERRUPTED, stop_signals
 from stepalign_jax.config.describe import keys_help, resolved
 from stepalign_jax.config.fields import annotations
@@ -65,7 +66,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)
     lost_output()
-    sys.exit(status)
+    exit_process(status)
 
 
 def _outcome(main: Callable[[list[str]], None]) -> tuple[int, str]:

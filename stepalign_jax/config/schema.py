@@ -262,6 +262,15 @@ class ParallelConfig:
 
 
 @section
+class HostsConfig:
+    """Several processes that train together; one alone reads the first key only."""
+
+    checkpoints_dir: OptionalPlace  # that every host sees, or gs://...; "": the run's own
+    heartbeat_timeout_secs: Positive  # a process that is silent so long ends the others
+    progress_timeout_secs: Positive  # one that gets nowhere so long ends itself
+
+
+@section
 class Config:
     """One run."""
 
@@ -283,3 +292,4 @@ class Config:
     evaluation: EvaluationConfig
     analysis: AnalysisConfig
     parallel: ParallelConfig
+    hosts: HostsConfig

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.base.processes import is_first, told_by_first
 from stepalign_jax.config.critics import EndpointCritic
 
 # Worth another try: the same question may be answered a moment later.
@@ -93,13 +94,28 @@ class Client:
     ) -> list[Answer]:
         """Returns the answers in the order of the questions.
 
+        Of several processes the first asks for all.
+
         Args:
           questions: all of them are under way at once, as far as the limits allow.
           heard: is called with the place and the answer of each, as it comes.
         """
+        sent, answers = told_by_first(lambda: self._asked(questions, heard))
+        if not is_first():
+            self.sent += sent
+            for place, answer in enumerate(answers):
+                heard(place, answer)
+        return answers
+
+    def _asked(
+        self, questions: Sequence[Question], heard: Callable[[int, Answer], None]
+    ) -> tuple[int, list[Answer]]:
+        """The number of requests that it took, and the answers."""
+        before = self.sent
         # In a thread of its own: the caller may have an event loop, as a notebook does.
         with ThreadPoolExecutor(1, thread_name_prefix="endpoint") as thread:
-            return thread.submit(asyncio.run, self._ask_all(questions, heard)).result()
+            answers = thread.submit(asyncio.run, self._ask_all(questions, heard)).result()
+        return self.sent - before, answers
 
     async def _ask_all(
         self, questions: Sequence[Question], heard: Callable[[int, Answer], None]

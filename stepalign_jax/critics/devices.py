@@ -20,10 +20,12 @@ from stepalign_jax.parallel.mesh import make_mesh
 def split_devices(config: CriticConfig, devices: Sequence[Any]) -> tuple[Any, Any]:
     """The devices of the model that is trained, and those of the critic.
 
-    All of them for both, unless the critic has its own: then it has the last ones.
+    All of them for both, unless the critic has its own: then it has the last ones of each
+    process, since a process can take part in no program that has none of its devices.
 
     Raises:
-      UserError: the critic's own devices leave none to train on.
+      UserError: the critic's own devices leave none to train on, or the processes cannot
+        share them equally.
     """
     placement = getattr(config, "placement", None)
     if not isinstance(placement, OwnDevices):
@@ -34,7 +36,18 @@ def split_devices(config: CriticConfig, devices: Sequence[Any]) -> tuple[Any, An
             "device(s) at least one must be left to train on: lower it, or let the models "
             "share all devices with critic.placement=in_turns (or shared)."
         )
-    return devices[: -placement.num_devices], devices[-placement.num_devices :]
+    by_process: dict[int, list[Any]] = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    own, rest = divmod(placement.num_devices, len(by_process))
+    if rest or any(len(mine) <= own for mine in by_process.values()):
+        raise UserError(
+            f"critic.placement.num_devices is {placement.num_devices}, which "
+            f"{len(by_process)} processes cannot share so that each of them has devices for "
+            "the critic and for training: give a multiple of their number, and less than all."
+        )
+    split = lambda part: [device for mine in by_process.values() for device in mine[part]]  # noqa: E731
+    return split(slice(None, -own)), split(slice(-own, None))
 
 
 def make_critic_mesh(config: CheckpointCritic, devices: Sequence[Any]) -> Mesh:

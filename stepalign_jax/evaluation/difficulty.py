@@ -22,6 +22,7 @@ from stepalign_jax.evaluation.identity import evaluation_inputs
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.sampling.kept import Kept, kept_beside
 
+SELECTED = ".selected"  # of the runs' directory: has the kept problems
 SEED = 1  # not a run's seed: the selection must not depend on the run
 
 # (problems, how to sample, label, kept completions) -> the initial solver's results
@@ -74,7 +75,7 @@ def hard_problems(
     settings = dataclasses.replace(config.evaluation, num_samples=num_samples)
     inputs = evaluation_inputs(config, settings, fingerprint(), problems, seed=SEED)
     decided_by = stable_hash32(json.dumps([bound, inputs]))
-    path = Path(config.runs_dir) / ".selected" / f"{decided_by:08x}.json"
+    path = Path(config.runs_dir) / SELECTED / f"{decided_by:08x}.json"
     if path.exists():
         hard = set(read_json(path))
     else:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from stepalign_jax.base.processes import told_by_first
 from stepalign_jax.grading.normalise import normalize
 from stepalign_jax.grading.pool import TIMEOUT, WorkerPool
 from stepalign_jax.grading.spelling import rational
@@ -60,7 +61,8 @@ class Counts(NamedTuple):
 class Grader:
     """Judges answers. A context manager: leaving it ends its processes.
 
-    Threads may share one; they take turns.
+    Threads may share one; they take turns. Of several processes the first judges for all:
+    whether an answer is read within its deadline may differ between them.
 
     Workers start when an answer first needs one. A text is read alone before it is
     compared: one whose value never comes is known from then on, so k such answers cost k
@@ -137,6 +139,9 @@ class Grader:
         Raises:
           UserError: a gold answer has a scorer, whose package is not installed.
         """
+        return told_by_first(lambda: self._grade(answers, golds))
+
+    def _grade(self, answers: Sequence[str | None], golds: Sequence[Expected]) -> list[bool]:
         self._golds.update(normalize(gold) for gold in golds if isinstance(gold, str))
         asked = list(zip(golds, [answer or "" for answer in answers], strict=True))
         scored = [ScoredAnswer(gold, a) for gold, a in asked if isinstance(gold, Scored)]
@@ -152,8 +157,9 @@ class Grader:
         Raises:
           UserError: the scorer cannot be had, or does not find the answer right.
         """
+        scored = [gold for gold in golds if isinstance(gold, Scored)]
         with self._turn:
-            self._tasks.check(gold for gold in golds if isinstance(gold, Scored))
+            told_by_first(lambda: self._tasks.check(scored))
 
     def unparsable(self, golds: Sequence[str]) -> list[str]:
         """Those of the expected answers that cannot be read as a whole, without repeats.
@@ -161,6 +167,9 @@ class Grader:
         Only the same text is right by them. One that is not read within the deadline is
         among them.
         """
+        return told_by_first(lambda: self._unparsable(golds))
+
+    def _unparsable(self, golds: Sequence[str]) -> list[str]:
         texts = {gold: normalize(gold) for gold in golds}
         with self._turn:
             self._golds.update(texts.values())
@@ -179,6 +188,9 @@ class Grader:
         if by_text:
             ids = {text: i for i, text in enumerate(dict.fromkeys(filter(None, answers)))}
             return [ids.get(answer or "", NO_ANSWER) for answer in answers]
+        return told_by_first(lambda: self._classes(answers))
+
+    def _classes(self, answers: Sequence[str | None]) -> list[int]:
         texts = [normalize(answer or "") for answer in answers]
         classes = dict.fromkeys(texts, NO_ANSWER)
         unclassified = [text for text in classes if text]

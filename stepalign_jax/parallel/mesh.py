@@ -14,7 +14,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from flax.linen.spmd import logical_to_mesh, logical_to_mesh_axes
+from flax.linen.spmd import (
+    logical_to_mesh,
+    logical_to_mesh_axes,
+    with_logical_constraint,
+)
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from stepalign_jax.base.errors import UserError
@@ -140,3 +144,30 @@ def whole_batch(num_rows: int, mesh: Mesh | AbstractMesh | None = None) -> int:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has alike, as `shardings` lay them out; else `jax.device_put`.
+
+    Each process hands over the parts of its own devices, and asks no other one.
+
+    Args:
+      tree: of arrays.
+      shardings: one for all, or a tree of them.
+    """
+
+    def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        is_global = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        if is_global or sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda leaf: place(leaf, shardings), tree)
+    return jax.tree.map(place, tree, shardings)
+
+
+def whole_copy(values: jax.Array) -> jax.Array:
+    """In a program: the values whole on every device, so that every process can read them."""
+    return with_logical_constraint(values, (None,) * values.ndim)

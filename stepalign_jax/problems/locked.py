@@ -16,6 +16,7 @@ from pathlib import Path
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import jsonl_row, read_json_object, read_jsonl
+from stepalign_jax.base.processes import told_by_first
 from stepalign_jax.config.schema import JsonlProblems, ProblemsConfig
 
 MANIFEST, OPENINGS = "manifest.json", "test_openings.jsonl"
@@ -48,6 +49,8 @@ def count_opening(
 ) -> str:
     """Counts one evaluation on a locked test set; call it before the first problem is asked.
 
+    Of several processes the first counts.
+
     Args:
       config: where the problems come from.
       split: only "test" is locked.
@@ -63,7 +66,11 @@ def count_opening(
     """
     if split != "test" or not isinstance(config, JsonlProblems):
         return ""
-    file = Path(config.path) / "test.jsonl"
+    return told_by_first(lambda: _count(Path(config.path), command, of, goes_on))
+
+
+def _count(directory: Path, command: str, of: str, goes_on: bool) -> str:
+    file = directory / "test.jsonl"
     if not (test := check_locked(file)):
         return ""
     path = file.with_name(OPENINGS)

@@ -17,9 +17,10 @@ import numpy as np
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_json_object, read_jsonl, write_json
 from stepalign_jax.base.version import package_version
+from stepalign_jax.config.compared import config_differences, config_json
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation
-from stepalign_jax.runs.directory import RunDirectory, config_differences, config_json
+from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.inputs import recorded_changes
 from stepalign_jax.runs.stopwatch import looks
 

@@ -14,21 +14,25 @@ finished and is passed over; one that does not match its manifest is refused.
 import contextlib
 import errno
 import hashlib
+import json
 import os
-import pathlib
 import re
 import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import read_json, write_json
+from stepalign_jax.base.files import write_json
+from stepalign_jax.base.processes import told_by_first
 from stepalign_jax.base.progress import waiting
+from stepalign_jax.runs.directory import listed
 from stepalign_jax.runs.plain_name import plain_name
 
 MANIFEST = "manifest.json"
@@ -54,7 +58,7 @@ class Checkpoints:
     On several hosts every process makes one and calls `save` at the same steps.
     """
 
-    def __init__(self, directory: pathlib.Path, *, num_to_keep: int) -> None:
+    def __init__(self, directory: epath.PathLike, *, num_to_keep: int) -> None:
         """Opens a directory for writing; what an interrupted save left there is deleted.
 
         Args:
@@ -69,7 +73,7 @@ class Checkpoints:
                 f"train.checkpoints_to_keep={num_to_keep} leaves nothing to resume from: "
                 "give 1 or more"
             )
-        self._directory = directory.absolute()
+        self._directory = epath.Path(directory).absolute()
         self._num_to_keep = num_to_keep
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -133,8 +137,11 @@ class Checkpoints:
         if number not in (errno.ENOSPC, errno.EDQUOT):
             return os.strerror(number)
         if jax.process_index() == 0:
-            for unfinished in self._directory.glob(f"{step}.*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            for path in listed(self._directory):
+                if path.name.startswith(f"{step}."):
+                    path.rmtree(missing_ok=True)
+        if _is_bucket(self._directory):
+            return os.strerror(number)
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self._directory).free
         return (
@@ -150,13 +157,20 @@ class Checkpoints:
         self._manager.delete(step)
 
 
-def finished_steps(directory: pathlib.Path) -> list[int]:
-    """Returns the steps whose checkpoints have a manifest, oldest first."""
-    return sorted(int(d.name) for d in _step_directories(directory) if (d / MANIFEST).exists())
+def finished_steps(directory: epath.PathLike) -> list[int]:
+    """Returns the steps whose checkpoints have a manifest, oldest first.
+
+    Of several processes the first looks.
+    """
+    return told_by_first(
+        lambda: sorted(
+            int(d.name) for d in _step_directories(directory) if (d / MANIFEST).exists()
+        )
+    )
 
 
 @waiting("reading the newest checkpoint")
-def restore_latest(directory: pathlib.Path, abstract_state: Any) -> Restored | None:
+def restore_latest(directory: epath.PathLike, abstract_state: Any) -> Restored | None:
     """Returns the newest finished checkpoint, bit for bit as it was saved, or None.
 
     Writes nothing, so it is safe beside a run that is still training.
@@ -170,14 +184,15 @@ def restore_latest(directory: pathlib.Path, abstract_state: Any) -> Restored | N
       UserError: a file of the checkpoint is missing or differs from its manifest, or the
         checkpoint holds a state of another structure, shape or dtype.
     """
+    directory = epath.Path(directory).absolute()
     steps = finished_steps(directory)
     if not steps:
         return None
-    step_directory = directory.absolute() / str(steps[-1])
+    step_directory = directory / str(steps[-1])
     manifest = read_manifest(step_directory)
     _require_same_state(step_directory, manifest["state"], _describe_state(abstract_state))
     require_intact(step_directory, manifest)
-    with _open_manager(directory.absolute(), read_only=True) as manager:
+    with _open_manager(directory, read_only=True) as manager:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(jax.tree.map(_with_sharding, abstract_state)),
             run=ocp.args.JsonRestore(),
@@ -188,7 +203,7 @@ def restore_latest(directory: pathlib.Path, abstract_state: Any) -> Restored | N
 
 
 @waiting("reading a checkpoint")
-def restore_part(directory: pathlib.Path, abstract_part: dict[str, Any], step: int) -> Any:
+def restore_part(directory: epath.PathLike, abstract_part: dict[str, Any], step: int) -> Any:
     """Returns some fields of the state of one of `finished_steps`; the others are not read.
 
     Args:
@@ -199,7 +214,8 @@ def restore_part(directory: pathlib.Path, abstract_part: dict[str, Any], step: i
     Raises:
       UserError: as `restore_latest`.
     """
-    step_directory = directory.absolute() / str(step)
+    directory = epath.Path(directory).absolute()
+    step_directory = directory / str(step)
     manifest = read_manifest(step_directory)
     saved = [row for row in manifest["state"] if row[0].split("/")[0] in abstract_part]
     _require_same_state(step_directory, saved, _describe_state(abstract_part))
@@ -210,11 +226,11 @@ def restore_part(directory: pathlib.Path, abstract_part: dict[str, Any], step: i
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True,
     )
-    with _open_manager(directory.absolute(), read_only=True) as manager:
+    with _open_manager(directory, read_only=True) as manager:
         return manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
 
 
-def read_manifest(step_directory: pathlib.Path) -> dict[str, Any]:
+def read_manifest(step_directory: epath.Path) -> dict[str, Any]:
     """Returns {"files": {path: SHA-256}, "state": [[path, dtype, shape], ...]}.
 
     Raises:
@@ -222,18 +238,18 @@ def read_manifest(step_directory: pathlib.Path) -> dict[str, Any]:
     """
     path = step_directory / MANIFEST
     try:
-        manifest = read_json(path)
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         files, state = manifest["files"], manifest["state"]
         leaves = all(isinstance(path, str) for path, _, _ in state)
         intact = isinstance(files, dict) and leaves and bool(files and state)
-    except (UserError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
         intact = False
     if not intact:
         raise UserError(f"{path} is damaged; {_mend(step_directory)}")
     return manifest
 
 
-def require_intact(step_directory: pathlib.Path, manifest: dict[str, Any]) -> None:
+def require_intact(step_directory: epath.Path, manifest: dict[str, Any]) -> None:
     """Compares every file of a checkpoint with its manifest.
 
     Raises:
@@ -247,7 +263,7 @@ def require_intact(step_directory: pathlib.Path, manifest: dict[str, Any]) -> No
             raise UserError(f"{path} is damaged: its hash differs; {_mend(step_directory)}")
 
 
-def _mend(step_directory: pathlib.Path) -> str:
+def _mend(step_directory: epath.Path) -> str:
     earlier = [s for s in finished_steps(step_directory.parent) if s < int(step_directory.name)]
     then = f"go on from step {earlier[-1]}" if earlier else "start the run again from step 0"
     return f"delete {step_directory} to {then}"
@@ -274,7 +290,7 @@ def _late_writes_unreported() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _open_manager(
-    directory: pathlib.Path, *, read_only: bool = False
+    directory: epath.Path, *, read_only: bool = False
 ) -> Iterator[ocp.CheckpointManager]:
     options = ocp.CheckpointManagerOptions(
         # Ours to do: Orbax would delete the old one before the new one has its manifest.
@@ -284,30 +300,42 @@ def _open_manager(
         enable_async_checkpointing=False,
         read_only=read_only,
     )
-    with plain_name(directory) as name, ocp.CheckpointManager(name, options=options) as manager:
+    named = contextlib.nullcontext(directory)
+    if not _is_bucket(directory):
+        named = plain_name(Path(directory))
+    with named as name, ocp.CheckpointManager(name, options=options) as manager:
         yield manager
 
 
-def _write_manifest(step_directory: pathlib.Path, state: Any) -> None:
-    files = sorted(path for path in step_directory.rglob("*") if path.is_file())
+def _is_bucket(directory: epath.Path) -> bool:
+    return "://" in str(directory)
+
+
+def _write_manifest(step_directory: epath.Path, state: Any) -> None:
+    files = sorted(
+        folder / name for folder, _, names in step_directory.walk() for name in names
+    )
     digests = {path.relative_to(step_directory).as_posix(): _sha256(path) for path in files}
     manifest = {"files": digests, "state": _describe_state(state)}
-    write_json(step_directory / MANIFEST, manifest)
+    if _is_bucket(step_directory):  # where an object appears whole or not at all
+        (step_directory / MANIFEST).write_text(json.dumps(manifest))
+    else:
+        write_json(Path(step_directory / MANIFEST), manifest)
 
 
-def _sha256(path: pathlib.Path) -> str:
+def _sha256(path: epath.Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
 
 
-def _delete_unfinished(directory: pathlib.Path) -> None:
+def _delete_unfinished(directory: epath.Path) -> None:
     for step_directory in _step_directories(directory):
         if not (step_directory / MANIFEST).exists():
-            shutil.rmtree(step_directory)
+            step_directory.rmtree()
 
 
-def _step_directories(directory: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in directory.glob("[0-9]*") if path.name.isdecimal()]
+def _step_directories(directory: epath.PathLike) -> list[epath.Path]:
+    return [path for path in listed(directory) if path.name.isdecimal()]
 
 
 def _describe_state(state: Any) -> list[list[Any]]:
@@ -320,7 +348,7 @@ def _describe_state(state: Any) -> list[list[Any]]:
 
 
 def _require_same_state(
-    step_directory: pathlib.Path, saved: list[list[Any]], wanted: list[list[Any]]
+    step_directory: epath.Path, saved: list[list[Any]], wanted: list[list[Any]]
 ) -> None:
     if saved == wanted:
         return

@@ -15,6 +15,7 @@
     evaluations/       <label>.json; while it is under way, <label>.json.partial; see start.py
     analysis/          <label>/: tokens of some rollouts and their scores (analysis/results.py)
     checkpoints/       see checkpoint.py
+    elsewhere.json     where they are instead, if `hosts.checkpoints_dir` says so
     tensorboard/       a view of the metrics; never read back
     summary.json       what the run came to
     lock.json          which process trains in it, or was the last
@@ -30,11 +31,13 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
+
+from etils import epath
 
 from stepalign_jax.base.errors import UserError
-from stepalign_jax.base.files import atomic_file, read_json, write_json
+from stepalign_jax.base.files import atomic_file, read_json, read_json_object, write_json
+from stepalign_jax.config.compared import config_differences, config_json
 from stepalign_jax.config.learning import Constant
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation
@@ -42,10 +45,12 @@ from stepalign_jax.evaluation.evaluate import Evaluation
 # Where a run lies does not change what it computes: a run that was moved can go on.
 _LOCATION_KEYS = ("name", "runs_dir")
 _FREE_KEYS = (*_LOCATION_KEYS, "train.allow_changed_inputs")  # may differ when a run goes on
+# Nor does on what it computes, but for the rounding of sums.
+_FREE_SECTIONS = ("parallel", "hosts")
 
 # What processes that were killed leave: of `atomic_file`, and of Orbax.
 _TEMPORARY = re.compile(r".+\.\d+\.tmp")
-_UNFINISHED_CHECKPOINTS = "*.orbax-checkpoint-tmp*"
+_UNFINISHED_CHECKPOINT = ".orbax-checkpoint-tmp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +59,11 @@ class RunDirectory:
 
     Attributes:
       path: the directory of the run; `open_run` makes it.
+      shared: where the checkpoints are, if not there: see `shared.py`.
     """
 
     path: pathlib.Path
+    shared: pathlib.Path | None = None
 
     @classmethod
     def of(cls, config: Config) -> "RunDirectory":
@@ -104,8 +111,15 @@ class RunDirectory:
         return self.path / "critiques.jsonl"
 
     @property
-    def checkpoints(self) -> pathlib.Path:
-        return self.path / "checkpoints"
+    def checkpoints(self) -> epath.Path:
+        """A directory, or a bucket's."""
+        if self.elsewhere_file.exists():
+            return epath.Path(read_json_object(self.elsewhere_file)["checkpoints"])
+        return epath.Path(self.shared or self.path) / "checkpoints"
+
+    @property
+    def elsewhere_file(self) -> pathlib.Path:
+        return self.path / "elsewhere.json"
 
     @property
     def tensorboard(self) -> pathlib.Path:
@@ -213,9 +227,10 @@ class RunDirectory:
         measured = self.metrics_file.exists() or any(self.path.glob("evaluations/*.json"))
         return measured or bool(self._finished_checkpoints())
 
-    def _finished_checkpoints(self) -> list[pathlib.Path]:
-        files = self.checkpoints.glob("[0-9]*/manifest.json")
-        return [file for file in files if file.parent.name.isdecimal()]
+    def _finished_checkpoints(self) -> list[epath.Path]:
+        steps = [path for path in listed(self.checkpoints) if path.name.isdecimal()]
+        files = [path / "manifest.json" for path in steps]
+        return [file for file in files if file.exists()]
 
     def sweep(self) -> None:
         """Deletes what killed processes left half written; call it under the run's lock."""
@@ -223,8 +238,18 @@ class RunDirectory:
             for path in folder.glob("*.tmp"):
                 if _TEMPORARY.fullmatch(path.name) and path.is_file():
                     path.unlink(missing_ok=True)
-        for path in self.checkpoints.glob(_UNFINISHED_CHECKPOINTS):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in listed(self.checkpoints):
+            if _UNFINISHED_CHECKPOINT in path.name:
+                path.rmtree()
+
+
+def listed(directory: epath.PathLike) -> list[epath.Path]:
+    """What a directory or a bucket's folder holds; nothing, if it is not there.
+
+    Not by `glob`, which would take a directory's own name for a pattern.
+    """
+    place = epath.Path(directory)
+    return list(place.iterdir()) if place.exists() else []
 
 
 def open_run(config: Config) -> RunDirectory:
@@ -239,11 +264,31 @@ def open_run(config: Config) -> RunDirectory:
     """
     run = RunDirectory.of(config)
     _make_directories(run)
+    _place_checkpoints(run, config)
     if run.has_results():
         is_longer(run, config)  # refuses what it is not
     else:
         write_json(run.config_file, config_json(config))
     return run
+
+
+def _place_checkpoints(run: RunDirectory, config: Config) -> None:
+    """Writes down where a run's checkpoints are, if that is elsewhere.
+
+    Raises:
+      UserError: the run has checkpoints in another place already.
+    """
+    if not (directory := config.hosts.checkpoints_dir):
+        return
+    wanted, found = epath.Path(directory) / config.name / "checkpoints", run.checkpoints
+    if str(wanted) == str(found):
+        return
+    if run._finished_checkpoints():
+        raise UserError(
+            f"hosts.checkpoints_dir is {directory}, but the checkpoints of {run.path} are in "
+            f"{found}: leave the key as it was, or move them and edit {run.elsewhere_file}."
+        )
+    write_json(run.elsewhere_file, {"checkpoints": str(wanted)})
 
 
 def is_longer(run: RunDirectory, config: Config) -> bool:
@@ -261,7 +306,7 @@ def is_longer(run: RunDirectory, config: Config) -> bool:
             "made them: put the file back, or choose another name with --name=..."
         )
     differences = config_differences(read_json(run.config_file), config_json(config))
-    changed = {key: (old, new) for key, old, new in differences if key not in _FREE_KEYS}
+    changed = {key: (old, new) for key, old, new in differences if not _is_free(key)}
     if not changed or _is_only_lengthened(changed, config):
         return bool(changed)
     key, (old, new) = next(iter(changed.items()))
@@ -270,6 +315,10 @@ def is_longer(run: RunDirectory, config: Config) -> bool:
         f"{run.path} holds a run with {key}={old}, and this one has {key}={new}{why}: "
         f"choose another name with --name=..., or delete {run.path}"
     )
+
+
+def _is_free(key: str) -> bool:
+    return key in _FREE_KEYS or key.partition(".")[0] in _FREE_SECTIONS
 
 
 def _is_only_lengthened(changed: dict[str, tuple[str, str]], config: Config) -> bool:
@@ -299,12 +348,6 @@ def differing_keys(run: RunDirectory, config: Config, sections: Iterable[str]) -
     saved, wanted = read_json(run.config_file), set(sections) - set(_LOCATION_KEYS)
     keys = (key for key, *_ in config_differences(saved, config_json(config)))
     return [key for key in keys if key.partition(".")[0] in wanted]
-
-
-def config_json(config: Config) -> Any:
-    """The content of config.json."""
-    # Through JSON, so that tuples compare with the lists that they become in the file.
-    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _make_directories(run: RunDirectory) -> None:
@@ -348,20 +391,3 @@ def _is_row(line: bytes, step: int, number: str) -> bool:
         return False
     whole = isinstance(row, dict) and isinstance(row.get(number), int | float)
     return whole and type(row.get("step")) is int and row["step"] == step
-
-
-def config_differences(
-    saved: Any, resolved: Any, prefix: str = ""
-) -> Iterator[tuple[str, str, str]]:
-    """Yields (dotted key, saved value, resolved value) in the order of the schema."""
-    if not (isinstance(saved, dict) and isinstance(resolved, dict)):
-        # 1 and 1.0 are one value; 1 and true are not.
-        if saved != resolved or isinstance(saved, bool) != isinstance(resolved, bool):
-            yield prefix.removesuffix("."), json.dumps(saved), json.dumps(resolved)
-        return
-    for key in [*resolved, *(key for key in saved if key not in resolved)]:
-        if key in saved and key in resolved:
-            yield from config_differences(saved[key], resolved[key], f"{prefix}{key}.")
-        else:
-            sides = [json.dumps(d[key]) if key in d else "(absent)" for d in (saved, resolved)]
-            yield prefix + key, sides[0], sides[1]

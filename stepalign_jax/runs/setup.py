@@ -36,7 +36,7 @@ from stepalign_jax.huggingface.peft_adapters import load_adapter
 from stepalign_jax.huggingface.tokenizer import thought_opening
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.objectives.token_weights import check_token_weights
-from stepalign_jax.parallel.mesh import make_mesh
+from stepalign_jax.parallel.mesh import make_mesh, put
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.directory import RunDirectory
@@ -243,7 +243,7 @@ def initial_state(config: Config, model: LanguageModel) -> TrainState:
     trainable = initial_trainable(
         model.base, model.sizes, model.lora, model.adapter, seed=config.seed
     )
-    return jax.device_put(_state_maker(config, model)(trainable), _shardings(config, model))
+    return put(_state_maker(config, model)(trainable), _shardings(config, model))
 
 
 def _state_maker(config: Config, model: LanguageModel) -> Callable[[Any], TrainState]:

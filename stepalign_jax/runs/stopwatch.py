@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from stepalign_jax.base.watch import moved
+
 
 class Stopwatch:
     """Seconds spent in each named phase of one optimizer step.
@@ -27,6 +29,7 @@ class Stopwatch:
         """Adds the time of the block to `name`."""
         started = time.monotonic()
         yield
+        moved()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
 

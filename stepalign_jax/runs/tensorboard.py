@@ -26,8 +26,9 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttr
 from tensorboardX.summary import hparams
 
 from stepalign_jax.base.errors import UserError
+from stepalign_jax.config.compared import config_json
 from stepalign_jax.config.schema import Config
-from stepalign_jax.runs.directory import RunDirectory, config_json
+from stepalign_jax.runs.directory import RunDirectory
 
 _TAGS = {
     "reward": "solver/correct_rollouts",

@@ -92,14 +92,14 @@ def kept_beside(result: Path | None) -> Iterator[Kept | None]:
     """Keeps the completions that lead to `result` until the block ends without an exception.
 
     Args:
-      result: the file that the block writes; None keeps nothing. Nor is anything kept on
-        several hosts, which would have to agree on what each of them finds, or where the
-        directory cannot be written: then a line says so.
+      result: the file that the block writes; None keeps nothing. Nor is anything kept where
+        the directory cannot be written: then a line says so. Of several processes each keeps
+        what all of them draw, and all begin with equal files (`runs/shared.py`).
 
     Raises:
       Stopped: a signal stopped the block; the words say that the same command goes on.
     """
-    if result is None or jax.process_count() > 1:
+    if result is None:
         yield None
         return
     path = _partial(result)

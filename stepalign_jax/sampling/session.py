@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 from stepalign_jax.base.buckets import bucket
+from stepalign_jax.base.watch import moved
 from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.sampling.decode import (
     Slots,
@@ -264,4 +265,5 @@ class Session:
             DECODE_STEPS,
         )
         self._slots, tokens, logprobs = jax.device_get(rest)
+        moved()
         return tokens, logprobs

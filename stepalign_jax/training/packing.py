@@ -38,7 +38,7 @@ from stepalign_jax.base.buckets import bucket
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.types import Rollouts
 from stepalign_jax.objectives.divergence import LossScores, TokenScores
-from stepalign_jax.parallel.mesh import batch_sharding, num_shards
+from stepalign_jax.parallel.mesh import batch_sharding, num_shards, put
 
 _SMALLEST = 16
 _FINER_ABOVE = 512
@@ -229,7 +229,7 @@ def pack(
     def targets(layout: Layout) -> Targets:
         arrays = {name: layout.gather(values) for name, values in by_token.items()}
         arrays["counts"] = layout.counts
-        return Targets(**jax.device_put(arrays, batch_sharding(mesh, 2)))
+        return Targets(**put(arrays, batch_sharding(mesh, 2)))
 
     return [
         MicroBatch(layout, pack_prompts(layout, prompts, rollouts, mesh=mesh), targets(layout))
@@ -260,7 +260,7 @@ def pack_prompts(
     places = layout.rows * width + layout.columns
     places = places + np.take_along_axis(first, layout.rows, axis=1)
     arrays = (tokens, np.where(layout.counts, places, 0).astype(np.int32))
-    return Sequences(*jax.device_put(arrays, batch_sharding(mesh, 2)))
+    return Sequences(*put(arrays, batch_sharding(mesh, 2)))
 
 
 def unpack(

@@ -22,7 +22,13 @@ from stepalign_jax.model.qwen3 import Qwen3, output_head
 from stepalign_jax.objectives.divergence import TokenScores
 from stepalign_jax.objectives.tiled_divergence import tiled_scores
 from stepalign_jax.objectives.tiles import logits
-from stepalign_jax.parallel.mesh import active_mesh, batch_sharding, num_shards
+from stepalign_jax.parallel.mesh import (
+    active_mesh,
+    batch_sharding,
+    num_shards,
+    put,
+    whole_copy,
+)
 from stepalign_jax.training.packing import (
     Sequences,
     make_layouts,
@@ -78,7 +84,7 @@ def make_scoring_programs(
         teacher_head: Float[Array, "V D"] | None,
         tokens: Int[Array, "S n"],
     ) -> TokenScores:
-        return tiled_scores(
+        found = tiled_scores(
             solver_hidden,
             teacher_hidden,
             solver_head,
@@ -88,6 +94,7 @@ def make_scoring_programs(
             num_top=num_top,
             mesh=active_mesh(),
         )
+        return jax.tree.map(whole_copy, found)
 
     return ScoringPrograms(jax.jit(hidden), jax.jit(score))
 
@@ -130,7 +137,7 @@ def score_contexts(
     parts: dict[str, list[TokenScores]] = {name: [] for name in contexts}
     for layout in layouts:
         tokens = layout.gather(np.asarray(rollouts.tokens))
-        tokens = jax.device_put(tokens, batch_sharding(mesh, 2))
+        tokens = put(tokens, batch_sharding(mesh, 2))
         read = lambda variables, prompts, layout=layout: programs.hidden(  # noqa: E731
             variables, pack_prompts(layout, repeat(prompts), rollouts, mesh=mesh)
         )
@@ -157,7 +164,7 @@ def make_logprobs_program(model: Qwen3) -> Callable[[Variables, Sequences], jax.
     def logprobs(variables: Variables, sequences: Sequences) -> Float[Array, "N V"]:
         hidden = hidden_states(model, variables, sequences)
         head = output_head(variables["params"]).astype(hidden.dtype)
-        return jax.nn.log_softmax(logits(hidden, head))
+        return whole_copy(jax.nn.log_softmax(logits(hidden, head)))
 
     return jax.jit(logprobs)
 

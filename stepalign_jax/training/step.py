@@ -31,7 +31,7 @@ from stepalign_jax.objectives.tiled_divergence import tiled_divergence, tiled_en
 from stepalign_jax.objectives.tiled_logprobs import tiled_logprobs
 from stepalign_jax.objectives.tiles import times_weights
 from stepalign_jax.objectives.token_weights import entropy_weights, reads_entropies
-from stepalign_jax.parallel.mesh import active_mesh
+from stepalign_jax.parallel.mesh import active_mesh, whole_copy
 from stepalign_jax.training.packing import Sequences, Targets
 from stepalign_jax.training.scoring import hidden_states
 from stepalign_jax.training.state import TrainState, Variables, follow, teacher_variables
@@ -163,7 +163,8 @@ def gradient_sums(
 
     (total, scores), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)
     values = _value_sums(total, scores, targets)
-    return Sums(gradient, values, jnp.sum(targets.counts, dtype=jnp.int32)), scores
+    sums = Sums(gradient, values, jnp.sum(targets.counts, dtype=jnp.int32))
+    return sums, jax.tree.map(whole_copy, scores)
 
 
 def weigh_by_entropy(

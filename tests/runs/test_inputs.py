@@ -16,6 +16,7 @@ from support.runs import small_config
 from stepalign_jax import evaluate, generate, train
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import read_json, read_jsonl, write_json, write_jsonl
+from stepalign_jax.config.compared import config_json
 from stepalign_jax.config.learning import Constant
 from stepalign_jax.config.schema import Config
 from stepalign_jax.critics.engine_critic import ModelCritic
@@ -23,7 +24,7 @@ from stepalign_jax.huggingface.hub import resolve_checkpoint
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.report import __main__ as report
 from stepalign_jax.report.tables import summary_table
-from stepalign_jax.runs.directory import RunDirectory, config_json, open_run
+from stepalign_jax.runs.directory import RunDirectory, open_run
 from stepalign_jax.runs.inputs import (
     Inputs,
     fingerprint_inputs,

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -284,13 +284,30 @@ def test_a_budget_that_the_model_itself_has_no_room_for_is_refused(tmp_path, mon
         train.train(small_config(tmp_path, critic={"max_new_tokens": 450}))
 
 
-def test_devices_are_split_at_the_end():
+class Device(NamedTuple):
+    name: str
+    process_index: int = 0
+
+
+def of_processes(*names: str) -> list[Device]:
+    """The devices of each process, a letter each."""
+    return [Device(name, process) for process, own in enumerate(names) for name in own]
+
+
+def test_devices_are_split_at_the_end_of_each_process():
     own = checkpoint("anywhere", OwnDevices(num_devices=3))
-    assert split_devices(own, list("abcdefgh")) == (list("abcde"), list("fgh"))
+    names = lambda parts: tuple("".join(d.name for d in part) for part in parts)  # noqa: E731
+    assert names(split_devices(own, of_processes("abcdefgh"))) == ("abcde", "fgh")
     for shared in (checkpoint("anywhere", SharedDevices()), OracleCritic()):
         assert split_devices(shared, list("ab")) == (list("ab"), list("ab"))
     with pytest.raises(UserError, match="of 3 device"):
-        split_devices(own, list("abc"))
+        split_devices(own, of_processes("abc"))
+    four = checkpoint("anywhere", OwnDevices(num_devices=4))
+    assert names(split_devices(four, of_processes("abcd", "efgh"))) == ("abef", "cdgh")
+    assert names(split_devices(own, of_processes("ab", "cd", "ef"))) == ("ace", "bdf")
+    for critic, devices in ((own, ("abcd", "efgh")), (four, ("ab", "cdef"))):
+        with pytest.raises(UserError, match="2 processes cannot share"):
+            split_devices(critic, of_processes(*devices))
 
 
 def test_copies_of_a_second_model_share_its_devices():

@@ -14,7 +14,8 @@ from support.runs import small_config
 
 from stepalign_jax.analysis.scored import TOP, ScoredRollouts
 from stepalign_jax.base.files import write_json, write_jsonl
-from stepalign_jax.runs.directory import RunDirectory, config_json
+from stepalign_jax.config.compared import config_json
+from stepalign_jax.runs.directory import RunDirectory
 
 _TOKEN = re.compile(r"Step |Answer: |: |[\s\S]")
 
