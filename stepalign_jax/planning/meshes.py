@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The meshes of a run on chips that are not there."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jax.sharding import AbstractMesh, AxisType, Mesh
@@ -25,13 +25,21 @@ class Meshes(NamedTuple):
     critic: Any
 
 
+@dataclass(frozen=True)
+class _Chip:
+    """Stands in for a device that nothing is compiled for; one process has them all."""
+
+    id: int
+    process_index: int = 0
+
+
 def make_meshes(config: Config, topology: Topology) -> Meshes:
     """Returns the meshes that the run would make on these chips.
 
     Raises:
       UserError: the sizes of a mesh do not fit the number of chips.
     """
-    devices: Sequence[Any] = topology.devices or range(topology.number)
+    devices: list[Any] = topology.devices or list(map(_Chip, range(topology.number)))
     own, critics = split_devices(config.critic, devices)
     trained = make_mesh(config.parallel, own)
     critic = trained
