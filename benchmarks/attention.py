@@ -14,75 +14,37 @@ import itertools
 import json
 import re
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from benchmarks.measure import machine, write_json
 from benchmarks.sampling import RESULTS
-from stepalign_jax.config.learning import ForwardKl, InitialTeacher
 from stepalign_jax.config.load import load_config
-from stepalign_jax.config.schema import ParallelConfig
-from stepalign_jax.model.config import PROJECTIONS
-from stepalign_jax.model.lora import LoraSpec
-from stepalign_jax.model.qwen3 import Qwen3
-from stepalign_jax.parallel.mesh import make_mesh, use_mesh
-from stepalign_jax.planning.chips import open_topology
+from stepalign_jax.planning.chips import Topology, open_topology
+from stepalign_jax.planning.meshes import make_meshes
+from stepalign_jax.planning.program import Program
+from stepalign_jax.planning.programs import RunPrograms
 from stepalign_jax.planning.sizes import published_config
-from stepalign_jax.training.optimizer import make_optimizer
-from stepalign_jax.training.programs import (
-    abstract_base,
-    abstract_hidden,
-    abstract_sequences,
-    abstract_targets,
-    make_programs,
-)
-from stepalign_jax.training.state import abstract_state, make_state, state_shardings
-from stepalign_jax.training.step import Method
+from stepalign_jax.planning.workload import workload
 
 SIZES = published_config("Qwen3-1.7B")
-LORA = LoraSpec(rank=64, alpha=128.0, targets=tuple(PROJECTIONS))
-DIVERGENCE = ForwardKl(
-    token_tile=256,
-    token_weights=(),
-    loss_temperature=1.0,
-    grpo_mix=0.0,
-    element_clip=0.0,
-    top_k=0,
-)
 KEYS = ("program", "width", "kernel")
 TOKENS = 1_024  # of a row that count
 KERNELS, PROGRAMS = ("xla", "splash"), ("score", "update")
 
 
-def measure(devices: Any, program: str, kernel: str, width: int) -> dict[str, Any]:
+def measure(topology: Topology, name: str, kernel: str, width: int) -> dict[str, Any]:
     """Of one program: temporaries in GiB, seconds of compilation."""
-    mesh = make_mesh(ParallelConfig(data=-1, fsdp=1, tensor=1), devices)
-    rows, count = len(devices), len(devices) * TOKENS
-    model = Qwen3(SIZES, jnp.bfloat16, lora=LORA, remat="full", kernel=kernel)
-    optimizer, teacher = (
-        make_optimizer(load_config("stepalign").optimizer, num_steps=100),
-        InitialTeacher(),
-    )
-    make = partial(make_state, optimizer=optimizer, teacher=teacher, starts_from_adapter=False)
-    with use_mesh(mesh):
-        state = abstract_state(mesh, SIZES, LORA, make)
-        base = abstract_base(mesh, SIZES, jnp.bfloat16)
-        sequences = abstract_sequences(mesh, rows=rows, width=width, num_tokens=count)
-        targets = abstract_targets(mesh, num_tokens=count)
-        hidden = abstract_hidden(mesh, SIZES, jnp.bfloat16, num_tokens=count)
-        method = Method(model, optimizer, DIVERGENCE, teacher)
-        programs = make_programs(method, shardings=state_shardings(state))
-        if program == "score":
-            return _compiled(programs.teacher_hidden, state, base, sequences)
-        return _compiled(programs.whole, state, base, sequences, targets, hidden)
+    config = load_config("stepalign", (f"--model.attention={kernel}",))
+    rows = {"rows": topology.number, "parts": 1, "solver_row": width, "teacher_row": width}
+    work = workload(config)._replace(completion=TOKENS, **rows)
+    programs = RunPrograms(config, SIZES, make_meshes(config, topology))
+    return _compiled(next(programs.phase(name, work)))
 
 
-def _compiled(program: Any, *arguments: Any) -> dict[str, Any]:
+def _compiled(program: Program) -> dict[str, Any]:
     started, processor = time.monotonic(), time.process_time()
-    compiled = program.lower(*arguments).compile()
+    compiled = program.lower().compile()
     memory = compiled.memory_analysis()
     return {
         "temporaries_gib": round(memory.temp_size_in_bytes / 2**30, 3),
@@ -102,14 +64,14 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="+", default=KERNELS, choices=KERNELS)
     parser.add_argument("--programs", nargs="+", default=PROGRAMS, choices=PROGRAMS)
     options = parser.parse_args()
-    devices = open_topology(options.topology).devices
-    if devices is None:
+    topology = open_topology(options.topology)
+    if topology.devices is None:
         raise SystemExit("libtpu is not installed: see .venv-slow in the Makefile.")
     path = RESULTS / f"attention-{options.topology.replace(':', '-')}.json"
     for case in itertools.product(options.programs, options.widths, options.kernels):
         program, width, kernel = case
         row = dict(zip(KEYS, case, strict=True))
-        row |= measure(devices, program, kernel, width)
+        row |= measure(topology, program, kernel, width)
         print(json.dumps(row), flush=True)
         add(path, row)
 

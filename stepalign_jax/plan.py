@@ -16,7 +16,13 @@ from stepalign_jax.base.files import write_json
 from stepalign_jax.config.cli import ALL_SECTIONS, parse_arguments, read_config, run_command
 from stepalign_jax.planning.chips import open_topology
 from stepalign_jax.planning.plan import Planner, plan_json
-from stepalign_jax.report.plan_tables import largest_table, memory_table, time_table, verdict
+from stepalign_jax.report.plan_tables import (
+    compile_table,
+    largest_table,
+    memory_table,
+    time_table,
+    verdict,
+)
 
 EXIT_DOES_NOT_FIT = 1
 
@@ -37,6 +43,10 @@ def main(argv: list[str]) -> None:
                 "action": "store_true",
                 "help": "also find the largest numbers of slots and rows that fit",
             },
+            "--every_width": {
+                "action": "store_true",
+                "help": "compile decoding with every width of its cache, not the widest alone",
+            },
             "--price": {"type": _price, "metavar": "NUMBER", "help": "of a chip for an hour"},
             "--to": {"metavar": "FILE", "help": "also write everything to this JSON file"},
         },
@@ -45,9 +55,10 @@ def main(argv: list[str]) -> None:
     config = read_config(arguments)
     topology = open_topology(arguments.topology)
     planner = Planner(config, topology)
-    plan = planner.plan()
+    plan = planner.plan(every_width=arguments.every_width)
     print(memory_table(plan, topology))
     print(time_table(plan, topology, arguments.price))
+    print(compile_table(plan))
     if arguments.largest:
         print(largest_table(planner, plan))
     if arguments.to:

@@ -42,6 +42,9 @@ GPUS = {
 }
 
 
+_CHIPS_OF_A_HOST = 8  # at most, of v5e and v6e, whose chips form a plane
+
+
 class Topology(NamedTuple):
     """Chips that a run is planned for.
 
@@ -72,14 +75,15 @@ def open_topology(name: str) -> Topology:
         raise UserError(
             f"--topology {name!r} is unknown: name a chip and how many, as {known}."
         )
-    number = math.prod(map(int, sides))
+    grid = [int(side) for side in sides]
+    number = math.prod(grid)
     if kind in GPUS:
         return Topology(name, GPUS[kind], None, number)
-    devices = _tpu_devices(name, number)
+    devices = _tpu_devices(name, grid)
     return Topology(name, TPUS[kind], devices, number if devices is None else len(devices))
 
 
-def _tpu_devices(name: str, number: int) -> list[Any] | None:
+def _tpu_devices(name: str, grid: list[int]) -> list[Any] | None:
     """The devices that libtpu compiles for; None where it is not installed."""
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -94,8 +98,10 @@ def _tpu_devices(name: str, number: int) -> list[Any] | None:
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
-    # A host has more chips than one by default.
-    bounds = {"chips_per_host_bounds": [1, 1, 1]} if number == 1 else {}
+    bounds = {}
+    if len(grid) == 2 and math.prod(grid) <= _CHIPS_OF_A_HOST:
+        # By default a host has four chips, no fewer and no more.
+        bounds = {"chips_per_host_bounds": [*grid, 1]}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **bounds)
     except Exception as error:  # libtpu's own kinds, which JAX does not name

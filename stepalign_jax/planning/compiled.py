@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 
 from stepalign_jax.base.files import read_json, write_json
-from stepalign_jax.planning.programs import Program
+from stepalign_jax.planning.program import Program
 
 _CODE = ("model", "objectives", "parallel", "sampling", "training")
 
@@ -29,7 +29,8 @@ class Compiled(NamedTuple):
       results: what it returns beside the arguments that it overwrites (donated ones).
       temporaries: activations and whatever else it needs.
       code: of the program itself.
-      seconds: of tracing and compiling, when that was done.
+      accessed: bytes that it reads and writes, every branch and each loop's body once.
+      seconds: of tracing and compiling, of all processors together, when that was done.
       refusal: "" or the compiler's own words, when it made no program: then all bytes are 0.
     """
 
@@ -37,13 +38,9 @@ class Compiled(NamedTuple):
     results: int
     temporaries: int
     code: int
+    accessed: float
     seconds: float
     refusal: str
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.arguments + self.results + self.temporaries + self.code
 
 
 def compile_program(program: Program, topology: str) -> Compiled:
@@ -53,31 +50,34 @@ def compile_program(program: Program, topology: str) -> Compiled:
     """
     programs = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if not programs:
-        return _compile(program)
+        return compile_afresh(program)
     file = Path(programs).parent / "plans" / f"{_digest(program, topology)}.json"
-    if file.is_file():
-        return Compiled(**read_json(file))
-    found = _compile(program)
+    if file.is_file() and (kept := read_json(file)).keys() == set(Compiled._fields):
+        return Compiled(**kept)
+    found = compile_afresh(program)
     write_json(file, found._asdict())
     return found
 
 
-def _compile(program: Program) -> Compiled:
-    started = time.monotonic()
+def compile_afresh(program: Program) -> Compiled:
+    """Compiles for the chips of the program's mesh; an answer is not kept."""
+    started = time.process_time()
     lowered = program.lower()
     try:
-        memory = lowered.compile().memory_analysis()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         words = " ".join(str(error).split())[:300]
-        return Compiled(0, 0, 0, 0, time.monotonic() - started, words)
+        return Compiled(0, 0, 0, 0, 0.0, time.process_time() - started, words)
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        seconds=time.monotonic() - started,
+        accessed=cost.get("bytes accessed", 0.0),
+        seconds=time.process_time() - started,
         refusal="",
     )
 

@@ -2,41 +2,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """The programs of a run at their largest shapes, and what lies beside each on a chip.
 
-    phase      programs                what lies beside them
-    sample     prefill, decode         the stacked layers (decoding has a copy), the state
-    critique   prefill, decode         the same; of a second model also the base
-    score      teacher_hidden          -
-    update     whole, or accumulate    the teacher's hidden states of the other parts
-    evaluate   prefill, decode         as sample
+    phase      programs                 beside them
+    sample     `sampling_programs.py`   the state; the base too, if all weights train
+    critique   the same                 the state, or by `critic.placement` of a second model
+    score      teacher_hidden           the teacher's states of the other parts
+    update     whole, or accumulate     the same
+               and finish               the base, the teacher's states
+    evaluate   as sample
 
-The programs are the run's own (`sampling.programs`, `training.programs`), with shapes for data.
+A second model that shares the devices (`critic.placement=shared`) lies beside every phase. The
+programs are the run's own (`sampling.programs`, `training.programs`), with shapes for data.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from stepalign_jax.config.schema import CheckpointCritic, Config, InTurns, LoraTrainable
+from stepalign_jax.config.schema import CheckpointCritic, Config, LoraTrainable, SharedDevices
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.kernels import choose_kernel
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3
-from stepalign_jax.parallel.mesh import num_shards, use_mesh
+from stepalign_jax.parallel.mesh import num_shards
 from stepalign_jax.planning.fits import bytes_per_device
-from stepalign_jax.planning.workload import Sampling, Workload, planned_sizes
-from stepalign_jax.sampling.decode import decode_chunk, prefill
-from stepalign_jax.sampling.layout import batch_shards, whole_batch
-from stepalign_jax.sampling.programs import (
-    abstract_cache,
-    decode_arguments,
-    decode_model,
-    prefill_arguments,
-)
-from stepalign_jax.sampling.scheduler import cache_widths, prefill_batches
+from stepalign_jax.planning.meshes import Meshes
+from stepalign_jax.planning.program import Bytes, Program, held
+from stepalign_jax.planning.sampling_programs import SamplingPrograms, layer_bytes
+from stepalign_jax.planning.workload import Workload, part_shapes, planned_sizes
+from stepalign_jax.sampling.programs import decode_model
 from stepalign_jax.training.optimizer import make_optimizer
 from stepalign_jax.training.packing import padded, padded_width
 from stepalign_jax.training.programs import (
@@ -49,117 +48,99 @@ from stepalign_jax.training.programs import (
 from stepalign_jax.training.state import abstract_state, make_state, state_shardings
 from stepalign_jax.training.step import Method
 
-
-class Program(NamedTuple):
-    """One program of a phase, not yet compiled.
-
-    Attributes:
-      phase: see above.
-      name: of the program, with its largest shape.
-      key: all that its compiled form depends on, beside the code and the compiler.
-      function: jitted.
-      arguments: makes its arguments, shapes with shardings.
-      mesh: where it runs.
-      beside: bytes per chip that lie there while it runs and are no argument of it.
-      results: bytes per chip that it returns in memory of their own, about.
-      temporaries: bytes per chip that it needs in between, about. Both stand in for the
-        compiler's numbers where there is no compiler.
-    """
-
-    phase: str
-    name: str
-    key: str
-    function: Any
-    arguments: Callable[[], tuple[Any, ...]]
-    mesh: Any
-    beside: int
-    results: int
-    temporaries: int
-
-    def lower(self) -> Any:
-        """Traces it; the mesh needs devices for it, though none that exist."""
-        with use_mesh(self.mesh):
-            return self.function.lower(*self.arguments())
+PHASES = ("sample", "critique", "score", "update", "evaluate")
 
 
 class RunPrograms:
     """Makes the programs of a run on the chips of a mesh."""
 
-    def __init__(self, config: Config, sizes: Qwen3Config, mesh: Any):
+    def __init__(self, config: Config, sizes: Qwen3Config, meshes: Meshes):
         """Makes the programs of a run.
 
         Args:
           config: of the run.
           sizes: of its model.
-          mesh: where it runs; an AbstractMesh of chips that nothing is compiled for.
+          meshes: where it runs; AbstractMeshes of chips that nothing is compiled for.
 
         Raises:
           UserError: the chips lack the attention that `model.attention` names.
         """
-        self._config, self._sizes, self._mesh = config, sizes, mesh
+        self._config, self._sizes, self._meshes = config, sizes, meshes
+        self._mesh = meshes.trained
         self._dtype = jnp.dtype(config.model.compute_dtype)
         trained = config.trainable
         self._lora = LoraSpec.of(trained) if isinstance(trained, LoraTrainable) else None
 
+    def with_remat(self, remat: str) -> "RunPrograms":
+        """The same run under another `model.remat`."""
+        model = replace(self._config.model, remat=remat)  # pyright: ignore[reportArgumentType]
+        return RunPrograms(replace(self._config, model=model), self._sizes, self._meshes)
+
     def all(self, work: Workload) -> Iterator[Program]:
         """Yields the programs in the order of a step, those of evaluation last."""
-        yield from self.sampling("sample", work.sample)
-        if work.critique is not None:
-            yield from self.critique(work.critique)
-        if work.teacher_row:
-            yield self.score(work)
-        yield self.update(work)
-        yield from self.sampling("evaluate", work.evaluate)
+        for phase in PHASES:
+            if phase != "critique" or work.critique is not None:
+                yield from self.phase(phase, work)
 
-    def sampling(self, phase: str, how: Sampling) -> Iterator[Program]:
-        """Prefill and decode of the solver: the base with its adapter."""
-        kernel = self._kernel(self._sizes, self._dtype)
-        model = decode_model(self._sizes, self._dtype, self._lora, kernel=kernel)
-        yield from self._sampling(phase, how, model, self._stacked(self._sizes) + self._state)
+    def phase(self, phase: str, work: Workload) -> Iterator[Program]:
+        """Yields the programs of one phase."""
+        match phase:
+            case "sample" | "evaluate":
+                yield from self._solver.phase(phase, getattr(work, phase))
+            case "critique":
+                assert work.critique is not None
+                yield from self._critic.phase(phase, work.critique)
+            case "score":
+                if work.teacher_row:
+                    yield self._score(work)
+            case "update":
+                yield self._update(work)
+                if work.parts > 1:
+                    yield self._finish(work)
 
-    def critique(self, how: Sampling) -> Iterator[Program]:
-        """Prefill and decode of a critic on these chips."""
-        critic, beside = self._config.critic, self._stacked(self._sizes) + self._state
-        sizes, dtype = self._sizes, self._dtype
-        if isinstance(critic, CheckpointCritic):
-            sizes, dtype = planned_sizes(critic.path, "critic.path"), critic.compute_dtype
-            base = 0 if isinstance(critic.placement, InTurns) else self._base_bytes(self._sizes)
-            beside = base + self._state * bool(base) + self._stacked(sizes)
-        kernel = self._kernel(sizes, dtype)
-        model = decode_model(sizes, dtype, None, kernel=kernel)
-        yield from self._sampling("critique", how, model, beside)
+    @cached_property
+    def _solver(self) -> SamplingPrograms:
+        """Of the solver: the base with its adapter, or the weights that train."""
+        state, base = self._abstract_state, self._base
+        beside = held(state.replace(trainable={})) + self._guest
+        variables = {"params": base} | state.trainable
+        if self._lora is None:
+            beside += held(base)
+        model = self._decode_model(self._sizes, self._dtype, self._lora)
+        return SamplingPrograms(model, self._mesh, variables, beside)
 
-    def _sampling(
-        self, phase: str, how: Sampling, model: Qwen3, beside: int
-    ) -> Iterator[Program]:
-        mesh, shards = self._mesh, batch_shards(model.config, self._mesh)
-        made_of = (model.config, model.dtype, model.lora, model.kernel)
-        slots = whole_batch(how.slots, shards)
-        width = cache_widths(how.prompt, how.new)[-1]
-        cache = bytes_per_device(abstract_cache(model, mesh, slots, width))
-        [batch] = prefill_batches({0: (0,) * how.prompt}, [0], 0, slots, num_shards=shards)
-        yield self._program(
-            phase,
-            f"prefill {batch.num_rows} x {batch.width}",
-            made_of,
-            prefill,
-            lambda: prefill_arguments(model, mesh, num_rows=batch.num_rows, width=batch.width),
-            beside=beside + cache,
-            results=bytes_per_device(abstract_cache(model, mesh, batch.num_rows, batch.width)),
-            temporaries=_layer_bytes(model, batch.num_rows // shards * batch.width),
-        )
-        yield self._program(
-            phase,
-            f"decode {slots} x {width}",
-            made_of,
-            decode_chunk,
-            lambda: decode_arguments(model, mesh, num_slots=slots, width=width),
-            beside=beside,
-            results=0,
-            temporaries=2 * 4 * slots // shards * model.config.vocab_size,
-        )
+    @cached_property
+    def _critic(self) -> SamplingPrograms:
+        """Of a critic that is a model on chips of this run."""
+        critic, here = self._config.critic, held(self._abstract_state)
+        if not isinstance(critic, CheckpointCritic):
+            model = self._decode_model(self._sizes, self._dtype, None)
+            variables = {"params": self._base}
+            return SamplingPrograms(model, self._mesh, variables, here)
+        mesh, dtype = self._meshes.critic, jnp.dtype(critic.compute_dtype)
+        sizes = planned_sizes(critic.path, "critic.path")
+        variables = {"params": abstract_base(mesh, sizes, dtype)}
+        # What trains waits in host memory, or has chips of its own.
+        shared = isinstance(critic.placement, SharedDevices)
+        beside = here + held(self._base) if shared else Counter()
+        model = self._decode_model(sizes, dtype, None)
+        return SamplingPrograms(model, mesh, variables, beside)
 
-    def score(self, work: Workload) -> Program:
+    def _decode_model(self, sizes: Qwen3Config, dtype: Any, lora: LoraSpec | None) -> Qwen3:
+        return decode_model(sizes, dtype, lora, kernel=self._kernel(sizes, dtype))
+
+    @cached_property
+    def _guest(self) -> Bytes:
+        """A second model's weights, where they stay on these chips while it is not asked."""
+        critic = self._config.critic
+        if not isinstance(critic, CheckpointCritic):
+            return Counter()
+        if not isinstance(critic.placement, SharedDevices):
+            return Counter()
+        sizes, dtype = planned_sizes(critic.path, "critic.path"), critic.compute_dtype
+        return held(abstract_base(self._meshes.critic, sizes, jnp.dtype(dtype)))
+
+    def _score(self, work: Workload) -> Program:
         """The teacher's reading of one micro-batch."""
         rows, width, tokens = self._part(work, work.teacher_row)
         here = rows * width // num_shards(self._mesh)
@@ -170,15 +151,16 @@ class RunPrograms:
             self._step_programs.teacher_hidden,
             lambda: (
                 self._abstract_state,
-                abstract_base(self._mesh, self._sizes, self._dtype),
+                self._base,
                 abstract_sequences(self._mesh, rows=rows, width=width, num_tokens=tokens),
             ),
-            beside=self._hidden_bytes(work, tokens),
-            results=self._hidden_bytes(work, tokens, parts=1),
-            temporaries=_layer_bytes(self._method.model, here),
+            beside=self._waiting(work, tokens, work.parts - 1) + self._guest,
+            results=self._waiting(work, tokens, 1)["rows"],
+            temporaries=layer_bytes(self._method.model, here),
+            shapes=part_shapes(work, work.teacher_row, num_shards(self._mesh)),
         )
 
-    def update(self, work: Workload) -> Program:
+    def _update(self, work: Workload) -> Program:
         """The gradient of one micro-batch, and where there is only one the whole update."""
         rows, width, tokens = self._part(work, work.solver_row)
         mesh, whole, model = self._mesh, work.parts == 1, self._method.model
@@ -194,7 +176,7 @@ class RunPrograms:
                 hidden = abstract_hidden(mesh, self._sizes, self._dtype, num_tokens=tokens)
             rest = (
                 state,
-                abstract_base(mesh, self._sizes, self._dtype),
+                self._base,
                 abstract_sequences(mesh, rows=rows, width=width, num_tokens=tokens),
                 abstract_targets(mesh, num_tokens=tokens),
                 hidden,
@@ -204,12 +186,28 @@ class RunPrograms:
         return self._program(
             "update",
             f"{'update' if whole else 'gradient'} {rows} x {width}",
-            (*self._method_made_of, tokens, whole),
+            (*self._method_made_of, model.remat, tokens, whole),
             self._step_programs.whole if whole else self._step_programs.accumulate,
             arguments,
-            beside=self._hidden_bytes(work, tokens),
-            results=0,
-            temporaries=saved + _layer_bytes(model, here) + _tile_bytes(model, tile),
+            beside=self._waiting(work, tokens, work.parts - 1) + self._guest,
+            temporaries=saved
+            + _backward_bytes(model, here)
+            + _tile_bytes(model, tile)
+            + bytes_per_device(self._abstract_state.trainable),  # gradient
+            shapes=part_shapes(work, work.solver_row, num_shards(mesh)),
+        )
+
+    def _finish(self, work: Workload) -> Program:
+        """The optimizer, after the last of several micro-batches."""
+        _, _, tokens = self._part(work, work.solver_row)
+        return self._program(
+            "update",
+            "finish",
+            self._method_made_of,
+            self._step_programs.finish,
+            lambda: (self._abstract_state, self._abstract_sums()),
+            beside=held(self._base) + self._waiting(work, tokens, work.parts) + self._guest,
+            temporaries=0,  # the state is updated in place
         )
 
     def _part(self, work: Workload, row: int) -> tuple[int, int, int]:
@@ -217,12 +215,12 @@ class RunPrograms:
         rows, shards = work.rows // work.parts, num_shards(self._mesh)
         return rows, padded_width(row), shards * padded(rows // shards * work.completion)
 
-    def _hidden_bytes(self, work: Workload, tokens: int, parts: int | None = None) -> int:
-        """Of the teacher's states of so many parts; by default those that wait."""
+    def _waiting(self, work: Workload, tokens: int, parts: int) -> Bytes:
+        """The teacher's states of so many parts; nothing where none is asked."""
         if not work.teacher_row:
-            return 0
+            return Counter()
         one = abstract_hidden(self._mesh, self._sizes, self._dtype, num_tokens=tokens)
-        return bytes_per_device(one) * (work.parts - 1 if parts is None else parts)
+        return Counter(rows=bytes_per_device(one) * parts)
 
     def _program(
         self,
@@ -232,13 +230,24 @@ class RunPrograms:
         function: Any,
         arguments: Callable[[], tuple[Any, ...]],
         *,
-        beside: int,
-        results: int,
+        beside: Bytes,
+        results: int = 0,
         temporaries: int,
+        shapes: int = 1,
     ) -> Program:
-        key = repr((name, made_of, self._mesh.shape))
         return Program(
-            phase, name, key, function, arguments, self._mesh, beside, results, temporaries
+            phase=phase,
+            name=name,
+            key=repr((name, made_of, self._mesh.shape)),
+            function=function,
+            arguments=arguments,
+            mesh=self._mesh,
+            given=held(*arguments()),
+            beside=beside,
+            returns="rows",
+            results=results,
+            temporaries=temporaries,
+            shapes=shapes,
         )
 
     @property
@@ -246,7 +255,7 @@ class RunPrograms:
         """What a step's programs are made of, in words that do not change between processes."""
         config, model = self._config, self._method.model
         return (
-            *(model.config, model.dtype, model.lora, model.kernel, model.remat),
+            *(model.config, model.dtype, model.lora, model.kernel),
             *(config.optimizer, config.train.num_steps, config.objective, config.teacher),
         )
 
@@ -302,23 +311,16 @@ class RunPrograms:
         return abstract_state(self._mesh, self._sizes, self._lora, make)
 
     @cached_property
-    def _state(self) -> int:
-        return bytes_per_device(self._abstract_state)
-
-    def _base_bytes(self, sizes: Qwen3Config) -> int:
-        return bytes_per_device(abstract_base(self._mesh, sizes, self._dtype))
-
-    def _stacked(self, sizes: Qwen3Config) -> int:
-        """Of the base's layers as training has them: decoding reads a copy, an argument."""
-        return bytes_per_device(abstract_base(self._mesh, sizes, self._dtype)["layers"])
+    def _base(self) -> Any:
+        return abstract_base(self._mesh, self._sizes, self._dtype)
 
 
-def _layer_bytes(model: Qwen3, tokens: int) -> int:
-    """What one layer's activations of so many tokens take, about: q, k, v, scores left out."""
+def _backward_bytes(model: Qwen3, tokens: int) -> int:
+    """What a layer's activations of so many tokens and their gradients take, about."""
     sizes = model.config
     wide = 4 * sizes.hidden_size + 3 * sizes.intermediate_size
     heads = 4 * sizes.num_heads * sizes.head_dim
-    return tokens * (wide + heads) * jnp.dtype(model.dtype).itemsize
+    return 4 * tokens * (wide + heads) * jnp.dtype(model.dtype).itemsize
 
 
 def _tile_bytes(model: Qwen3, tokens: int) -> int:

@@ -6,9 +6,12 @@ Lengths are the most that the config admits. A template's tokens are counted by 
 tokenizer where its files are at hand, else taken as a third of its characters.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from stepalign_jax.config.schema import Config, EngineCritic
 from stepalign_jax.feedback.contexts import get_condition
@@ -19,6 +22,7 @@ from stepalign_jax.huggingface.tokenizer import load_tokenizer
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.planning.sizes import published_config, published_names
 from stepalign_jax.problems.problem import Problem
+from stepalign_jax.training.packing import padded, padded_width
 
 _CHARACTERS_PER_TOKEN = 3  # of English with formulas: Qwen's tokenizer takes more of them
 _CHAT_TOKENS = 16  # what a chat template puts around a text
@@ -119,6 +123,30 @@ def workload(config: Config) -> Workload:
         steps=config.train.num_steps,
         notes=notes,
     )
+
+
+def part_shapes(work: Workload, row: int, shards: int) -> int:
+    """In how many shapes a run may meet its micro-batches, about: widths by packed tokens.
+
+    Lengths are drawn as those of answers often are: lognormal, in the median half of the most.
+    Prompts come at any length between a quarter and all of the longest.
+
+    Args:
+      work: of the run.
+      row: tokens of its longest row.
+      shards: of the batch.
+    """
+    draw, shapes = np.random.default_rng(0), set[tuple[int, int]]()
+    for _ in range(work.steps):
+        lengths = draw.lognormal(math.log(work.completion / 2), 0.5, work.rows)
+        lengths = np.ceil(np.minimum(lengths, work.completion)).astype(int)
+        ends = lengths + (draw.uniform(0.25, 1, work.rows) * (row - work.completion)).astype(
+            int
+        )
+        for part in np.split(np.argsort(-ends), work.parts):
+            tokens = lengths[part].reshape(shards, -1).sum(axis=1)
+            shapes.add((padded_width(int(ends[part].max())), padded(int(tokens.max()))))
+    return len(shapes)
 
 
 def _token_counter(config: Config) -> tuple[Callable[[str], int], tuple[str, ...]]:

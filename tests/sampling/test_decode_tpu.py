@@ -5,7 +5,6 @@
 Shapes are Qwen3-0.6B's with fewer layers, which repeat.
 """
 
-import os
 import re
 from typing import Any
 
@@ -17,6 +16,7 @@ from support.collectives import copied_shapes, in_loop
 from stepalign_jax.config.schema import ParallelConfig
 from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.parallel.mesh import make_mesh, use_mesh
+from stepalign_jax.planning.chips import open_topology
 from stepalign_jax.sampling.decode import decode_chunk
 from stepalign_jax.sampling.draw import sample_token
 from stepalign_jax.sampling.programs import decode_arguments, decode_model
@@ -44,11 +44,9 @@ BATCH, WIDTH = 32, 2_560
 
 def chips(topology: str) -> Any:
     pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    devices = open_topology(topology).devices
+    assert devices is not None
+    return devices
 
 
 def compile_decode(topology: str, **sizes: int) -> tuple[Any, Any, Any]:
