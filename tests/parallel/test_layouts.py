@@ -84,7 +84,7 @@ def check_sampling(shape: tuple[int, int, int], config: Any) -> None:
 
     # Weights move once, into their layout: sliced ones are exchanged, never whole.
     adapters = [(WIDTH, RANK), (RANK, WIDTH)]
-    whole = [*weights(mesh), (VOCABULARY // shape[2], WIDTH)] if cut == shape[2] else []
+    whole = [*weights(mesh, config), (VOCABULARY // shape[2], WIDTH)] if cut == shape[2] else []
     exchanged = (one for one in found["prepare"] if one.kind != "all-to-all" or cut == shape[2])
     within(exchanged, all_gather=[*adapters, *whole])
     # A prefill adds up what each device has of a layer's results.
@@ -167,10 +167,10 @@ def check_step(shape: tuple[int, int, int], lora: Any) -> None:
         assert found["score"] == []
 
 
-def weights(mesh: Any, *, sliced: bool = False) -> list[tuple[int, ...]]:
+def weights(mesh: Any, config: Any = CONFIG, *, sliced: bool = False) -> list[tuple[int, ...]]:
     """Shapes on a device of all weights but the embedding, fsdp's slices joined or not."""
     data, _, tensor = mesh.devices.shape
-    tree = abstract(CONFIG)
+    tree = abstract(config)
     joined = mesh_of((data, 1, tensor)) if not sliced else mesh
     places = jax.tree.leaves(param_shardings(joined, tree))
     shapes = [leaf.shape for leaf in jax.tree.leaves(tree)]
