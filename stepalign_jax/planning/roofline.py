@@ -5,8 +5,8 @@
 Lengths are the most that the config admits, so real runs, whose answers end earlier, take less
 of it; no program reaches the roofline, so they also take more. Counted are products with
 weights and of attention, weights, the cache, and the logits of the loss. Programs have few
-shapes: prompts and rows are padded to theirs, chips repeat a prefill of fewer rows than there
-are shards, and decoding reads the cache at its whole width. What that comes to stands beside.
+shapes: prompts and rows are padded to theirs, and decoding reads the cache at its whole width.
+What that comes to stands beside.
 
     P weights of layers    D width    V vocabulary    L layers    H heads of size Dh
     products of T tokens   2 P T          of a causal row of W tokens   2 L H Dh W^2
