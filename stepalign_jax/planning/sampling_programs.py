@@ -6,12 +6,14 @@
     prefill    prompts -> their keys and values                 stacked weights, state, cache
     copy       these into rows of the cache                     both forms of the weights, state
     decode     draws tokens; the cache in place                 stacked weights, state, a batch
-    resize     the cache -> a wider one; both are there         both forms, state, a batch
+    resize     a layer of the cache -> a wider one              both forms, state, a batch, and
+                                                                the other layers, widened
 
 where a batch is the last one that was prefilled. Each program meets narrower prompts and caches
 too: `Program.shapes` counts them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -24,7 +26,7 @@ from stepalign_jax.model.qwen3 import Qwen3
 from stepalign_jax.parallel.mesh import num_pieces
 from stepalign_jax.planning.program import Bytes, Program, held
 from stepalign_jax.planning.workload import Sampling
-from stepalign_jax.sampling.decode import copy_rows, decode_chunk, prefill, resize
+from stepalign_jax.sampling.decode import copy_rows, decode_chunk, prefill, resize_layer
 from stepalign_jax.sampling.layout import batch_shards, preparation, rules_of, whole_batch
 from stepalign_jax.sampling.programs import (
     abstract_cache,
@@ -99,17 +101,19 @@ class SamplingPrograms:
         yield self._decode(phase, slots, widest, decoding)._replace(shapes=len(caches))
         if len(widths) > 1:
             narrower = widths[-2]
+            layers = model.config.num_layers
+            others = Counter({kind: n - n // layers for kind, n in cache.items()})
             yield program(
                 f"resize to {slots} x {widest}",
-                resize,
+                resize_layer,
                 lambda: resize_arguments(
                     model, mesh, num_slots=slots, width=narrower, to=widest
                 ),
                 also=(narrower,),
-                given=self._cache(slots, narrower),
-                beside=decoding + weights,
+                given=held(abstract_cache(model, mesh, slots, narrower)[:1]),
+                beside=decoding + weights + others,
                 returns="cache",
-                results=cache.total(),
+                results=cache.total() // layers,
                 shapes=sum(_may_follow(old, new) for old in caches for new in caches),
             )
         for width in reversed(widths[:-1]):

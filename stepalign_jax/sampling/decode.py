@@ -220,9 +220,24 @@ def _on_shard(
     return (place >= 0) & (place < num_rows), jnp.clip(place, 0, num_rows - 1)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "width"))
 def resize(config: Qwen3Config, cache: Cache, width: int) -> Cache:
-    """A copy of `cache` with `width` cache slots: padded at the end, or cut there."""
+    """`cache` with `width` cache slots, which may not be used itself any more.
+
+    A layer of the old cache goes before the next one is made: old and new one together would be
+    the most that a device holds while it samples.
+    """
+    layers = []
+    for layer in cache:
+        # Waits: memory is taken when a program is called, and given back when it has run.
+        layers.append(jax.block_until_ready(resize_layer(config, layer, width)))
+        for leaf in layer:
+            leaf.delete()
+    return tuple(layers)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "width"))
+def resize_layer(config: Qwen3Config, layer: LayerCache, width: int) -> LayerCache:
+    """A copy of `layer` with `width` cache slots: padded at the end, or cut there."""
 
     def change(leaf: jax.Array, axis: int) -> jax.Array:
         if width <= leaf.shape[axis]:
@@ -231,7 +246,7 @@ def resize(config: Qwen3Config, cache: Cache, width: int) -> Cache:
         room[axis] = (0, width - leaf.shape[axis])
         return jnp.pad(leaf, room)
 
-    return _pinned(config, tuple(LayerCache(change(c.k, 3), change(c.v, 2)) for c in cache))
+    return _pinned(config, (LayerCache(change(layer.k, 3), change(layer.v, 2)),))[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_rows"), donate_argnames="cache")

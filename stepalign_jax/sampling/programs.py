@@ -69,8 +69,8 @@ def copy_arguments(
 def resize_arguments(
     model: Qwen3, mesh: Mesh | None, *, num_slots: int, width: int, to: int
 ) -> tuple[Any, ...]:
-    """Of `resize`: from `width` cache slots to another number."""
-    return model.config, abstract_cache(model, mesh, num_slots, width), to
+    """Of `resize_layer`: from `width` cache slots to another number."""
+    return model.config, abstract_cache(model, mesh, num_slots, width)[0], to
 
 
 def decode_arguments(

@@ -36,7 +36,8 @@ class Recorder:
 def sample_recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     """Samples REQUESTS, and returns the text of every program that ran, by name."""
     places = {
-        "prefill": prefill, "copy_rows": prefill, "resize": session, "decode_chunk": session,
+        "prefill": prefill, "copy_rows": prefill,
+        "resize_layer": decode, "decode_chunk": session,
     }  # fmt: skip
     recorders = {name: Recorder(getattr(decode, name)) for name in places}
     for name, place in places.items():
@@ -65,7 +66,9 @@ def abstract_texts(mesh: Any) -> dict[str, set[str]]:
                 model, mesh, num_slots=4, width=narrow, num_rows=3, filled=144
             )
         ],
-        "resize": [programs.resize_arguments(model, mesh, num_slots=4, width=narrow, to=wide)],
+        "resize_layer": [
+            programs.resize_arguments(model, mesh, num_slots=4, width=narrow, to=wide)
+        ],
         "decode_chunk": [
             programs.decode_arguments(model, mesh, num_slots=4, width=width)
             for width in (narrow, wide)

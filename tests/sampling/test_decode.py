@@ -5,6 +5,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.models import CONFIG, full_log_probs
@@ -26,6 +27,7 @@ from support.sessions import (
 )
 
 from stepalign_jax.base.types import Rollouts
+from stepalign_jax.sampling.decode import empty_cache, resize
 from stepalign_jax.sampling.request import Request
 
 
@@ -162,3 +164,17 @@ def test_a_cache_that_grows_and_shrinks_changes_no_token():
     rollouts = run(prompts, num_slots=2, params=GREEDY)
     expected = full_forward_log_probs(prompts, rollouts)
     assert np.array_equal(rollouts.tokens, expected.argmax(axis=-1))
+
+
+def test_a_resized_cache_keeps_what_it_holds_and_the_old_one_is_gone():
+    cache = empty_cache(CONFIG, 3, 128, "float32")
+    cache = jax.tree.map(lambda leaf: leaf + jnp.arange(leaf.size).reshape(leaf.shape), cache)
+    before = jax.tree.map(np.asarray, cache)
+    for width in (256, 128):
+        old, cache = cache, resize(CONFIG, cache, width)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+        for layer, expected in zip(cache, before, strict=True):
+            assert layer.num_slots == width
+            np.testing.assert_array_equal(layer.k[:, :, :, :128], expected.k)
+            np.testing.assert_array_equal(layer.v[:, :, :128], expected.v)
+            assert not np.any(layer.k[:, :, :, 128:]) and not np.any(layer.v[:, :, 128:])

@@ -83,7 +83,9 @@ def compiled_sampling(config: Any, mesh: Mesh, lora: Any = SPEC) -> dict[str, An
                 decode.copy_rows,
                 programs.copy_arguments(model, mesh, **sizes, num_rows=rows, filled=PREFILL),
             ),
-            "resize": (decode.resize, programs.resize_arguments(model, mesh, **sizes, to=256)),
+            "resize": (
+                decode.resize_layer, programs.resize_arguments(model, mesh, **sizes, to=256)
+            ),
             "decode": (
                 decode.decode_chunk, programs.decode_arguments(model, mesh, **sizes)
             ),
