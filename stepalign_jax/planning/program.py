@@ -77,7 +77,7 @@ def _held(argument: Any) -> dict[str, int]:
             return {"weights": weights, "optimizer": _placed(argument.opt_state)}
         case Sums():
             return {"optimizer": _placed(argument)}
-        case (LayerCache(), *_):
+        case LayerCache() | (LayerCache(), *_):
             return {"cache": _placed(argument)}
         case dict():
             return {"weights": _placed(argument)}
