@@ -8,11 +8,10 @@ r"""A real small instruct model on word problems: between the miniature and the 
     python -m stepalign_jax.train --config small            (StepAlignFB)
     python -m stepalign_jax.train --config small:refsol     (or any condition)
 
-Sized for one free accelerator: a TPU v5e chip, of whose 15.75 GiB it takes about 9
-(estimated, docs/scaling.md), or a T4 (add --model.compute_dtype=float16, for it has no
-bfloat16). It starts on a CPU too, slowly, with --model.compute_dtype=float32. It has been run on no
-accelerator yet. docs/results.md has what ten steps on a CPU came to, on other weights: the
-solver got worse.
+Sized for one free accelerator: a TPU v5e chip, of whose 15.75 GiB it takes about 9 (estimated,
+docs/scaling.md), or a T4 (add --model.compute_dtype=float16, for it has no bfloat16). It starts
+on a CPU too, slowly, with --model.compute_dtype=float32. It has been run on no accelerator yet.
+docs/results.md has what ten steps on a CPU came to, on other weights: the solver got worse.
 
 Every value here is ours: the paper has no such model. The prompts show one worked example,
 because a model of half a billion parameters follows an example and ignores a description.
