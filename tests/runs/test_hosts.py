@@ -99,7 +99,9 @@ def test_two_processes_train_like_one_and_one_of_them_writes(one, tmp_path):
     own = lambda run: [name for name in files(run.path) if not name.startswith(others)]  # noqa: E731
     assert own(run) == own(one)
     assert finished_steps(run.checkpoints) == finished_steps(one.checkpoints)
-    assert "Avg@2" in found[0].out and found[1].out == ""
+    assert "Avg@2" in found[0].out
+    # What gloo writes of itself is not ours to hold back.
+    assert [line for line in found[1].out.splitlines() if "[Gloo]" not in line] == []
     again = together(spec, 2, 2)
     assert [ended.status for ended in again] == [0, 0]
     assert "is finished: nothing was run" in again[0].err
