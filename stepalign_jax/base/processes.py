@@ -49,6 +49,7 @@ JOIN_SECS = 300  # until all processes have come
 _SUSPECT_SECS = 5.0  # without a beat, where a program has failed
 _DECIDE_SECS = 10.0  # that a failed program waits for the beats of others
 _CHUNK_BYTES = 1 << 20  # of one value in the store: a message may have 4 MiB
+_NO_BUGS = (UserError, KeyboardInterrupt, SystemExit)
 _WAIT_MS = 2000  # in JAX's hands, where no signal is heeded
 
 
@@ -238,7 +239,7 @@ def _settle(error: BaseException) -> None:
     the others are listened to: who is dead falls silent.
     """
     assert _together is not None
-    if isinstance(error, UserError | KeyboardInterrupt | SystemExit):
+    if isinstance(error, _NO_BUGS):
         return
     until = time.monotonic() + _DECIDE_SECS
     while time.monotonic() < until:
@@ -260,7 +261,7 @@ def _leave(error: BaseException) -> None:
     until = time.monotonic() + 2 * GRACE_SECS
     while us.index == 0 and time.monotonic() < until and not us.watch.alone(3 * BEAT_SECS):
         time.sleep(BEAT_SECS / 4)
-    if not isinstance(error, UserError | KeyboardInterrupt | SystemExit):
+    if not isinstance(error, _NO_BUGS):
         traceback.print_exception(error)
         exit_process(1)
 

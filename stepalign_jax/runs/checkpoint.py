@@ -32,7 +32,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_json
 from stepalign_jax.base.processes import told_by_first
 from stepalign_jax.base.progress import waiting
-from stepalign_jax.runs.directory import listed
+from stepalign_jax.runs.directory import listed, step_directories
 from stepalign_jax.runs.plain_name import plain_name
 
 MANIFEST = "manifest.json"
@@ -164,7 +164,7 @@ def finished_steps(directory: epath.PathLike) -> list[int]:
     """
     return told_by_first(
         lambda: sorted(
-            int(d.name) for d in _step_directories(directory) if (d / MANIFEST).exists()
+            int(d.name) for d in step_directories(directory) if (d / MANIFEST).exists()
         )
     )
 
@@ -329,13 +329,9 @@ def _sha256(path: epath.Path) -> str:
 
 
 def _delete_unfinished(directory: epath.Path) -> None:
-    for step_directory in _step_directories(directory):
+    for step_directory in step_directories(directory):
         if not (step_directory / MANIFEST).exists():
             step_directory.rmtree()
-
-
-def _step_directories(directory: epath.PathLike) -> list[epath.Path]:
-    return [path for path in listed(directory) if path.name.isdecimal()]
 
 
 def _describe_state(state: Any) -> list[list[Any]]:

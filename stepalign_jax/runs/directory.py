@@ -228,8 +228,7 @@ class RunDirectory:
         return measured or bool(self._finished_checkpoints())
 
     def _finished_checkpoints(self) -> list[epath.Path]:
-        steps = [path for path in listed(self.checkpoints) if path.name.isdecimal()]
-        files = [path / "manifest.json" for path in steps]
+        files = [path / "manifest.json" for path in step_directories(self.checkpoints)]
         return [file for file in files if file.exists()]
 
     def sweep(self) -> None:
@@ -241,6 +240,11 @@ class RunDirectory:
         for path in listed(self.checkpoints):
             if _UNFINISHED_CHECKPOINT in path.name:
                 path.rmtree()
+
+
+def step_directories(directory: epath.PathLike) -> list[epath.Path]:
+    """The checkpoints of a directory, finished or not."""
+    return [path for path in listed(directory) if path.name.isdecimal()]
 
 
 def listed(directory: epath.PathLike) -> list[epath.Path]:

@@ -78,7 +78,6 @@ def _open(config: Config, stack: contextlib.ExitStack) -> RunDirectory:
 
 def _check_seen(run: RunDirectory) -> None:
     """Refuses a directory that only some hosts see: checkpoints could not be written there."""
-
     path = run.path / ".seen"
 
     def show() -> str:
@@ -103,17 +102,19 @@ def _check_seen(run: RunDirectory) -> None:
 
 def _small_files(run: RunDirectory) -> Iterator[tuple[str, bytes]]:
     """What of a run, and of what the runs beside it share, decides what it does next."""
-    runs = run.path.parent
-    for place in (run.path, runs / SELECTED):
+    for place in (run.path, run.path.parent / SELECTED):
         for name, content in _files(place):
-            if Path(name).parts[0] not in _NOT_COPIED:
-                yield f"{place.name}/{name}", content
+            yield f"{place.name}/{name}", content
 
 
 def _files(place: Path | None) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(place.rglob("*")) if place and place.is_dir() else ():
-        if path.is_file():
-            yield path.relative_to(place or path).as_posix(), path.read_bytes()
+    if place is None or not place.is_dir():
+        return
+    # What is not copied is not read either: checkpoints are large.
+    for top in sorted(path for path in place.iterdir() if path.name not in _NOT_COPIED):
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.is_file():
+                yield path.relative_to(place).as_posix(), path.read_bytes()
 
 
 def _shared_store(config: Config) -> Path | None:
