@@ -1,10 +1,12 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the packaged tiny model from nothing.
+"""Makes the packaged tiny model from nothing, or another base by the same recipe.
 
     python -m stepalign_jax.pretrain --config configs/tiny.py --to /tmp/tiny
+    python -m stepalign_jax.pretrain --config configs/tiny.py --seed=1 --to bases/1
 
-`tiny/pretraining.py` holds the recipe.
+`tiny/pretraining.py` holds the recipe. `seed` decides initial weights and corpus; the packaged
+model has 0.
 """
 
 from pathlib import Path
@@ -19,7 +21,7 @@ def main(argv: list[str]) -> None:
     """Pre-trains, and writes the checkpoint."""
     arguments = parse_arguments(
         argv,
-        description="Pre-trains the packaged tiny model from nothing.",
+        description="Pre-trains the tiny model from nothing; another seed, another base.",
         example="python -m stepalign_jax.pretrain --config configs/tiny.py --to /tmp/tiny",
         sections=("seed", "problems", "prompts"),
         options={

@@ -3,6 +3,7 @@
 """Makes the packaged tiny model from nothing: one seeded run of two stages.
 
     python -m stepalign_jax.pretrain --config configs/tiny.py --to /tmp/tiny
+    python -m stepalign_jax.pretrain --config configs/tiny.py --seed=1 --to bases/1
 
 The corpus is drawn on the fly (`tiny/corpus.py`); no row repeats. The first stage has three
 phases: it learns the arithmetic in every role, then to read attempts and contexts, and last
@@ -73,10 +74,9 @@ MODEL = Qwen3Config(
 class Stage:
     """A schedule and a corpus; each stage starts with a fresh optimizer state.
 
-    The packaged model depends on the stages, the corpus and the prompts alone.
+    The packaged model depends on the stages, the corpus, the prompts and the seed alone.
     """
 
-    seed: int
     first_step: int  # optimizer steps of the stages before
     num_steps: int
     tokens_per_step: int
@@ -91,7 +91,6 @@ class Stage:
 
 STAGES = (
     Stage(
-        seed=0,
         first_step=0,
         num_steps=5000,
         tokens_per_step=3584,
@@ -113,7 +112,6 @@ STAGES = (
         model=MODEL,
     ),
     Stage(
-        seed=0,
         first_step=5000,
         num_steps=900,
         tokens_per_step=3584,
@@ -207,11 +205,11 @@ def make_step(model: Qwen3, optimizer: optax.GradientTransformation) -> Any:
     return step
 
 
-def batches(corpus: Corpus, stage: Stage) -> Iterator[PackedBatch]:
+def batches(corpus: Corpus, stage: Stage, seed: int) -> Iterator[PackedBatch]:
     """Yields one batch per step, drawn ahead in a thread; batch n depends on seed and n."""
 
     def draw(step: int) -> PackedBatch:
-        rng = random.Random(f"{stage.seed} {stage.first_step + step}")
+        rng = random.Random(f"{seed} {stage.first_step + step}")
         return draw_batch(corpus, rng, mixture_at(stage, step), stage.tokens_per_step)
 
     steps = iter(range(stage.num_steps))
@@ -223,7 +221,7 @@ def batches(corpus: Corpus, stage: Stage) -> Iterator[PackedBatch]:
             yield batch
 
 
-def make_kind_accuracies(model: Qwen3, corpus: Corpus, stage: Stage) -> Any:
+def make_kind_accuracies(model: Qwen3, corpus: Corpus, stage: Stage, seed: int) -> Any:
     """Returns (params, step) -> token accuracy of each row kind, on long rows of their own."""
     counted = jax.jit(lambda params, batch: token_losses(model, params, batch)[1:])
 
@@ -232,7 +230,7 @@ def make_kind_accuracies(model: Qwen3, corpus: Corpus, stage: Stage) -> Any:
         for kind in ROW_KINDS:
             only = {name: float(name == kind) for name in ROW_KINDS}
             mixture = mixture_at(stage, step)._replace(**only, long_share=1.0)
-            rng = random.Random(f"accuracy {stage.seed} {step} {kind}")
+            rng = random.Random(f"accuracy {seed} {step} {kind}")
             hits, weights = counted(params, draw_batch(corpus, rng, mixture, 2048))
             found[kind] = round(float((hits & (weights > 0)).sum() / (weights > 0).sum()), 4)
         return found
@@ -268,7 +266,7 @@ def pretrain(
     if goes_on:
         params, totals = load_model(str(directory))[1], read_jsonl(directory / LOG)[-1]
     else:
-        params = init_params(stages[0].model, jax.random.key(stages[0].seed))
+        params = init_params(stages[0].model, jax.random.key(config.seed))
     with atomic_directory(directory, overwrite=overwrite or goes_on) as partial:
         if goes_on:
             shutil.copyfile(directory / LOG, partial / LOG)
@@ -297,9 +295,11 @@ def _train_stage(
     params = jax.tree.map(jnp.asarray, unstack_layers(params, num_layers))
     optimizer = make_pretraining_optimizer(stage)
     state, step_fn = optimizer.init(params), make_step(model, optimizer)
-    kind_accuracies = make_kind_accuracies(model, corpus, stage)
+    kind_accuracies = make_kind_accuracies(model, corpus, stage, config.seed)
     started, tokens, losses, hits = time.monotonic(), int(totals["tokens"]), [], []
-    bar = progress(batches(corpus, stage), total=stage.num_steps, description="pretrain")
+    bar = progress(
+        batches(corpus, stage, config.seed), total=stage.num_steps, description="pretrain"
+    )
     row = totals
     for step, batch in enumerate(bar):
         params, state, loss, accuracy = step_fn(params, state, batch)

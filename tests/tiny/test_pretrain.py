@@ -70,7 +70,7 @@ def once(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="module")
-def run(config: Config) -> Callable[[Path, int], None]:
+def run(config: Config) -> Callable[..., None]:
     """Pre-trains the shrunk recipe; all runs share one compilation, nothing else."""
     makers = {
         name: once(getattr(pretrain_module, name))
@@ -83,6 +83,7 @@ def run(config: Config) -> Callable[[Path, int], None]:
         stages: Any = (SHRUNK,),
         *,
         overwrite: bool = False,
+        config: Config = config,
     ) -> None:
         with pytest.MonkeyPatch.context() as patch:
             for name, make in makers.items():
@@ -139,10 +140,16 @@ def test_the_same_seed_makes_the_same_weights_however_often_it_logs(run, checkpo
     assert len((tmp_path / "pretraining.jsonl").read_text().splitlines()) == 1
 
 
+def test_another_seed_makes_another_base(config, run, checkpoint, tmp_path):
+    run(tmp_path, 100, config=replace(config, seed=1))
+    other = (tmp_path / "model.safetensors").read_bytes()
+    assert other != (checkpoint / "model.safetensors").read_bytes()
+
+
 def test_a_batch_depends_on_the_seed_and_its_number(config):
     corpus = Corpus(config.prompts)
     first, again, other = (
-        list(batches(corpus, replace(SHRUNK, num_steps=2, seed=seed))) for seed in (0, 0, 1)
+        list(batches(corpus, replace(SHRUNK, num_steps=2), seed)) for seed in (0, 0, 1)
     )
     for left, right in zip(first, again, strict=True):
         np.testing.assert_array_equal(left.tokens, right.tokens)
@@ -162,7 +169,7 @@ def test_each_step_has_its_phase_and_only_the_last_forgets_carries():
 
 
 def test_stages_follow_one_another_and_a_later_one_goes_on_from_the_files(run_stages, tmp_path):
-    stages = [replace(SHRUNK, num_steps=2), replace(SHRUNK, num_steps=2, first_step=2, seed=1)]
+    stages = [replace(SHRUNK, num_steps=2), replace(SHRUNK, num_steps=2, first_step=2)]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_stages(stages, whole)
     run_stages(stages[:1], parts)
@@ -224,7 +231,7 @@ def test_a_failure_to_draw_ends_the_run_and_does_not_hang_it(config, monkeypatch
 
     monkeypatch.setattr(pretrain_module, "draw_batch", fail)
     with pytest.raises(RuntimeError, match="no row today"):
-        next(batches(Corpus(config.prompts), SHRUNK))
+        next(batches(Corpus(config.prompts), SHRUNK, 0))
 
 
 @pytest.mark.timeout(20)
