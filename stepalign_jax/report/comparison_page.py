@@ -21,7 +21,12 @@ from stepalign_jax.report.sections import (
     section,
     table,
 )
-from stepalign_jax.report.tables import VARIANTS, comparison_rows
+from stepalign_jax.report.tables import (
+    SELECTION_NOTE,
+    VARIANTS,
+    comparison_rows,
+    selection_rows,
+)
 from stepalign_jax.runs.stopwatch import duration
 
 _HEADLINES: dict[Verdict, str] = {
@@ -153,6 +158,8 @@ def _variant(comparison: dict[str, Any], variant: str) -> Html:
             "problems]"
         )
         parts.append(table(differences[0], differences[1:], words))
+    if chosen := selection_rows(comparison, variant):
+        parts.append(table(chosen[0], chosen[1:], SELECTION_NOTE))
     return joined(*parts)
 
 

@@ -15,6 +15,8 @@ A comparison, as `runs/compare.py` makes it: {"k": int, "num_seeds": int, "label
                   over runs and problems; [] where a cell is too old to have them
     gains         {condition: {score: interval}}, over runs and problems
     differences   {condition: {score: interval} or None}, gain of the first less this one's
+    selection     {condition: [{best_on_test, chosen_elsewhere, effect}]}, one dict per seed;
+                  [] where there was nothing to choose from
 
 with the keys seed, summary, curve ([[step, avg_at_k], ...]), critic_exactness ([[step, value or
 None], ...]), solver_tokens, critic_share and train_seconds per seed.
@@ -25,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from stepalign_jax.evaluation.selection_effect import TEST_PROBLEMS
 from stepalign_jax.evaluation.words import NOTHING, percent, rounded
 
 SCORES = {"avg_at_k": "Avg@{k}", "pass_at_k": "Pass@{k}", "maj_at_k": "Maj@{k}"}
@@ -35,6 +38,15 @@ _EVALUATED = {
     "truncated": "truncated",
     "unparsed": "no answer",
 }
+_SELECTION = {
+    "best_on_test": "best checkpoint on the test",
+    "chosen_elsewhere": "the one that other problems choose",
+    "effect": "what the choice adds, points",
+}
+SELECTION_NOTE = (
+    "Were the checkpoint chosen on the test problems: validation Avg@n in percent, over random "
+    f"splits into {TEST_PROBLEMS} problems that play the test and the others."
+)
 _PAIRED_NOTE = "Shares in percent, gains in points, [intervals] over problems.\n"
 
 VARIANTS = {"equal_tokens": "Equal tokens", "equal_wall_clock": "Equal wall clock"}
@@ -263,12 +275,25 @@ def comparison_rows(
     return rows, differences
 
 
+def selection_rows(comparison: dict[str, Any], variant: str) -> list[list[str]]:
+    """Returns what choosing a checkpoint on the test adds, with its head; [] if unknown."""
+    found = comparison.get("selection", {}).get(variant, {})
+    rows = []
+    for name in comparison["labels"]:
+        if seeds := found.get(name):
+            means = [percent(float(np.mean([s[key] for s in seeds]))) for key in _SELECTION]
+            rows.append([name, *means, "; ".join(percent(seed["effect"]) for seed in seeds)])
+    return [["condition", *_SELECTION.values(), "of each seed"], *rows] if rows else []
+
+
 def comparison_markdown(comparison: dict[str, Any]) -> str:
     """Returns Markdown tables per variant: a row per condition, then the differences."""
     parts = []
     for variant in comparison["variants"]:
         parts.append(f"### {VARIANTS.get(variant, variant)}")
         parts += [markdown_rows(rows) for rows in comparison_rows(comparison, variant) if rows]
+        if rows := selection_rows(comparison, variant):
+            parts += [SELECTION_NOTE, markdown_rows(rows)]
     parts.append(
         "Shares in percent, gains in points; means over seeds. Intervals are over seeds and "
         "problems, where not said otherwise, and pair both."

@@ -14,6 +14,7 @@ import numpy as np
 
 from stepalign_jax.config.schema import EvaluationConfig
 from stepalign_jax.evaluation.evaluate import Evaluation, gains
+from stepalign_jax.evaluation.selection_effect import TEST_PROBLEMS, selection_effect
 from stepalign_jax.evaluation.statistics import two_level_interval
 from stepalign_jax.runs.cells import Cell
 
@@ -90,6 +91,22 @@ def curve_intervals(
     return found
 
 
+def selection_effects(cells: Sequence[Cell]) -> list[dict[str, float]]:
+    """Returns by run, in order, what choosing a checkpoint on test problems would add.
+
+    Of the validation behind the first step (`evaluation/selection_effect.py`). A run with too
+    few validation problems, or with less than two such checkpoints, has nothing to choose from;
+    with one of them the list is empty.
+    """
+    found = []
+    for cell in cells:
+        curve = [values for step, values in cell.get("curve_by_problem", []) if step > 0]
+        if len(curve) < 2 or len(curve[0]) < 2 * TEST_PROBLEMS:
+            return []
+        found.append(selection_effect(np.array(curve))._asdict())
+    return found
+
+
 def _gains(cells: Sequence[Cell], metric: str) -> np.ndarray:
     """[num_runs, num_problems] float64: after - before."""
     return np.array(
@@ -130,6 +147,9 @@ def variant_of(
         "curves": {
             label: curve_intervals(list(by_seed.values()), how)
             for label, by_seed in found.items()
+        },
+        "selection": {
+            label: selection_effects(list(by_seed.values())) for label, by_seed in found.items()
         },
         "differences": {
             label: difference(first, by_seed, how)

@@ -150,6 +150,19 @@ def test_comparison_markdown():
     assert "### Equal wall clock" in lines
 
 
+def test_what_the_choice_of_a_checkpoint_adds_stands_in_the_markdown_where_it_is_known():
+    comparison = make_comparison()
+    assert "that other problems choose" not in tables.comparison_markdown(comparison)
+    seeds = [
+        {"best_on_test": 0.5, "chosen_elsewhere": 0.46, "effect": 0.04},
+        {"best_on_test": 0.6, "chosen_elsewhere": 0.58, "effect": 0.02},
+    ]
+    comparison["selection"] = {"equal_tokens": {"stepalign": seeds, "no_context": []}}
+    written = tables.comparison_markdown(comparison)
+    assert "| stepalign | 55.0 | 52.0 | 3.0 | 4.0; 2.0 |" in written
+    assert written.count("of each seed |") == 1  # the other variant has none
+
+
 def widest(table: str) -> int:
     return max(map(len, table.splitlines()))
 
