@@ -25,7 +25,8 @@ class Program(NamedTuple):
     Attributes:
       phase: of a step, or "evaluate".
       name: of the program, with its shape.
-      key: all that its compiled form depends on, beside the code and the compiler.
+      made_of: what its compiled form depends on beside name, mesh, code and compiler; its
+        text is the same in every process.
       function: jitted.
       arguments: makes its arguments, shapes with shardings.
       mesh: where it runs.
@@ -41,7 +42,7 @@ class Program(NamedTuple):
 
     phase: str
     name: str
-    key: str
+    made_of: tuple[Any, ...]
     function: Any
     arguments: Callable[[], tuple[Any, ...]]
     mesh: Any
@@ -52,6 +53,11 @@ class Program(NamedTuple):
     temporaries: int
     shapes: int = 1
     decides: bool = True
+
+    @property
+    def key(self) -> str:
+        """All that its compiled form depends on, beside the code and the compiler."""
+        return repr((self.name, self.made_of, self.mesh.shape))
 
     def lower(self) -> Any:
         """Traces it; the mesh needs devices for it, though none that exist."""

@@ -238,7 +238,7 @@ class RunPrograms:
         return Program(
             phase=phase,
             name=name,
-            key=repr((name, made_of, self._mesh.shape)),
+            made_of=made_of,
             function=function,
             arguments=arguments,
             mesh=self._mesh,

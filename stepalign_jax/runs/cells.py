@@ -27,11 +27,13 @@ from stepalign_jax.runs.stopwatch import looks
 EQUAL_TOKENS, EQUAL_WALL_CLOCK = "equal_tokens", "equal_wall_clock"
 VARIANTS = (EQUAL_TOKENS, EQUAL_WALL_CLOCK)
 
-# Where things lie; for the models and the problems there, their hashes speak.
+# Where things lie; for the models and the problems there, their hashes speak. On how many
+# devices and hosts a run was made changes nothing but the last digits.
 _PLACES = (
     *("name", "runs_dir", "model.path", "trainable.adapter", "problems.path", "critic.path"),
     *("critic.store", "critiques.shared_store", "train.allow_changed_inputs"),
 )
+_PLACED = ("parallel", "hosts")
 _KEYS = ("command", "config", "inputs", "before", "after", "curve", "critic_exactness", "costs")
 
 Cell = dict[str, Any]
@@ -185,7 +187,7 @@ class CellFiles:
     def _check(self, name: CellName, cell: Cell, config: Config) -> None:
         free = _PLACES + (("train.num_steps",) if name.variant == EQUAL_WALL_CLOCK else ())
         for key, old, new in config_differences(cell["config"], config_json(config)):
-            if key not in free:
+            if key not in free and key.partition(".")[0] not in _PLACED:
                 raise UserError(
                     f"{self.path(name)} was made with {key}={old}, and this comparison has "
                     f"{key}={new}: give the command that it was made with, or delete it to "

@@ -4,6 +4,7 @@
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -313,8 +314,10 @@ def program(key: str, lower: Any) -> Program:
     class Lowering(Program):
         lower = lambda self: lower()  # noqa: E731
 
+    mesh = SimpleNamespace(shape={})
+    made_of, nothing = (key,), Counter()
     return Lowering(
-        "sample", "toy", key, None, lambda: (), None, Counter(), Counter(), "rows", 0, 0
+        "sample", "toy", made_of, None, lambda: (), mesh, nothing, nothing, "rows", 0, 0
     )
 
 

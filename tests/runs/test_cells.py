@@ -141,6 +141,17 @@ def test_cells_that_are_named_run_and_no_others(tmp_path, runs):
     assert runs.asked[1] == ["tiny-stepalign-seed0", "tiny-grpo-seed0", "tiny-stepalign-seed1"]
 
 
+def test_a_cell_made_on_other_devices_or_hosts_belongs(tmp_path, runs):
+    made(tmp_path)
+    path = cells(tmp_path)["grpo-seed1-equal_tokens.json"]
+    cell = read_json(path)
+    cell["config"]["parallel"]["data"] = 8
+    del cell["config"]["hosts"]  # as before it existed
+    write_json(path, cell)
+    runs.asked.clear()
+    assert set(made(tmp_path)["missing"]["equal_tokens"]) == set() and not runs.asked
+
+
 def test_a_stopped_comparison_keeps_the_cells_that_it_made(tmp_path, runs):
     runs.stop_after = 3
     with pytest.raises(KeyboardInterrupt):
