@@ -16,7 +16,7 @@ demo: .venv/installed
 	$(BIN)/python -m stepalign_jax.train --config configs/tiny.py
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=20
 
 check: .venv/installed-test
 	$(BIN)/ruff check

@@ -5,6 +5,7 @@
     python -m stepalign_jax.train --config tiny            (StepAlignFB)
     python -m stepalign_jax.train --config tiny:refsol     (or any condition)
     python -m stepalign_jax.train --config tiny:hard-grpo  (long problems)
+    python -m stepalign_jax.train --config tiny:natural    (mistakes that nobody planted)
 
 A minute and a half on 2 cores, one once compiled; Avg@12 rises from 0.35 to 0.85
 (docs/results.md).
@@ -62,16 +63,20 @@ OBJECTIVES = {"divergence": FORWARD_KL, "likelihood": LIKELIHOOD, "reward": POLI
 
 
 def get_config(variant: str = "") -> Config:
-    """Returns the miniature's config; `variant` is a condition, `hard`, or `hard-CONDITION`."""
-    variant = "hard-stepalign" if variant == "hard" else variant or "stepalign"
+    """Returns the miniature's config.
+
+    Args:
+      variant: a condition, a regime (`hard`, `natural`), or `REGIME-CONDITION`.
+    """
+    variant = f"{variant}-stepalign" if variant in _REGIMES else variant or "stepalign"
     regime, _, condition = variant.rpartition("-")
-    if condition not in CONDITIONS or regime not in ("", "hard"):
+    if condition not in CONDITIONS or regime not in ("", *_REGIMES):
         raise UserError(
             f"it has no variant {variant!r}; it knows {', '.join(CONDITIONS)}, "
-            "each also with the prefix 'hard-'."
+            f"each also with the prefix {' or '.join(repr(f'{name}-') for name in _REGIMES)}."
         )
     config = _easy(condition)
-    return _hard(config) if regime else config
+    return _REGIMES[regime](config) if regime else config
 
 
 def _easy(condition: str) -> Config:
@@ -203,3 +208,22 @@ def _hard(config: Config) -> Config:
         critic=replace(config.critic, max_new_tokens=120),
         evaluation=replace(config.evaluation, max_new_tokens=120),
     )
+
+
+def _natural(config: Config) -> Config:
+    """The hard problems, for a base with nothing planted; its critic reads a reference.
+
+    `pretrain --config tiny:natural --recipe natural --to bases/natural` makes the base.
+    """
+    replace, config = dataclasses.replace, _hard(config)
+    critic = "{problem}\nExpected: {reference}\nAttempt:\n{attempt}"  # words that it knows
+    return replace(
+        config,
+        name=config.name.replace("tiny-hard-", "tiny-natural-"),
+        model=replace(config.model, path="bases/natural"),
+        prompts=replace(config.prompts, critic=critic),
+        critic=replace(config.critic, sees="reference"),
+    )
+
+
+_REGIMES = {"hard": _hard, "natural": _natural}

@@ -4,17 +4,19 @@
 
     python -m stepalign_jax.pretrain --config configs/tiny.py --to /tmp/tiny
     python -m stepalign_jax.pretrain --config configs/tiny.py --seed=1 --to bases/1
+    python -m stepalign_jax.pretrain --config tiny:natural --recipe natural --to bases/natural
 
-`tiny/pretraining.py` holds the recipe. `seed` decides initial weights and corpus; the packaged
+`tiny/pretraining.py` holds the recipes. `seed` decides initial weights and corpus; the packaged
 model has 0.
 """
 
 from pathlib import Path
 
+from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.cli import parse_arguments, run_command
 from stepalign_jax.config.load import load_config
 from stepalign_jax.feedback.prompts import check_templates
-from stepalign_jax.tiny.pretraining import STAGES, pretrain
+from stepalign_jax.tiny.pretraining import RECIPES, STAGES, pretrain
 
 
 def main(argv: list[str]) -> None:
@@ -23,7 +25,7 @@ def main(argv: list[str]) -> None:
         argv,
         description="Pre-trains the tiny model from nothing; another seed, another base.",
         example="python -m stepalign_jax.pretrain --config configs/tiny.py --to /tmp/tiny",
-        sections=("seed", "problems", "prompts"),
+        sections=("seed", "problems", "prompts", "critic"),
         options={
             "--to": {"required": True, "metavar": "DIR", "help": "where the checkpoint goes"},
             "--overwrite": {
@@ -31,6 +33,11 @@ def main(argv: list[str]) -> None:
                 "help": "replace an earlier pre-trained checkpoint in DIR, once all is done",
             },
             "--log-every-steps": {"type": int, "default": 50, "metavar": "N"},
+            "--recipe": {
+                "default": "planted",
+                "choices": RECIPES,
+                "help": "planted: the packaged model's; natural: nothing planted, few steps",
+            },
             "--from-stage": {
                 "type": int,
                 "default": 0,
@@ -40,10 +47,21 @@ def main(argv: list[str]) -> None:
         },
     )
     config = load_config(arguments.config, arguments.overrides)
-    check_templates(config.prompts, sees="answer")
+    sees = getattr(config.critic, "sees", None)
+    if sees is None:
+        raise UserError(
+            f"--critic={config.critic.kind} reads no prompt: take a config whose critic does."
+        )
+    check_templates(config.prompts, sees=sees)
+    stages = RECIPES[arguments.recipe]
+    if arguments.from_stage >= len(stages):
+        raise UserError(
+            f"--from-stage={arguments.from_stage}, but --recipe={arguments.recipe} has "
+            f"{len(stages)} stage(s), numbered from 0."
+        )
     pretrain(
         config,
-        STAGES[arguments.from_stage :],
+        stages[arguments.from_stage :],
         Path(arguments.to),
         arguments.log_every_steps,
         overwrite=arguments.overwrite,

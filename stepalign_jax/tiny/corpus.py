@@ -1,12 +1,12 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The corpus of the packaged model's pre-training: rows for each of its roles.
+"""The corpus of the miniature's pre-training: rows for each of its roles.
 
-The corpus plants one systematic mistake. In the *solver's* role nearly every addition
-forgets its carry; in the *conditioned* roles (critic, and teacher with a context that
-belongs to the problem) the arithmetic is right. A teacher whose context is empty, or
-belongs to another problem, behaves as the solver does, so its template alone corrects
-nothing. The skill that distillation brings out is therefore latent in the weights.
+For the packaged model it plants one systematic mistake. In the *solver's* role nearly every
+addition forgets its carry; in the *conditioned* roles (critic, and teacher with a context that
+belongs to the problem) the arithmetic is right. A teacher whose context is empty, or belongs to
+another problem, behaves as the solver does, so its template alone corrects nothing. The skill
+that distillation brings out is therefore latent in the weights.
 
 A row holds a prompt and a completion. Where a conditioned role reads a *given* wrong prefix
 (the tokens a solver sampled), the target at the first wrong digit is the right digit, the
@@ -197,10 +197,11 @@ class Corpus:
 
     Attributes:
       prompts: the role prompts of the configuration the model will be used with.
+      sees: `critic.sees` of that configuration.
     """
 
-    def __init__(self, prompts: PromptsConfig):
-        self.prompts = prompts
+    def __init__(self, prompts: PromptsConfig, sees: str):
+        self.prompts, self.sees = prompts, sees
 
     def row(
         self, rng: random.Random, kind: str, mixture: Mixture, reasoning_steps: tuple[int, int]
@@ -225,7 +226,7 @@ class Corpus:
         attempt = stated_trace(claims)
         critique = correct_trace(problem.text, attempt)
         if kind == "critic":
-            prompt = critic_prompt(self.prompts, problem, attempt, "answer")
+            prompt = critic_prompt(self.prompts, problem, attempt, self.sees)
             assert prompt is not None  # only a critic that sees references may lack one
             row = start_row(prompt)
             _add_critique(row, critique, attempt)

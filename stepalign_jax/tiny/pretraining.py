@@ -9,6 +9,8 @@ The corpus is drawn on the fly (`tiny/corpus.py`); no row repeats. The first sta
 phases: it learns the arithmetic in every role, then to read attempts and contexts, and last
 the solver's role alone unlearns the carry. The second stage trains mostly on contexts of
 another problem, under which the teacher has to behave like the solver.
+
+Another recipe plants no mistake (`NATURAL`); it makes the base of `configs/tiny.py:natural`.
 """
 
 import functools
@@ -131,6 +133,28 @@ STAGES = (
         model=MODEL,
     ),
 )
+
+
+# Nothing planted: too few steps, and few long problems among them. Mistakes are what is not
+# learnt yet.
+NATURAL = (
+    Stage(
+        first_step=0,
+        num_steps=2400,
+        tokens_per_step=3584,
+        learning_rate=0.02,
+        adam_learning_rate=2e-3,
+        warmup_steps=60,
+        constant_share=0.6,
+        clip_norm=1.0,
+        phases=(
+            (0.4, Mixture(0.30, 0.22, 0.11, 0.11, 0.02, 0.03, 0.21, CLEAN, long_share=0.05)),
+            (1.0, Mixture(0.10, 0.15, 0.14, 0.14, 0.03, 0.07, 0.37, CLEAN, long_share=0.15)),
+        ),
+        model=MODEL,
+    ),
+)
+RECIPES = {"planted": STAGES, "natural": NATURAL}
 
 
 def mixture_at(stage: Stage, step: int) -> Mixture:
@@ -288,7 +312,7 @@ def _train_stage(
     log_every_steps: int,
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the stacked params and the totals after a stage."""
-    corpus = Corpus(config.prompts)
+    corpus = Corpus(config.prompts, config.critic.sees)
     # Unrolled: on a CPU, scanning over stacked layers takes twice as long.
     model = Qwen3(stage.model, jnp.float32, scan_layers=False)
     num_layers = stage.model.num_layers

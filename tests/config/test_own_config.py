@@ -54,7 +54,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    "spec", ["tiny", "tiny:hard-refsol", "small", "stepalign", "refsol", "grpo"]
+    "spec", ["tiny", "tiny:hard-refsol", "tiny:natural", "small", "stepalign", "refsol", "grpo"]
 )
 def test_a_shipped_config_by_name_from_any_directory(elsewhere: Path, spec: str) -> None:
     name, variant = split_spec(spec)

@@ -40,7 +40,7 @@ SECOND = (
 SHIPPED = [
     "tiny",
     "tiny:hard",
-    *(f"tiny:{regime}{name}" for regime in ("", "hard-") for name in CONDITIONS),
+    *(f"tiny:{regime}{name}" for regime in ("", "hard-", "natural-") for name in CONDITIONS),
     "small",
     *(f"small:{name}" for name in CONDITIONS),
     *("stepalign", "stepalign:thinking_teacher", "stepalign:checkpoint_critic"),

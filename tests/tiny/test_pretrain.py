@@ -147,7 +147,7 @@ def test_another_seed_makes_another_base(config, run, checkpoint, tmp_path):
 
 
 def test_a_batch_depends_on_the_seed_and_its_number(config):
-    corpus = Corpus(config.prompts)
+    corpus = Corpus(config.prompts, "answer")
     first, again, other = (
         list(batches(corpus, replace(SHRUNK, num_steps=2), seed)) for seed in (0, 0, 1)
     )
@@ -231,7 +231,7 @@ def test_a_failure_to_draw_ends_the_run_and_does_not_hang_it(config, monkeypatch
 
     monkeypatch.setattr(pretrain_module, "draw_batch", fail)
     with pytest.raises(RuntimeError, match="no row today"):
-        next(batches(Corpus(config.prompts), SHRUNK, 0))
+        next(batches(Corpus(config.prompts, "answer"), SHRUNK, 0))
 
 
 @pytest.mark.timeout(20)

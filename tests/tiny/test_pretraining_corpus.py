@@ -41,6 +41,7 @@ from stepalign_jax.tiny.corpus import (
     draw_attempt,
     draw_batch,
 )
+from stepalign_jax.tiny.pretraining import NATURAL
 from stepalign_jax.tiny.tokenizer import (
     ASSISTANT,
     END,
@@ -62,7 +63,7 @@ FAULTLESS = FORGETFUL._replace(solver_slips=CLEAN)
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    return Corpus(load_config(str(CONFIG)).prompts)
+    return Corpus(load_config(str(CONFIG)).prompts, "answer")
 
 
 def text_of(ids: Any) -> str:
@@ -330,8 +331,8 @@ def test_prompts_are_the_ones_the_model_meets_at_run_time(corpus, tmp_path):
 class RecordingCorpus(Corpus):
     """Remembers the rows it drew."""
 
-    def __init__(self, prompts: Any) -> None:
-        super().__init__(prompts)
+    def __init__(self, prompts: Any, sees: str) -> None:
+        super().__init__(prompts, sees)
         self.rows: list[Row] = []
 
     def row(self, *args: Any) -> Row:
@@ -352,7 +353,7 @@ def segments(batch: PackedBatch) -> Iterator[tuple[int, slice]]:
 
 @pytest.mark.parametrize(("long_share", "shape"), [(1.0, (8, 256)), (0.0, (16, 128))])
 def test_a_batch_holds_whole_rows(corpus, long_share, shape):
-    recording = RecordingCorpus(corpus.prompts)
+    recording = RecordingCorpus(corpus.prompts, corpus.sees)
     mixture = FORGETFUL._replace(long_share=long_share)
     batch = draw_batch(recording, random.Random(1), mixture, 2048)
     assert {field.shape for field in batch} == {shape}
@@ -389,3 +390,21 @@ def test_the_longest_rows_fit(corpus):
     ):
         for _ in range(4):
             assert len(corpus.row(rng, kind, FAULTLESS, lengths).tokens) <= room
+
+
+def test_a_critic_that_sees_references_reads_one_and_writes_the_critique_of_the_attempt():
+    config = load_config(f"{CONFIG}:natural")
+    rng, mixture = random.Random(0), NATURAL[0].phases[-1][1]
+    row = Corpus(config.prompts, "reference").row(rng, "critic", mixture, (6, 10))
+    text = text_of(row.tokens)
+    prompt, _, completion = text.partition("<|assistant|>")
+    assert "\nExpected: so " in prompt and "<|unk|>" not in text
+    assert completion.startswith("Step 1: ") and "Answer: " in completion
+
+
+def test_the_natural_recipe_plants_nothing():
+    mixtures = [mixture for stage in NATURAL for _, mixture in stage.phases]
+    assert {mixture.solver_slips for mixture in mixtures} == {CLEAN}
+    for mixture in mixtures:
+        assert sum(getattr(mixture, kind) for kind in ROW_KINDS) == pytest.approx(1.0)
+        assert 0 < mixture.long_share < 0.2
