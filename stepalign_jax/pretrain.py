@@ -16,7 +16,7 @@ from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.cli import parse_arguments, run_command
 from stepalign_jax.config.load import load_config
 from stepalign_jax.feedback.prompts import check_templates
-from stepalign_jax.tiny.pretraining import RECIPES, STAGES, pretrain
+from stepalign_jax.tiny.pretraining import RECIPES, STAGES, pretrain, seen_by_critic
 
 
 def main(argv: list[str]) -> None:
@@ -47,12 +47,7 @@ def main(argv: list[str]) -> None:
         },
     )
     config = load_config(arguments.config, arguments.overrides)
-    sees = getattr(config.critic, "sees", None)
-    if sees is None:
-        raise UserError(
-            f"--critic={config.critic.kind} reads no prompt: take a config whose critic does."
-        )
-    check_templates(config.prompts, sees=sees)
+    check_templates(config.prompts, sees=seen_by_critic(config))
     stages = RECIPES[arguments.recipe]
     if arguments.from_stage >= len(stages):
         raise UserError(

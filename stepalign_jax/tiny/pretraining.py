@@ -262,6 +262,11 @@ def make_kind_accuracies(model: Qwen3, corpus: Corpus, stage: Stage, seed: int) 
     return measure
 
 
+def seen_by_critic(config: Config) -> str:
+    """What the critic's rows show it: `critic.sees`, or the answer where no critic reads."""
+    return getattr(config.critic, "sees", "answer")
+
+
 def pretrain(
     config: Config,
     stages: Sequence[Stage],
@@ -312,7 +317,7 @@ def _train_stage(
     log_every_steps: int,
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the stacked params and the totals after a stage."""
-    corpus = Corpus(config.prompts, config.critic.sees)
+    corpus = Corpus(config.prompts, seen_by_critic(config))
     # Unrolled: on a CPU, scanning over stacked layers takes twice as long.
     model = Qwen3(stage.model, jnp.float32, scan_layers=False)
     num_layers = stage.model.num_layers
