@@ -172,7 +172,10 @@ class Comparison:
                 variant.replace("_", " "),
                 lambda job: self._keep(*by_job[job.config.name]),
             )
-        self._missing[variant] = [name for name in jobs if name not in self._files]
+        # Read once more: others may have made cells here while these ran.
+        self._missing[variant] = [
+            name for name, job in jobs.items() if self._files.read(name, job.config) is None
+        ]
 
     def _keep(self, name: CellName, job: Job) -> None:
         cell = make_cell(name, job.config, job.arguments, job.run)

@@ -152,6 +152,20 @@ def test_a_cell_made_on_other_devices_or_hosts_belongs(tmp_path, runs):
     assert set(made(tmp_path)["missing"]["equal_tokens"]) == set() and not runs.asked
 
 
+def test_cells_that_others_made_meanwhile_are_in_the_table(tmp_path, runs, monkeypatch):
+    def run_while_another_makes_the_rest(*arguments: Any) -> None:
+        monkeypatch.setattr(compare, "run_jobs", runs)
+        comparison(tmp_path).make(1, [CellName("grpo", 1, "equal_tokens")])
+        runs(*arguments)
+
+    monkeypatch.setattr(compare, "run_jobs", run_while_another_makes_the_rest)
+    first = comparison(tmp_path)
+    first.make(1, [CellName("stepalign", 1, "equal_tokens")])
+    assert first.results()["missing"]["equal_tokens"] == [
+        "stepalign:0:equal_tokens", "grpo:0:equal_tokens"
+    ]  # fmt: skip
+
+
 def test_a_stopped_comparison_keeps_the_cells_that_it_made(tmp_path, runs):
     runs.stop_after = 3
     with pytest.raises(KeyboardInterrupt):
