@@ -74,9 +74,6 @@ def main(argv: list[str]) -> None:
     for axes, key in zip(every, SHOWN, strict=True):
         values = np.array([100 * measures[key]["mean"] for measures, _ in found.values()])
         rho = correlation(values, gains)
-        print(
-            f"\nSpearman of {MEASURES[key]}: {rho.mean:+.2f} [{rho.low:+.2f}, {rho.high:+.2f}]"
-        )
         axes.scatter(values, gains)
         for name, x, y in zip(found, values, gains, strict=True):
             axes.annotate(name, (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
