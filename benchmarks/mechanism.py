@@ -22,10 +22,10 @@ from stepalign_jax.analysis.localisation import MEASURES
 from stepalign_jax.analysis.ranks import clustered_interval, spearman
 from stepalign_jax.base.files import read_json_object
 from stepalign_jax.evaluation.statistics import Interval
+from stepalign_jax.runs.cells import EQUAL_TOKENS
 
 SHOWN = ("auroc", "abs_first", "false_blame_correct", "copied_head")
 NUM_RESAMPLES = 2000
-VARIANT = "equal_tokens"
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> Interval:
@@ -45,7 +45,7 @@ def points(
     """Returns by condition: its measures in the analysis, and its gain in Avg@k."""
     gains: dict[str, dict[str, float]] = {}
     for comparison in comparisons:
-        for label, scores in comparison["gains"][VARIANT].items():
+        for label, scores in comparison["gains"][EQUAL_TOKENS].items():
             gains.setdefault(label, scores["avg_at_k"])
     known = analysis["contexts"]
     return {name: (known[name], gain) for name, gain in gains.items() if name in known}

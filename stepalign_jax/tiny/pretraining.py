@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -138,20 +138,13 @@ STAGES = (
 # Nothing planted: too few steps, and few long problems among them. Mistakes are what is not
 # learnt yet.
 NATURAL = (
-    Stage(
-        first_step=0,
+    replace(
+        STAGES[0],
         num_steps=2400,
-        tokens_per_step=3584,
-        learning_rate=0.02,
-        adam_learning_rate=2e-3,
-        warmup_steps=60,
-        constant_share=0.6,
-        clip_norm=1.0,
         phases=(
             (0.4, Mixture(0.30, 0.22, 0.11, 0.11, 0.02, 0.03, 0.21, CLEAN, long_share=0.05)),
             (1.0, Mixture(0.10, 0.15, 0.14, 0.14, 0.03, 0.07, 0.37, CLEAN, long_share=0.15)),
         ),
-        model=MODEL,
     ),
 )
 RECIPES = {"planted": STAGES, "natural": NATURAL}

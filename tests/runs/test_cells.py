@@ -22,7 +22,7 @@ from stepalign_jax.report.tables import comparison_markdown, comparison_table
 from stepalign_jax.runs import compare
 from stepalign_jax.runs.cells import CellName, parse_cell_names
 from stepalign_jax.runs.compare import Comparison
-from stepalign_jax.runs.comparison import curve_intervals, selection_effects
+from stepalign_jax.runs.comparison import curve_intervals
 from stepalign_jax.runs.directory import open_run
 from stepalign_jax.runs.jobs import Job, of_conditions
 
@@ -393,18 +393,3 @@ def test_a_curve_has_intervals_over_runs_and_problems_where_all_runs_have_a_poin
     assert first == (0, 0.25, 0.0, 0.5) and second == (10, 0.5, 0.25, 0.75)
     assert curve_intervals([cells[0], {"curve": []}], how) == []
     assert curve_intervals([], how) == []
-
-
-def test_what_choosing_a_checkpoint_adds_is_taken_from_the_validation_behind_the_first_step():
-    steps = [[0, [1.0] * 60], [10, [0.0] * 60], [20, [0.25] * 60], [30, [0.5] * 60]]
-    (found,) = selection_effects([{"curve_by_problem": steps}])
-    assert found == {"best_on_test": 0.5, "chosen_elsewhere": 0.5, "effect": 0.0}
-
-
-@pytest.mark.parametrize(
-    "curve", [[], [[0, [1.0] * 60], [10, [0.0] * 60]], [[10, [0.5] * 59], [20, [0.5] * 59]]]
-)
-def test_a_run_with_nothing_to_choose_from_says_nothing_of_the_choice(curve):
-    whole = [[10, [0.0] * 60], [20, [0.25] * 60]]
-    assert selection_effects([{"curve_by_problem": whole}, {"curve_by_problem": curve}]) == []
-    assert selection_effects([{}]) == []  # of an older version

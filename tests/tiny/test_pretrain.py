@@ -22,8 +22,9 @@ from stepalign_jax.huggingface.tokenizer import load_tokenizer
 from stepalign_jax.huggingface.weights import load_model
 from stepalign_jax.pretrain import main
 from stepalign_jax.tiny import pretraining as pretrain_module
-from stepalign_jax.tiny.corpus import ROW_KINDS, Corpus
+from stepalign_jax.tiny.corpus import CLEAN, ROW_KINDS, Corpus
 from stepalign_jax.tiny.pretraining import (
+    NATURAL,
     STAGES,
     batches,
     make_pretraining_optimizer,
@@ -166,6 +167,14 @@ def test_each_step_has_its_phase_and_only_the_last_forgets_carries():
     assert forgetting[:2] == [0.0, 0.0] and min(forgetting[2:]) > 0.9
     for mixture in mixtures:
         assert sum(getattr(mixture, kind) for kind in ROW_KINDS) == pytest.approx(1.0)
+
+
+def test_the_natural_recipe_plants_nothing():
+    mixtures = [mixture for stage in NATURAL for _, mixture in stage.phases]
+    assert {mixture.solver_slips for mixture in mixtures} == {CLEAN}
+    for mixture in mixtures:
+        assert sum(getattr(mixture, kind) for kind in ROW_KINDS) == pytest.approx(1.0)
+        assert 0 < mixture.long_share < 0.2
 
 
 def test_stages_follow_one_another_and_a_later_one_goes_on_from_the_files(run_stages, tmp_path):

@@ -41,7 +41,6 @@ from stepalign_jax.tiny.corpus import (
     draw_attempt,
     draw_batch,
 )
-from stepalign_jax.tiny.pretraining import NATURAL
 from stepalign_jax.tiny.tokenizer import (
     ASSISTANT,
     END,
@@ -394,17 +393,8 @@ def test_the_longest_rows_fit(corpus):
 
 def test_a_critic_that_sees_references_reads_one_and_writes_the_critique_of_the_attempt():
     config = load_config(f"{CONFIG}:natural")
-    rng, mixture = random.Random(0), NATURAL[0].phases[-1][1]
-    row = Corpus(config.prompts, "reference").row(rng, "critic", mixture, (6, 10))
+    (row,) = rows(Corpus(config.prompts, "reference"), "critic", 1)
     text = text_of(row.tokens)
     prompt, _, completion = text.partition("<|assistant|>")
     assert "\nExpected: so " in prompt and "<|unk|>" not in text
     assert completion.startswith("Step 1: ") and "Answer: " in completion
-
-
-def test_the_natural_recipe_plants_nothing():
-    mixtures = [mixture for stage in NATURAL for _, mixture in stage.phases]
-    assert {mixture.solver_slips for mixture in mixtures} == {CLEAN}
-    for mixture in mixtures:
-        assert sum(getattr(mixture, kind) for kind in ROW_KINDS) == pytest.approx(1.0)
-        assert 0 < mixture.long_share < 0.2
