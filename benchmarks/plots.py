@@ -35,4 +35,4 @@ def save(figure: Any, path: Path) -> None:
     """Writes the figure; makes the directory."""
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")

@@ -1,0 +1,89 @@
+# Copyright 2026 The stepalign_jax authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What do bad critiques cost? The gain of training, by the share that was spoilt on purpose.
+
+    python -m benchmarks.noise --to docs/images/noise-easy.png \\
+        --comparison runs/none/*/comparison.json runs/noise/*/*/comparison.json
+
+Each comparison holds one condition, trained with `--critiques.noise_share` and
+`--critiques.noise` as its own overrides say; one without them is the share 0 of every kind.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.plots import plt, save
+from stepalign_jax.base.files import read_json_object
+from stepalign_jax.runs.cells import EQUAL_TOKENS
+
+CONDITION = "stepalign"
+
+
+class Level(NamedTuple):
+    """How critiques were spoilt: one kind, a share of them, and whether they were checked."""
+
+    kind: str  # of config.schema.Noise; "" is none
+    share: float
+    checked: bool
+
+    def __str__(self) -> str:
+        if not self.kind:
+            return "none"
+        return f"{self.kind} {self.share:g}" + (", checked" if self.checked else "")
+
+
+def level_of(comparison: dict[str, Any]) -> Level:
+    """Returns the level that a comparison's overrides name."""
+    given = dict(override.lstrip("-").split("=", 1) for override in comparison["overrides"])
+    share = float(given.get("critiques.noise_share", 0))
+    kind = given.get("critiques.noise", "wrong_verdict") if share else ""
+    return Level(kind, share, bool(given.get("critiques.checks")))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints a row per level, and draws the gain over the share, a line per kind."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.noise", description=__doc__)
+    parser.add_argument("--comparison", required=True, nargs="+", metavar="JSON")
+    parser.add_argument("--to", required=True, metavar="PNG")
+    arguments = parser.parse_args(argv)
+    gains: dict[Level, dict[str, float]] = {}
+    for path in arguments.comparison:
+        comparison = read_json_object(Path(path))
+        level = level_of(comparison)
+        if level in gains:
+            parser.error(f"{path} has the level {str(level)!r} of another comparison.")
+        gains[level] = comparison["gains"][EQUAL_TOKENS][CONDITION]["avg_at_k"]
+    print("| critiques spoilt | gain in Avg@12 |\n|---|---|")
+    for level, gain in sorted(gains.items()):
+        mean, low, high = (100 * gain[key] for key in ("mean", "low", "high"))
+        print(f"| {level} | {mean:+.1f} [{low:+.1f}, {high:+.1f}] |")
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    clean = {level: gain for level, gain in gains.items() if not level.kind}
+    lines = sorted({(level.kind, level.checked) for level in gains if level.kind})
+    for index, (kind, checked) in enumerate(lines):
+        shown = {
+            level.share: gain
+            for level, gain in (clean | gains).items()
+            if not level.kind or (level.kind, level.checked) == (kind, checked)
+        }
+        shares = sorted(shown)
+        means = [100 * shown[share]["mean"] for share in shares]
+        errors = [
+            [100 * (shown[share]["mean"] - shown[share]["low"]) for share in shares],
+            [100 * (shown[share]["high"] - shown[share]["mean"]) for share in shares],
+        ]
+        # A little apart, so that no interval hides another.
+        places = [100 * share + 0.8 * (index - (len(lines) - 1) / 2) for share in shares]
+        label = kind + (", checked" if checked else "")
+        axes.errorbar(
+            places, means, errors, fmt="--s" if checked else "-o", label=label, capsize=2
+        )
+    axes.axhline(0, color="k", linewidth=0.8)
+    axes.set(xlabel="critiques spoilt, percent", ylabel="gain in Avg@12, points")
+    axes.legend()
+    save(figure, Path(arguments.to))
+
+
+if __name__ == "__main__":
+    main()
