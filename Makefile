@@ -31,7 +31,7 @@ format: .venv/installed-test
 test-slow: .venv-slow/installed
 	@printf '# Slow tests\n\nWritten by `make test-slow` on %s, with %s.\n\n```\n' \
 	  "$$(date -u +%Y-%m-%d)" "$$($(SLOW)/python --version)" > $(SLOW_PAGE)
-	@$(SLOW)/python -m pytest -m slow -v --no-header --durations=0 > .venv-slow/log.txt 2>&1; \
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(SLOW)/python -m pytest -m slow -v --no-header --durations=0 > .venv-slow/log.txt 2>&1; \
 	  status=$$?; cat .venv-slow/log.txt; sed "s|$(CURDIR)/||" .venv-slow/log.txt >> $(SLOW_PAGE); \
 	  printf '```\n' >> $(SLOW_PAGE); exit $$status
 

@@ -21,6 +21,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 # A bound makes JAX lock the directory, which tests in several processes share.
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2 * 2**30)
 
+# LLVM at -O0: half of the suite's CPU time was spent on code that runs for a moment. HLO passes
+# stay. `make test-slow` runs long enough to want them, and sets 0.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import hypothesis
 import jax
 import jaxtyping
