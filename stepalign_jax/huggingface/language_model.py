@@ -23,7 +23,7 @@ from stepalign_jax.model.config import Qwen3Config
 from stepalign_jax.model.kernels import choose_kernel
 from stepalign_jax.model.lora import LoraSpec
 from stepalign_jax.model.qwen3 import Qwen3, abstract_params
-from stepalign_jax.parallel.mesh import param_shardings
+from stepalign_jax.parallel.mesh import check_heads, param_shardings
 from stepalign_jax.parallel.offload import Resident
 from stepalign_jax.sampling.engine import Engine
 
@@ -152,6 +152,7 @@ def open_language_model(
     sizes, tokenizer = read_sizes(directory, path_key), load_tokenizer(directory)
     stops = stop_ids(tokenizer, directory)
     check_ids(tokenizer, stops, sizes.vocab_size)
+    check_heads(mesh, sizes.num_heads, sizes.num_kv_heads, mesh_section)
     model = LanguageModel(
         directory=directory,
         sizes=sizes,

@@ -155,6 +155,29 @@ def param_shardings(
     return jax.tree_util.tree_map_with_path(sharding, specs, shapes, is_leaf=is_spec)
 
 
+def check_heads(mesh: AnyMesh, heads: int, kv_heads: int, section: str = "parallel") -> None:
+    """Refuses a mesh that would cut a head in two.
+
+    A projection's axis is heads x head size, which more meshes divide than the heads.
+
+    Args:
+      mesh: where the network lies.
+      heads: its query heads.
+      kv_heads: its key heads.
+      section: as in `param_shardings`.
+
+    Raises:
+      UserError: `tensor` does not divide both numbers.
+    """
+    number = num_pieces(mesh, "tensor")
+    for name, count in (("query", heads), ("key", kv_heads)):
+        if count % number:
+            raise UserError(
+                f"{section}.tensor = {number} does not divide the model's {count} {name} "
+                "heads: choose a size that divides them."
+            )
+
+
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
     """Sharding in training of a [B, ...] array with `ndim` axes, B cut by data and fsdp."""
     spec = logical_to_mesh_axes(("batch",) + (None,) * (ndim - 1), RULES)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from stepalign_jax.base.progress import progress
 from stepalign_jax.config.schema import CheckpointCritic, Config
-from stepalign_jax.parallel.mesh import num_shards
+from stepalign_jax.parallel.mesh import check_heads, num_shards
 from stepalign_jax.planning.chips import Topology
 from stepalign_jax.planning.compiled import Compiled, compile_program
 from stepalign_jax.planning.meshes import make_meshes
@@ -144,6 +144,8 @@ class Planner:
         self._config, self._topology = config, topology
         self._meshes = make_meshes(config, topology)
         self._sizes = planned_sizes(config.model.path, "model.path")
+        heads = (self._sizes.num_heads, self._sizes.num_kv_heads)
+        check_heads(self._meshes.trained, *heads)
         own = RunPrograms(config, self._sizes, self._meshes)
         self._programs = {remat: own.with_remat(remat) for remat in REMATS}
         self._work = workload(config)

@@ -17,6 +17,7 @@ from stepalign_jax.model.qwen3 import abstract_params
 from stepalign_jax.parallel.mesh import (
     RULES,
     batch_sharding,
+    check_heads,
     make_mesh,
     param_shardings,
 )
@@ -82,6 +83,14 @@ def test_an_axis_that_does_not_divide_is_refused_by_name():
         param_shardings(mesh, abstract_params(CONFIG))
     with pytest.raises(UserError, match=r"^critic\.tensor = 3 does not divide"):
         param_shardings(mesh, abstract_params(CONFIG), section="critic")
+
+
+@pytest.mark.parametrize(("tensor", "named"), [(4, "2 key heads"), (3, "4 query heads")])
+def test_a_mesh_that_cuts_a_head_is_refused(tensor: int, named: str):
+    mesh = make_mesh(parallel(1, 1, tensor), devices=ONE * tensor)
+    with pytest.raises(UserError, match=rf"^parallel\.tensor = {tensor} does not .* {named}:"):
+        check_heads(mesh, heads=4, kv_heads=2)
+    check_heads(make_mesh(parallel(1, 1, 2), devices=ONE * 2), heads=4, kv_heads=2)
 
 
 def test_batch_sharding_cuts_the_batch_by_both_axes():
