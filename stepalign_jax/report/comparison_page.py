@@ -26,6 +26,7 @@ from stepalign_jax.report.tables import (
     VARIANTS,
     comparison_rows,
     selection_rows,
+    unsolved_rows,
 )
 from stepalign_jax.runs.stopwatch import duration
 
@@ -160,6 +161,9 @@ def _variant(comparison: dict[str, Any], variant: str) -> Html:
         parts.append(table(differences[0], differences[1:], words))
     if chosen := selection_rows(comparison, variant):
         parts.append(table(chosen[0], chosen[1:], SELECTION_NOTE))
+    note, rows = unsolved_rows(comparison, variant)
+    if rows:
+        parts.append(table(rows[0], rows[1:], note))
     return joined(*parts)
 
 

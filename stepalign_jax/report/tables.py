@@ -17,6 +17,7 @@ A comparison, as `runs/compare.py` makes it: {"k": int, "num_seeds": int, "label
     differences   {condition: {score: interval} or None}, gain of the first less this one's
     selection     {condition: [{best_on_test, chosen_elsewhere, effect}]}, one dict per seed;
                   [] where there was nothing to choose from
+    unsolved      `runs.comparison.unsolved`
 
 with the keys seed, summary, curve ([[step, avg_at_k], ...]), critic_exactness ([[step, value or
 None], ...]), solver_tokens, critic_share and train_seconds per seed.
@@ -46,6 +47,10 @@ _SELECTION = {
 SELECTION_NOTE = (
     "Were the checkpoint chosen on the test problems: validation Avg@n in percent, over random "
     f"splits into {TEST_PROBLEMS} problems that play the test and the others."
+)
+_UNSOLVED_NOTE = (
+    "Problems that no base solved, whatever the seed: {num_problems}, each answered "
+    "{num_samples} times. After training, in percent; a control says what chance gives."
 )
 _PAIRED_NOTE = "Shares in percent, gains in points, [intervals] over problems.\n"
 
@@ -286,6 +291,23 @@ def selection_rows(comparison: dict[str, Any], variant: str) -> list[list[str]]:
     return [["condition", *_SELECTION.values(), "of each seed"], *rows] if rows else []
 
 
+def unsolved_rows(comparison: dict[str, Any], variant: str) -> tuple[str, list[list[str]]]:
+    """Returns a caption, and what became of the problems that no base solved; [] if unknown."""
+    found = comparison.get("unsolved", {}).get(variant, {})
+    if not found:
+        return "", []
+    k, first = comparison["k"], comparison["labels"][0]
+    rows = [["condition", f"Avg@{k} after", f"Pass@{k} after", f"Avg@{k} of {first}, less it"]]
+    for name in comparison["labels"]:
+        if scores := found["after"].get(name):
+            less = found["differences"].get(name)
+            shown = percent(less, signed=True) if less else NOTHING
+            rows.append(
+                [name, percent(scores["avg_at_k"]), percent(scores["pass_at_k"]), shown]
+            )
+    return _UNSOLVED_NOTE.format(**found), rows
+
+
 def comparison_markdown(comparison: dict[str, Any]) -> str:
     """Returns Markdown tables per variant: a row per condition, then the differences."""
     parts = []
@@ -294,6 +316,9 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
         parts += [markdown_rows(rows) for rows in comparison_rows(comparison, variant) if rows]
         if rows := selection_rows(comparison, variant):
             parts += [SELECTION_NOTE, markdown_rows(rows)]
+        note, rows = unsolved_rows(comparison, variant)
+        if rows:
+            parts += [note, markdown_rows(rows)]
     parts.append(
         "Shares in percent, gains in points; means over seeds. Intervals are over seeds and "
         "problems, where not said otherwise, and pair both."

@@ -258,6 +258,7 @@ class Comparison:
             "curves": {variant: part["curves"] for variant, part in parts.items()},
             "gains": {variant: part["gains"] for variant, part in parts.items()},
             "selection": {variant: part["selection"] for variant, part in parts.items()},
+            "unsolved": {variant: part["unsolved"] for variant, part in parts.items()},
             "differences": {variant: part["differences"] for variant, part in parts.items()},
             "missing": {v: [str(name) for name in names] for v, names in self._missing.items()},
             "notes": list(dict.fromkeys(notes)),

@@ -7,7 +7,7 @@ conditions answers the same problems, drawn with the same noise, so a difference
 problem by problem and seed by seed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,56 @@ def selection_effects(cells: Sequence[Cell]) -> list[dict[str, float]]:
     return found
 
 
+def unsolved(
+    labels: Sequence[str], cells: Mapping[str, Mapping[int, Cell]], how: EvaluationConfig
+) -> dict[str, Any]:
+    """Returns what training did on problems that no base of these cells ever solved.
+
+    A base that fails n times is not one that cannot: some such problems are solved afterwards
+    though nothing was learnt. So a control says what a rate means here, and not 0.
+
+    Args:
+      labels: of the conditions; differences are taken from the first.
+      cells: by label and seed.
+      how: number of resamples, and confidence.
+
+    Returns:
+      {"num_problems": int, "num_samples": per problem, of the base, "after": {label: {score:
+      interval}}, "differences": {label: interval or None}}: Avg@k of the first condition less
+      this one's. {} where there is no such problem.
+    """
+    every = [
+        (seed, cell["before"]) for by_seed in cells.values() for seed, cell in by_seed.items()
+    ]
+    chosen = ~np.any([np.array(before["pass_at_k"]) > 0 for _, before in every], axis=0)
+    if not chosen.any():
+        return {}
+
+    def after(label: str, seeds: Iterable[int], metric: str) -> np.ndarray:
+        return np.array([cells[label][seed]["after"][metric] for seed in seeds])[:, chosen]
+
+    first = cells.get(labels[0], {})
+    differences: dict[str, Any] = {}
+    for label, by_seed in cells.items():
+        if label != labels[0]:
+            seeds = sorted(first.keys() & by_seed.keys())
+            rates = [after(name, seeds, "avg_at_k") for name in (labels[0], label) if seeds]
+            differences[label] = _interval(rates[0] - rates[1], how) if rates else None
+    return {
+        "num_problems": int(chosen.sum()),
+        # Conditions share a seed's samples of the base.
+        "num_samples": int(sum(before["num_samples"][0] for before in dict(every).values())),
+        "after": {
+            label: {
+                metric: _interval(after(label, by_seed, metric), how)
+                for metric in ("avg_at_k", "pass_at_k")
+            }
+            for label, by_seed in cells.items()
+        },
+        "differences": differences,
+    }
+
+
 def _gains(cells: Sequence[Cell], metric: str) -> np.ndarray:
     """[num_runs, num_problems] float64: after - before."""
     return np.array(
@@ -151,6 +201,7 @@ def variant_of(
         "selection": {
             label: selection_effects(list(by_seed.values())) for label, by_seed in found.items()
         },
+        "unsolved": unsolved(labels, found, how) if found else {},
         "differences": {
             label: difference(first, by_seed, how)
             for label, by_seed in found.items()

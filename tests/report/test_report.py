@@ -9,7 +9,7 @@ from support.run_files import interval, make_summary
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_json, write_jsonl
-from stepalign_jax.report import plots, tables
+from stepalign_jax.report import comparison_page, plots, tables
 from stepalign_jax.report.comparison_panels import windows
 from stepalign_jax.runs.directory import RunDirectory
 
@@ -161,6 +161,29 @@ def test_what_the_choice_of_a_checkpoint_adds_stands_in_the_markdown_where_it_is
     written = tables.comparison_markdown(comparison)
     assert "| stepalign | 55.0 | 52.0 | 3.0 | 4.0; 2.0 |" in written
     assert written.count("of each seed |") == 1  # the other variant has none
+
+
+def test_what_became_of_problems_that_no_base_solved_stands_in_the_markdown():
+    comparison = make_comparison()
+    assert "that no base solved" not in tables.comparison_markdown(comparison)
+    rate, less = ({"mean": m, "low": m - 0.1, "high": m + 0.1} for m in (0.25, -0.125))
+    scores = {"avg_at_k": rate, "pass_at_k": rate}
+    comparison["unsolved"] = {
+        "equal_tokens": {
+            "num_problems": 7,
+            "num_samples": 24,
+            "after": {"stepalign": scores, "no_context": scores},
+            "differences": {"no_context": less},
+        },
+        "equal_wall_clock": {},
+    }
+    written = tables.comparison_markdown(comparison)
+    assert "whatever the seed: 7, each answered 24 times." in written
+    shown = "25.0 [15.0, 35.0]"
+    assert f"| stepalign | {shown} | {shown} | – |" in written
+    assert f"| no_context | {shown} | {shown} | -12.5 [-22.5, -2.5] |" in written
+    assert written.count("that no base solved") == 1
+    assert "that no base solved" in str(comparison_page._variant(comparison, "equal_tokens"))
 
 
 def widest(table: str) -> int:
