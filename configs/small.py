@@ -7,6 +7,7 @@ r"""A real small instruct model on word problems: between the miniature and the 
     python -m stepalign_jax.probe --config small
     python -m stepalign_jax.train --config small            (StepAlignFB)
     python -m stepalign_jax.train --config small:refsol     (or any condition)
+    python -m stepalign_jax.train --config small:arithmetic (sums, which a program critiques)
 
 Sized for one free accelerator: a TPU v5e chip, of whose 15.75 GiB it takes about 9 (estimated,
 docs/scaling.md), or a T4 (add --model.compute_dtype=float16, for it has no bfloat16). It starts
@@ -16,6 +17,8 @@ docs/results.md has what ten steps on a CPU came to, on other weights: the solve
 Every value here is ours: the paper has no such model. The prompts show one worked example,
 because a model of half a billion parameters follows an example and ignores a description.
 """
+
+import dataclasses
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.config.learning import (
@@ -28,6 +31,7 @@ from stepalign_jax.config.learning import (
 )
 from stepalign_jax.config.schema import (
     AnalysisConfig,
+    ArithmeticProblems,
     Config,
     CritiquesConfig,
     EvaluationConfig,
@@ -35,6 +39,7 @@ from stepalign_jax.config.schema import (
     JsonlProblems,
     LoraTrainable,
     ModelConfig,
+    OracleCritic,
     ParallelConfig,
     PromptsConfig,
     SamplingConfig,
@@ -140,6 +145,39 @@ Student's solution:
 
 Corrected solution:"""
 
+SUM = "47+3*8-12"
+
+SUM_SOLUTION = """Step 1: 3*8=24
+Step 2: 47+24=71
+Step 3: 71-12=59
+Answer: 59"""
+
+SUM_REFERENCE = "so 3*8 gives 24; so 47-12 gives 35; so 35+24 gives 59; Total 59"
+
+SUM_SOLVER_PROMPT = f"""Work out the sum, one operation per line, exactly in the form of the \
+example.
+
+Problem: {SUM}
+Solution:
+{SUM_SOLUTION}
+
+Problem: {{problem}}
+Solution:"""
+
+SUM_TEACHER_PROMPT = f"""Work out the sum, one operation per line, exactly in the form of the \
+example. Keep to the numbers of the worked solution.
+
+Problem: {SUM}
+Worked solution:
+{SUM_REFERENCE}
+Solution:
+{SUM_SOLUTION}
+
+Problem: {{problem}}
+Worked solution:
+{{context}}
+Solution:"""
+
 FORWARD_KL = ForwardKl(
     token_tile=256,
     token_weights=(),
@@ -163,10 +201,25 @@ OBJECTIVES = {"divergence": FORWARD_KL, "likelihood": LIKELIHOOD, "reward": POLI
 
 
 def get_config(variant: str = "") -> Config:
-    """Returns the config of a condition; `stepalign` if none is named."""
-    condition = variant or "stepalign"
-    if condition not in CONDITIONS:
-        raise UserError(f"it has no variant {variant!r}; it knows {', '.join(CONDITIONS)}.")
+    """Returns the config of a condition; `stepalign` if none is named.
+
+    Args:
+      variant: a condition, `arithmetic`, or `arithmetic-CONDITION`.
+    """
+    regime, _, condition = variant.rpartition("-")
+    if variant == "arithmetic":
+        regime, condition = variant, ""
+    condition = condition or "stepalign"
+    if condition not in CONDITIONS or regime not in ("", "arithmetic"):
+        raise UserError(
+            f"it has no variant {variant!r}; it knows {', '.join(CONDITIONS)}, each also with "
+            "the prefix 'arithmetic-'."
+        )
+    config = _word_problems(condition)
+    return _arithmetic(config) if regime else config
+
+
+def _word_problems(condition: str) -> Config:
     group = 8 if condition == "grpo" else 1
     return Config(
         name=f"small-{condition}",
@@ -290,4 +343,35 @@ def get_config(variant: str = "") -> Config:
         hosts=HostsConfig(
             checkpoints_dir="", heartbeat_timeout_secs=90.0, progress_timeout_secs=1800.0
         ),
+    )
+
+
+def _arithmetic(config: Config) -> Config:
+    """Sums, whose every reasoning step a program can check: its critiques are exact."""
+    replace = dataclasses.replace
+    return replace(
+        config,
+        name=config.name.replace("small-", "small-arithmetic-"),
+        problems=ArithmeticProblems(
+            num_train=1000,
+            num_validation=64,
+            num_test=128,
+            min_reasoning_steps=6,
+            max_reasoning_steps=8,
+            base_avg_below=0.0,
+            base_avg_samples=16,
+        ),
+        prompts=replace(
+            config.prompts,
+            solver=SUM_SOLVER_PROMPT,
+            teacher=SUM_TEACHER_PROMPT,
+            reasoning_step_pattern=r"Step \d+: ",
+            answer_pattern=r"Answer: (-?\d+)",
+            max_problem_tokens=48,
+            max_context_tokens=160,
+        ),
+        sampling=replace(config.sampling, max_new_tokens=128),
+        critic=OracleCritic(),
+        critiques=replace(config.critiques, checks=(), max_retries=0),
+        evaluation=replace(config.evaluation, max_new_tokens=128),
     )

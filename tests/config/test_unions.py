@@ -42,7 +42,8 @@ SHIPPED = [
     "tiny:hard",
     *(f"tiny:{regime}{name}" for regime in ("", "hard-", "natural-") for name in CONDITIONS),
     "small",
-    *(f"small:{name}" for name in CONDITIONS),
+    "small:arithmetic",
+    *(f"small:{regime}{name}" for regime in ("", "arithmetic-") for name in CONDITIONS),
     *("stepalign", "stepalign:thinking_teacher", "stepalign:checkpoint_critic"),
     *("refsol", "refsol:checkpoint_critic", "grpo"),
 ]
