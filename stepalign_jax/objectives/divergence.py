@@ -159,6 +159,7 @@ def loss_and_gradient(
     values, gradient = _value_and_gradient(
         _Distribution(solver.logs, solver.probs),
         _Distribution(teacher.logs, teacher.probs),
+        teacher.logits,
         tokens,
         divergence,
         vocabulary,
@@ -230,6 +231,7 @@ class _Distribution(NamedTuple):
 def _value_and_gradient(
     solver: _Distribution,
     teacher: _Distribution,
+    teacher_logits: Float32[Array, "n V"],
     tokens: Int[Array, " n"],
     divergence: DivergenceConfig,
     vocabulary: Vocabulary,
@@ -242,7 +244,7 @@ def _value_and_gradient(
             away = solver.probs - vocabulary.holds(tokens, solver.probs)
             return -advantage * picked, advantage[:, None] * away
         case VocabularyDivergence():
-            return _sum_terms(solver, teacher, divergence, vocabulary)
+            return _sum_terms(solver, teacher, teacher_logits, divergence, vocabulary)
         case _:
             raise TypeError(f"{type(divergence).__name__} has no formula here")
 
@@ -250,6 +252,7 @@ def _value_and_gradient(
 def _sum_terms(
     solver: _Distribution,
     teacher: _Distribution,
+    teacher_logits: Float32[Array, "n V"],
     divergence: VocabularyDivergence,
     vocabulary: Vocabulary,
 ) -> tuple[Float32[Array, " n"], Float32[Array, "n V"]]:
@@ -258,10 +261,12 @@ def _sum_terms(
     if divergence.top_k == 0:
         values, total = vocabulary.sum(terms), vocabulary.sum(derivatives)
         return values, derivatives - solver.probs * total[:, None]
-    #   teacher.logs   -0.5  -1.2  -3.0  -4.1      top_k = 2
+    #   teacher_logits  3.5   2.8   1.0  -0.1      top_k = 2
     #   kept            1     1     0     0
     #   entries         own   own   `--tail--'     the tail's log is a logsumexp of the rest
-    kept = teacher.logs >= vocabulary.kth_largest(teacher.logs, divergence.top_k)[:, None]
+    # Logits are what a product wrote, once. A compiler may compute `logs` in two places, with
+    # another last bit in each, and then the k-th entry is below itself.
+    kept = teacher_logits >= vocabulary.kth_largest(teacher_logits, divergence.top_k)[:, None]
     solver_tail, teacher_tail = (_tail(side, kept, vocabulary) for side in (solver, teacher))
     tail_term, tail_derivative = _terms(solver_tail, teacher_tail, divergence)
     values = vocabulary.sum(jnp.where(kept, terms, 0.0)) + tail_term
