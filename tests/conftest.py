@@ -3,6 +3,7 @@
 """One setting for all tests: CPU, no network, checked shapes, no broadcasting, no chance."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -28,6 +29,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import hypothesis
 import jax
 import jaxtyping
+import pytest
 from support.shapes import CHECKED
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -37,3 +39,15 @@ jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 # A deadline would measure compilation; a test that fails by chance cannot be trusted.
 hypothesis.settings.register_profile("stepalign", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("stepalign")
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that a test makes end without figures, which take as long as their training.
+
+    A run that a fixture makes for a module has them.
+    """
+    train = sys.modules.get("stepalign_jax.train")
+    if train is not None:
+        monkeypatch.setattr(train, "plot_run", lambda _run: None)
+        monkeypatch.setattr(train, "run_images", lambda _run: {})
