@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What do bad critiques cost? The gain of training, by the share that was spoilt on purpose.
 
-    python -m benchmarks.noise --to docs/images/noise-easy.png \\
-        --comparison runs/none/*/comparison.json runs/noise/*/*/comparison.json
+    python -m benchmarks.noise --comparison noise/*/comparison-*/comparison.json \\
+        --to docs/images/noise-easy.png --data docs/data/noise-easy.json
 
 Each comparison holds one condition, trained with `--critiques.noise_share` and
 `--critiques.noise` as its own overrides say; one without them is the share 0 of every kind.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.plots import plt, save
-from stepalign_jax.base.files import read_json_object
+from stepalign_jax.base.files import read_json_object, write_json
 from stepalign_jax.runs.cells import EQUAL_TOKENS
 
 CONDITION = "stepalign"
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.noise", description=__doc__)
     parser.add_argument("--comparison", required=True, nargs="+", metavar="JSON")
     parser.add_argument("--to", required=True, metavar="PNG")
+    parser.add_argument("--data", metavar="JSON", help="gains by level, as shares")
     arguments = parser.parse_args(argv)
     gains: dict[Level, dict[str, float]] = {}
     for path in arguments.comparison:
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     for level, gain in sorted(gains.items()):
         mean, low, high = (100 * gain[key] for key in ("mean", "low", "high"))
         print(f"| {level} | {mean:+.1f} [{low:+.1f}, {high:+.1f}] |")
+    if arguments.data:
+        write_json(Path(arguments.data), {str(level): gains[level] for level in sorted(gains)})
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
     clean = {level: gain for level, gain in gains.items() if not level.kind}
     lines = sorted({(level.kind, level.checked) for level in gains if level.kind})
