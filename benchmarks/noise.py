@@ -61,30 +61,26 @@ def main(argv: list[str] | None = None) -> None:
         print(f"| {level} | {mean:+.1f} [{low:+.1f}, {high:+.1f}] |")
     if arguments.data:
         write_json(Path(arguments.data), {str(level): gains[level] for level in sorted(gains)})
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    clean = {level: gain for level, gain in gains.items() if not level.kind}
-    lines = sorted({(level.kind, level.checked) for level in gains if level.kind})
+    figure, axes = plt.subplots(figsize=(8, 4.2))
+    lines = sorted({(level.kind, level.checked) for level in gains})
     for index, (kind, checked) in enumerate(lines):
-        shown = {
-            level.share: gain
-            for level, gain in (clean | gains).items()
-            if not level.kind or (level.kind, level.checked) == (kind, checked)
-        }
-        shares = sorted(shown)
-        means = [100 * shown[share]["mean"] for share in shares]
-        errors = [
-            [100 * (shown[share]["mean"] - shown[share]["low"]) for share in shares],
-            [100 * (shown[share]["high"] - shown[share]["mean"]) for share in shares],
-        ]
         # A little apart, so that no interval hides another.
-        places = [100 * share + 0.8 * (index - (len(lines) - 1) / 2) for share in shares]
-        label = kind + (", checked" if checked else "")
-        axes.errorbar(
-            places, means, errors, fmt="--s" if checked else "-o", label=label, capsize=2
-        )
+        shown = {
+            100 * level.share + (0.8 * (index - (len(lines) - 1) / 2) if kind else 0): gain
+            for level, gain in sorted(gains.items())
+            if (level.kind, level.checked) == (kind, checked)
+        }
+        means = [100 * gain["mean"] for gain in shown.values()]
+        errors = [
+            [100 * (gain["mean"] - gain["low"]) for gain in shown.values()],
+            [100 * (gain["high"] - gain["mean"]) for gain in shown.values()],
+        ]
+        label = (kind or "none") + (", checked" if checked else "")
+        look = "--s" if checked else "-o"
+        axes.errorbar([*shown], means, errors, fmt=look, label=label, capsize=2)
     axes.axhline(0, color="k", linewidth=0.8)
     axes.set(xlabel="critiques spoilt, percent", ylabel="gain in Avg@12, points")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     save(figure, Path(arguments.to))
 
 
