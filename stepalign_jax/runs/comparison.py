@@ -7,7 +7,7 @@ conditions answers the same problems, drawn with the same noise, so a difference
 problem by problem and seed by seed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,28 +132,36 @@ def unsolved(
     if not chosen.any():
         return {}
 
-    def after(label: str, seeds: Iterable[int], metric: str) -> np.ndarray:
-        return np.array([cells[label][seed]["after"][metric] for seed in seeds])[:, chosen]
-
-    first = cells.get(labels[0], {})
-    differences: dict[str, Any] = {}
-    for label, by_seed in cells.items():
-        if label != labels[0]:
-            seeds = sorted(first.keys() & by_seed.keys())
-            rates = [after(name, seeds, "avg_at_k") for name in (labels[0], label) if seeds]
-            differences[label] = _interval(rates[0] - rates[1], how) if rates else None
+    # The base has 0 of everything there, so that a gain is what comes after.
+    found = {
+        label: {seed: _on(chosen, cell) for seed, cell in by_seed.items()}
+        for label, by_seed in cells.items()
+    }
+    after = {
+        label: gain_intervals(list(by_seed.values()), how) for label, by_seed in found.items()
+    }
+    first = found.get(labels[0], {})
     return {
         "num_problems": int(chosen.sum()),
         # Conditions share a seed's samples of the base.
         "num_samples": int(sum(before["num_samples"][0] for before in dict(every).values())),
         "after": {
-            label: {
-                metric: _interval(after(label, by_seed, metric), how)
-                for metric in ("avg_at_k", "pass_at_k")
-            }
-            for label, by_seed in cells.items()
+            label: {metric: scores[metric] for metric in ("avg_at_k", "pass_at_k")}
+            for label, scores in after.items()
         },
-        "differences": differences,
+        "differences": {
+            label: (difference(first, by_seed, how) or {}).get("avg_at_k")
+            for label, by_seed in found.items()
+            if label != labels[0]
+        },
+    }
+
+
+def _on(chosen: np.ndarray, cell: Cell) -> Cell:
+    """What is compared of a cell, on the chosen problems alone."""
+    return {
+        side: {metric: np.array(cell[side][metric])[chosen] for metric in COMPARED}
+        for side in ("before", "after")
     }
 
 

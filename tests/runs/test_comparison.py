@@ -30,6 +30,7 @@ def scored(*, before: list[float], after: list[float]) -> dict[str, dict[str, li
         side: {
             "avg_at_k": rates,
             "pass_at_k": [float(rate > 0) for rate in rates],
+            "maj_at_k": [float(rate > 0.5) for rate in rates],
             "num_samples": [4.0] * len(rates),
         }
         for side, rates in sides.items()
