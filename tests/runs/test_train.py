@@ -3,8 +3,6 @@
 """Whole runs of seconds: every condition, a second start, and a run that is killed."""
 
 import dataclasses
-import json
-import math
 import os
 import shutil
 import signal
@@ -17,6 +15,7 @@ from typing import Any, get_args
 import jax
 import numpy as np
 import pytest
+from support.checked_runs import check_files, check_metrics, check_summary, events
 from support.report_runs import make_row
 from support.run_files import finish, require_same_shape, rollout_row
 from support.runs import ROOT, small_config, write_config
@@ -34,7 +33,6 @@ from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.setup import initial_state, open_solver
 from stepalign_jax.training.state import TrainState
 
-SCORES = {"avg_at_k", "pass_at_k", "maj_at_k", "mean_tokens", "greedy", "truncated", "unparsed"}
 ONE_STEP = {"num_steps": 1, "validate_every_steps": 0}
 TWO_STEPS = {"num_steps": 2, "validate_every_steps": 0}
 SHORT = {
@@ -79,60 +77,6 @@ def unbroken(tmp_path_factory) -> RunDirectory:
     config = stepalign_config(tmp_path_factory.mktemp("unbroken"))
     train.train(config)
     return RunDirectory.of(config)
-
-
-def check_files(run: RunDirectory, config: Config) -> None:
-    steps = list(range(config.train.num_steps))
-    saved = json.loads(json.dumps(dataclasses.asdict(config)))
-    assert read_json(run.config_file) == saved
-    prompts = read_json(run.prompts_file)
-    found = prompts.pop("alignment", None)
-    assert prompts.keys() == {"solver", "teacher", "critic"}
-    if config.condition == "grpo":
-        assert found is None
-    else:  # one template for all roles, and no thoughts
-        assert 0 <= found["same_prompt_kl"] <= 1e-6 and found["template_artefacts"] == []
-    assert [row["step"] for row in read_jsonl(run.metrics_file)] == steps
-    assert [row["step"] for row in read_jsonl(run.timings_file)] == steps
-    wanted = ["config/text_summary", "prompts/solver/text_summary", "solver/correct_rollouts"]
-    wanted += ["_hparams_/session_start_info", "_hparams_/session_end_info", "test/avg_at_k"]
-    assert [tag for tag in wanted if tag.encode() not in events(run)] == []
-    rollouts = sorted(path.name for path in (run.path / "rollouts").iterdir())
-    assert rollouts == [run.rollouts_file(step).name for step in steps]
-    assert finished_steps(run.checkpoints)[-1] == config.train.num_steps
-
-
-def events(run: RunDirectory) -> bytes:
-    return b"".join(path.read_bytes() for path in run.tensorboard.glob("events.*"))
-
-
-def check_summary(summary: dict[str, Any], config: Config) -> None:
-    for side in ("before", "after", "gain"):
-        assert summary[side].keys() == SCORES
-        for interval in summary[side].values():
-            assert interval.keys() == {"mean", "low", "high"}
-            assert interval["low"] <= interval["mean"] <= interval["high"]
-    for name in SCORES:
-        gain = summary["after"][name]["mean"] - summary["before"][name]["mean"]
-        assert summary["gain"][name]["mean"] == pytest.approx(gain)
-    assert 0 < summary["step_seconds"] < summary["seconds"]
-    assert (summary["condition"], summary["seed"]) == (config.condition, config.seed)
-    assert (summary["k"], summary["num_problems"]) == (2, 4)
-
-
-def check_metrics(run: RunDirectory) -> None:
-    rows = read_jsonl(run.metrics_file)
-    for row in rows:
-        assert all(value is None or math.isfinite(value) for value in row.values())
-        assert row["sampler_logprob_gap"] < 1e-4  # float32: sampler and scorer agree
-        rollouts = read_jsonl(run.rollouts_file(row["step"]))
-        used = [len(r["tokens"]) for r in rollouts if r["failure"] is None]
-        assert row["tokens_in_loss"] == sum(used)
-        assert row["contexts_failed"] == len(rollouts) - len(used)
-        assert row["solver_tokens"] == sum(len(r["tokens"]) for r in rollouts)
-        assert row["reward"] == np.mean([r["correct"] for r in rollouts])
-    tokens = sum(row["solver_tokens"] for row in rows)
-    assert read_json(run.summary_file)["solver_tokens"] == tokens
 
 
 def contexts(run: RunDirectory) -> list[dict[str, Any]]:
