@@ -13,6 +13,7 @@ Sized for one free accelerator: a TPU v5e chip, of whose 15.75 GiB it takes abou
 docs/scaling.md), or a T4 (add --model.compute_dtype=float16, for it has no bfloat16). It starts
 on a CPU too, slowly, with --model.compute_dtype=float32. It has been run on no accelerator yet.
 docs/results.md has what ten steps on a CPU came to, on other weights: the solver got worse.
+The sums have been run on no model yet.
 
 Every value here is ours: the paper has no such model. The prompts show one worked example,
 because a model of half a billion parameters follows an example and ignores a description.
