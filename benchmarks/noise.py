@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.gains import draw_gains, in_points, overrides_of
 from benchmarks.plots import plt, save
 from stepalign_jax.base.files import read_json_object, write_json
 from stepalign_jax.runs.cells import EQUAL_TOKENS
@@ -35,7 +36,7 @@ class Level(NamedTuple):
 
 def level_of(comparison: dict[str, Any]) -> Level:
     """Returns the level that a comparison's overrides name."""
-    given = dict(override.lstrip("-").split("=", 1) for override in comparison["overrides"])
+    given = overrides_of(comparison)
     share = float(given.get("critiques.noise_share", 0))
     kind = given.get("critiques.noise", "wrong_verdict") if share else ""
     return Level(kind, share, bool(given.get("critiques.checks")))
@@ -57,8 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         gains[level] = comparison["gains"][EQUAL_TOKENS][CONDITION]["avg_at_k"]
     print("| critiques spoilt | gain in Avg@12 |\n|---|---|")
     for level, gain in sorted(gains.items()):
-        mean, low, high = (100 * gain[key] for key in ("mean", "low", "high"))
-        print(f"| {level} | {mean:+.1f} [{low:+.1f}, {high:+.1f}] |")
+        print(f"| {level} | {in_points(gain)} |")
     if arguments.data:
         write_json(Path(arguments.data), {str(level): gains[level] for level in sorted(gains)})
     figure, axes = plt.subplots(figsize=(8, 4.2))
@@ -70,14 +70,8 @@ def main(argv: list[str] | None = None) -> None:
             for level, gain in sorted(gains.items())
             if (level.kind, level.checked) == (kind, checked)
         }
-        means = [100 * gain["mean"] for gain in shown.values()]
-        errors = [
-            [100 * (gain["mean"] - gain["low"]) for gain in shown.values()],
-            [100 * (gain["high"] - gain["mean"]) for gain in shown.values()],
-        ]
         label = (kind or "none") + (", checked" if checked else "")
-        look = "--s" if checked else "-o"
-        axes.errorbar([*shown], means, errors, fmt=look, label=label, capsize=2)
+        draw_gains(axes, shown, label=label, look="--s" if checked else "-o")
     axes.axhline(0, color="k", linewidth=0.8)
     axes.set(xlabel="critiques spoilt, percent", ylabel="gain in Avg@12, points")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

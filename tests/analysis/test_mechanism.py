@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""benchmarks.mechanism and benchmarks.noise: what becomes a point, and how it is named."""
+"""benchmarks.mechanism, noise and chain_length: what becomes a point, and how it is named."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import mechanism, noise
+from benchmarks import chain_length, mechanism, noise
 
 GAINS = {"stepalign": 0.5, "refsol": 0.3, "no_context": -0.01}
 
@@ -104,3 +104,70 @@ def test_the_table_of_noise_begins_with_none_and_refuses_a_level_twice(
     with pytest.raises(SystemExit):
         noise.main(["--comparison", str(half), str(half), *to])
     assert "has the level 'wrong_verdict 0.5' of another comparison" in capsys.readouterr().err
+
+
+def of_length(path: Path, gains: dict[str, float], *overrides: str) -> Path:
+    """A comparison with the base's own runs, and the first condition less the second."""
+    path = comparison(path, gains, *overrides)
+    first, second = gains
+    runs = [{"summary": {"before": {"avg_at_k": {"mean": before}}}} for before in (0.1, 0.2)]
+    less = gains[first] - gains[second]
+    difference = {"avg_at_k": {"mean": less, "low": less - 0.01, "high": less + 0.02}}
+    return written(
+        path,
+        {
+            **json.loads(path.read_text()),
+            "labels": [*gains],
+            "variants": {"equal_tokens": {first: runs[:1], second: runs[1:]}},
+            "differences": {"equal_tokens": {second: difference}},
+        },
+    )
+
+
+def exactly(steps: int) -> tuple[str, str]:
+    return f"--problems.min_reasoning_steps={steps}", f"--problems.max_reasoning_steps={steps}"
+
+
+def test_the_table_of_chain_lengths_is_in_their_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    ten = of_length(tmp_path / "10.json", {"stepalign": 0.3, "grpo": 0.1}, *exactly(10))
+    four = of_length(tmp_path / "4.json", {"stepalign": 0.4, "grpo": 0.5}, *exactly(4))
+    to = ["--to", str(tmp_path / "c.png"), "--data", str(tmp_path / "c.json")]
+    chain_length.main(["--comparison", str(ten), str(four), *to])
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.split(" | ")[2:] == [
+        "gain of stepalign",
+        "gain of grpo",
+        "stepalign less grpo |",
+    ]
+    assert rows == [
+        "| 4 | 15.0 | +40.0 [+39.0, +42.0] | +50.0 [+49.0, +52.0] | -10.0 [-11.0, -8.0] |",
+        "| 10 | 15.0 | +30.0 [+29.0, +32.0] | +10.0 [+9.0, +12.0] | +20.0 [+19.0, +22.0] |",
+    ]
+    assert json.loads((tmp_path / "c.json").read_text())["4"]["base"] == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refusal"),
+    [
+        ((), "no single number"),
+        (exactly(4)[:1], "no single number"),
+        ((exactly(4)[0], exactly(6)[1]), "no single number"),
+        (exactly(4), "has the 4 reasoning steps of another comparison"),
+    ],
+)
+def test_a_length_is_one_and_comes_once(
+    overrides: tuple[str, ...],
+    refusal: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    gains = {"stepalign": 0.4, "grpo": 0.5}
+    four = of_length(tmp_path / "4.json", gains, *exactly(4))
+    other = of_length(tmp_path / "other.json", gains, *overrides)
+    with pytest.raises(SystemExit):
+        chain_length.main(
+            ["--comparison", str(four), str(other), "--to", str(tmp_path / "c.png")]
+        )
+    assert refusal in capsys.readouterr().err
