@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SLOW := .venv-slow/bin
-SLOW_PAGE := docs/test-slow.md
+SLOW_TESTS := tests
 TINY := stepalign_jax/tiny/checkpoint
 
 .PHONY: demo test check format test-slow test-newest peers pretrain clean
@@ -27,13 +27,10 @@ format: .venv/installed-test
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# The page keeps the tests' own words, so that it never says more than was run.
-test-slow: .venv-slow/installed
-	@printf '# Slow tests\n\nWritten by `make test-slow` on %s, with %s.\n\n```\n' \
-	  "$$(date -u +%Y-%m-%d)" "$$($(SLOW)/python --version)" > $(SLOW_PAGE)
-	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(SLOW)/python -m pytest -m slow -v --no-header --durations=0 > .venv-slow/log.txt 2>&1; \
-	  status=$$?; cat .venv-slow/log.txt; sed "s|$(CURDIR)/||" .venv-slow/log.txt >> $(SLOW_PAGE); \
-	  printf '```\n' >> $(SLOW_PAGE); exit $$status
+# The page keeps the tests' own words, a section per file, so that it never says more than was
+# run. Some alone: `make test-slow SLOW_TESTS=tests/launch`.
+test-slow: .venv-slow/installed .venv-inspect/installed
+	$(SLOW)/python tests/run_slow.py --page docs/test-slow.md $(SLOW_TESTS)
 
 # The upper end of the bounds: `make test-newest PYTHON=python3.13` (docs/install.md).
 test-newest: .venv-newest/installed
@@ -49,7 +46,7 @@ pretrain: .venv/installed
 peers: .venv-peers/installed .venv-trl/installed
 
 clean:
-	rm -rf .venv .venv-slow .venv-newest .venv-peers .venv-trl .venv-notebook build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-slow .venv-inspect .venv-newest .venv-peers .venv-trl .venv-notebook build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -70,6 +67,11 @@ clean:
 .venv-slow/installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(PYTHON) -m venv .venv-slow
 	$(SLOW)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,slow,gym]'
+	@touch $@
+
+.venv-inspect/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-inspect
+	.venv-inspect/bin/python -m pip install --quiet --editable '.[test,inspect]'
 	@touch $@
 
 .venv-newest/installed: pyproject.toml
