@@ -55,21 +55,13 @@ def slow_files(paths: list[str]) -> list[str]:
 
 def run(file: str) -> tuple[int, str]:
     """Returns the exit status and the output of a file's slow tests; shows it as it comes."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "slow",
-        "-v",
-        "--no-header",
-        "--durations=0",
-    ]
+    python = INTERPRETERS.get(file, sys.executable)
+    options = "-m slow -v -rs --no-header --durations=0".split()
     # What is compiled here is what a user's machine compiles, unlike in `make test`.
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     said = []
     with subprocess.Popen(
-        [*command, "--no-header", "--durations=0", file],
+        [python, "-m", "pytest", *options, file],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
