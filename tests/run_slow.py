@@ -56,7 +56,7 @@ def slow_files(paths: list[str]) -> list[str]:
 def run(file: str) -> tuple[int, str]:
     """Returns the exit status and the output of a file's slow tests; shows it as it comes."""
     python = INTERPRETERS.get(file, sys.executable)
-    options = ["-m", "slow", "-v", "-rs", "--no-header", "--durations=0"]
+    options = ["-m", "slow", "-v", "-rs", "--no-header", "--durations=0", "--timeout=1800"]
     # What is compiled here is what a user's machine compiles, unlike in `make test`.
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     said = []

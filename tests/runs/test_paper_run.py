@@ -80,7 +80,7 @@ def command(name: str, *arguments: str, cwd: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_two_steps_from_a_data_set(tmp_path):
     write_parquet(tmp_path / "cot.parquet", map(openmath_row, range(60)))
     source = ("--source", "openmath", "--from", "cot.parquet", "--to", "data/openmath")
