@@ -1,8 +1,59 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What `compare` wrote, as a table's cell and as a line of a figure."""
+"""What several calls of `compare` wrote, as rows of a table and as lines of a figure."""
 
-from typing import Any
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stepalign_jax.base.files import read_json_object
+
+
+class Request(NamedTuple):
+    """What a command line asks: comparisons by their place in the table, and where to write."""
+
+    comparisons: dict[Any, dict[str, Any]]  # in the order of the places
+    figure: Path
+    data: Path | None
+
+
+def request(
+    argv: list[str] | None,
+    *,
+    program: str,
+    description: str | None,
+    place_of: Callable[[dict[str, Any]], Any],
+    named: Callable[[Any], str],
+) -> Request:
+    """Reads a command line and the comparisons that it names.
+
+    Args:
+      argv: the command line; None is the process's own.
+      program: the module that is run.
+      description: of `--help`.
+      place_of: where a comparison belongs; a ValueError says in words why it belongs nowhere.
+      named: a place in words.
+
+    Raises:
+      SystemExit: a comparison belongs nowhere, or where another does.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
+    parser.add_argument("--comparison", required=True, nargs="+", type=Path, metavar="JSON")
+    parser.add_argument("--to", required=True, type=Path, metavar="PNG")
+    parser.add_argument("--data", type=Path, metavar="JSON", help="what is drawn, as shares")
+    arguments = parser.parse_args(argv)
+    found: dict[Any, dict[str, Any]] = {}
+    for path in arguments.comparison:
+        comparison = read_json_object(path)
+        try:
+            place = place_of(comparison)
+        except ValueError as error:
+            parser.error(f"{path} {error}")
+        if place in found:
+            parser.error(f"{path} has the {named(place)} of another comparison.")
+        found[place] = comparison
+    return Request(dict(sorted(found.items())), arguments.to, arguments.data)
 
 
 def overrides_of(comparison: dict[str, Any]) -> dict[str, str]:

@@ -9,13 +9,11 @@ Each comparison holds one condition, trained with `--critiques.noise_share` and
 `--critiques.noise` as its own overrides say; one without them is the share 0 of every kind.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.gains import draw_gains, in_points, overrides_of
+from benchmarks.gains import draw_gains, in_points, overrides_of, request
 from benchmarks.plots import plt, save
-from stepalign_jax.base.files import read_json_object, write_json
+from stepalign_jax.base.files import write_json
 from stepalign_jax.runs.cells import EQUAL_TOKENS
 
 CONDITION = "stepalign"
@@ -44,30 +42,29 @@ def level_of(comparison: dict[str, Any]) -> Level:
 
 def main(argv: list[str] | None = None) -> None:
     """Prints a row per level, and draws the gain over the share, a line per kind."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.noise", description=__doc__)
-    parser.add_argument("--comparison", required=True, nargs="+", metavar="JSON")
-    parser.add_argument("--to", required=True, metavar="PNG")
-    parser.add_argument("--data", metavar="JSON", help="gains by level, as shares")
-    arguments = parser.parse_args(argv)
-    gains: dict[Level, dict[str, float]] = {}
-    for path in arguments.comparison:
-        comparison = read_json_object(Path(path))
-        level = level_of(comparison)
-        if level in gains:
-            parser.error(f"{path} has the level {str(level)!r} of another comparison.")
-        gains[level] = comparison["gains"][EQUAL_TOKENS][CONDITION]["avg_at_k"]
+    asked = request(
+        argv,
+        program="benchmarks.noise",
+        description=__doc__,
+        place_of=level_of,
+        named=lambda level: f"level {str(level)!r}",
+    )
+    gains = {
+        level: comparison["gains"][EQUAL_TOKENS][CONDITION]["avg_at_k"]
+        for level, comparison in asked.comparisons.items()
+    }
     print("| critiques spoilt | gain in Avg@12 |\n|---|---|")
-    for level, gain in sorted(gains.items()):
+    for level, gain in gains.items():
         print(f"| {level} | {in_points(gain)} |")
-    if arguments.data:
-        write_json(Path(arguments.data), {str(level): gains[level] for level in sorted(gains)})
+    if asked.data:
+        write_json(asked.data, {str(level): gain for level, gain in gains.items()})
     figure, axes = plt.subplots(figsize=(8, 4.2))
     lines = sorted({(level.kind, level.checked) for level in gains})
     for index, (kind, checked) in enumerate(lines):
         # A little apart, so that no interval hides another.
         shown = {
             100 * level.share + (0.8 * (index - (len(lines) - 1) / 2) if kind else 0): gain
-            for level, gain in sorted(gains.items())
+            for level, gain in gains.items()
             if (level.kind, level.checked) == (kind, checked)
         }
         label = (kind or "none") + (", checked" if checked else "")
@@ -75,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     axes.axhline(0, color="k", linewidth=0.8)
     axes.set(xlabel="critiques spoilt, percent", ylabel="gain in Avg@12, points")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    save(figure, Path(arguments.to))
+    save(figure, asked.figure)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import chain_length, mechanism, noise
+from benchmarks import chain_length, gains, mechanism, noise
+from benchmarks.plots import plt
 
 GAINS = {"stepalign": 0.5, "refsol": 0.3, "no_context": -0.01}
 
@@ -171,3 +172,12 @@ def test_a_length_is_one_and_comes_once(
             ["--comparison", str(four), str(other), "--to", str(tmp_path / "c.png")]
         )
     assert refusal in capsys.readouterr().err
+
+
+def test_a_line_of_gains_is_in_points_with_its_intervals():
+    _, axes = plt.subplots()
+    gains.draw_gains(axes, {3.0: {"mean": 0.25, "low": 0.125, "high": 0.5}}, label="grpo")
+    [line] = axes.containers
+    assert line.lines[0].get_xydata().tolist() == [[3.0, 25.0]]
+    [bars] = line.lines[2]
+    assert bars.get_segments()[0].tolist() == [[3.0, 12.5], [3.0, 50.0]]
