@@ -24,3 +24,20 @@ def test_files_that_hold_a_slow_test_are_found(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     found = TOOL["slow_files"](["tests/launch", "tests/base/test_run_slow.py"])
     assert found == ["tests/launch/test_histories.py", "tests/launch/test_scripts.py"]
+
+
+def test_a_failure_is_told_and_a_file_may_have_an_interpreter_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("test_x.py").write_text(
+        "import pytest\n@pytest.mark.slow\ndef test_x():\n    assert 1 == 2\n"
+    )
+    status, said = TOOL["run"]("test_x.py")
+    assert status == 1 and "assert 1 == 2" in said and str(tmp_path) not in said
+    monkeypatch.setitem(TOOL["INTERPRETERS"], "test_x.py", "echo")
+    status, said = TOOL["run"]("test_x.py")
+    assert status == 0 and said.startswith("-m pytest -m slow")
+
+
+def test_files_with_an_interpreter_of_their_own_exist():
+    root = Path(__file__).parents[2]
+    assert [file for file in TOOL["INTERPRETERS"] if not (root / file).exists()] == []

@@ -111,7 +111,7 @@ def test_two_steps_from_a_data_set(tmp_path):
     rows = read_jsonl(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1]
     for row in rows:
-        assert row.get("contexts_failed", 0) == 0
+        assert row["contexts_failed"] == 0
         assert row["loss"] > 0 and np.isfinite(row["loss"]) and row["gradient_norm"] > 0
     prompts = read_json(run / "prompts.json")
     config = load_config("stepalign")
