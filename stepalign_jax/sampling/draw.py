@@ -8,6 +8,7 @@ filters.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,17 +121,40 @@ def _least_kept(
 ) -> Float32[Array, " B"]:
     """The largest t for which the probabilities of at least t sum up to `top_p`; 0 if none.
 
-    Floats that are not negative are in the order of their bits, so t is found bit by bit, the
-    highest first: 30 sums, up to 2.0, where a sort of the vocabulary takes many times as long.
+    Floats that are not negative are in the order of their bits, so t is found two bits at a
+    time, the highest first: 15 reads of `probs`, where a sort takes many times as long.
     """
 
-    def next_bit(place: Int32[Array, ""], bits: Int32[Array, " B"]) -> Int32[Array, " B"]:
-        tried = bits | (1 << (29 - place))
-        least = lax.bitcast_convert_type(tried, jnp.float32)[:, None]
-        mass = jnp.sum(jnp.where(probs >= least, probs, 0.0), axis=-1)
-        return jnp.where(mass >= top_p, tried, bits)
+    def masses(own: jax.Array, least: jax.Array) -> jax.Array:  # [B, V], [B, 3] -> [B, 3]
+        # One reduction of three sums: a CPU adds them side by side, where a sum alone waits
+        # for itself at each number.
+        bounds = jnp.split(least, least.shape[1], axis=1)
+        sums = lax.reduce(
+            tuple(jnp.where(own >= bound, own, 0.0) for bound in bounds),
+            (jnp.float32(0),) * len(bounds),
+            lambda sums, terms: tuple(map(jnp.add, sums, terms)),
+            dimensions=(1,),
+        )
+        return jnp.stack(sums, axis=1)
 
-    bits = lax.fori_loop(0, 30, next_bit, jnp.zeros(probs.shape[:1], jnp.int32))
+    if active_mesh() is None:
+        total = masses
+    else:  # one exchange for the three, which the compiler would make three of
+        rows, vocab = _row_and_vocab_axes()
+        total = jax.shard_map(
+            lambda own, least: lax.psum(masses(own, least), vocab or ()),
+            in_specs=(PartitionSpec(rows, vocab), PartitionSpec(rows)),
+            out_specs=PartitionSpec(rows),
+            check_vma=False,
+        )
+
+    def next_bits(place: Int32[Array, ""], bits: Int32[Array, " B"]) -> Int32[Array, " B"]:
+        tried = bits[:, None] | (jnp.arange(1, 4, dtype=jnp.int32)[None] << (28 - 2 * place))
+        reached = total(probs, lax.bitcast_convert_type(tried, jnp.float32)) >= top_p[:, None]
+        # Sums fall from the first bound to the last, so those that reach it come first.
+        return bits | (jnp.sum(reached, axis=1, dtype=jnp.int32) << (28 - 2 * place))
+
+    bits = lax.fori_loop(0, 15, next_bits, jnp.zeros(probs.shape[:1], jnp.int32))
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
@@ -169,7 +193,7 @@ def _most_probable(
     if (mesh := active_mesh()) is None:
         best, ids = lax.top_k(scaled, number)
         return best, ids
-    rows, vocab = logical_to_mesh_axes(("batch", "vocab")) or (None, None)
+    rows, vocab = _row_and_vocab_axes()
 
     def choose(own: jax.Array) -> tuple[jax.Array, jax.Array]:
         best, ids = lax.top_k(own, min(number, own.shape[1]))
@@ -187,6 +211,12 @@ def _most_probable(
         out_specs=PartitionSpec(rows),
         check_vma=False,
     )(scaled)
+
+
+def _row_and_vocab_axes() -> tuple[Any, Any]:
+    """The mesh axes that cut rows and the vocabulary under the rules of the flax context."""
+    rows, vocab = logical_to_mesh_axes(("batch", "vocab")) or (None, None)
+    return rows, vocab
 
 
 def _draw_sorted(

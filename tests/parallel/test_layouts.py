@@ -107,7 +107,8 @@ def check_sampling(shape: tuple[int, int, int], config: Any) -> None:
     chosen = [(own, cut * min(n, VOCABULARY // cut)) for n in numbers] * 2
     gathered = [s for one in draw if one.kind == "all-gather" for s in one.shapes]
     assert sorted(gathered) == sorted(chosen * is_cut), gathered
-    within((one for one in draw if one.kind != "all-gather"), all_reduce=[(own,), (own, 1), ()])
+    summed = [(own,), (own, 1), (own, 3), ()]  # three masses of a nucleus at a time
+    within((one for one in draw if one.kind != "all-gather"), all_reduce=summed)
     # What every host reads.
     rest = [one for one in found["decode"] if one not in turn and one.elements > 1]
     within(rest, all_gather=[(DECODE_STEPS, SLOTS), (SLOTS,)] * cut_rows)
