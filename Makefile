@@ -10,13 +10,17 @@ SLOW := .venv-slow/bin
 SLOW_TESTS := tests
 TINY := stepalign_jax/tiny/checkpoint
 
-.PHONY: demo test check format test-slow test-newest peers pretrain clean
+.PHONY: demo test test-long check format test-slow test-newest peers pretrain clean
 
 demo: .venv/installed
 	$(BIN)/python -m stepalign_jax.train --config configs/tiny.py
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=20
+
+# Whole runs, the pages of docs/ as programs, several processes and devices: CI runs both.
+test-long: .venv/installed-test
+	$(BIN)/python -m pytest -m long -n 2 --dist worksteal --durations=20
 
 check: .venv/installed-test
 	$(BIN)/ruff check
@@ -34,7 +38,7 @@ test-slow: .venv-slow/installed .venv-inspect/installed
 
 # The upper end of the bounds: `make test-newest PYTHON=python3.13` (docs/install.md).
 test-newest: .venv-newest/installed
-	.venv-newest/bin/python -m pytest -n 2 --dist worksteal
+	.venv-newest/bin/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 # Makes the packaged tiny checkpoint again, from nothing; it is replaced when all is done.
 pretrain: .venv/installed

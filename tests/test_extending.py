@@ -81,6 +81,7 @@ def test_a_config_of_ones_own(tmp_path: Path) -> None:
     assert config.problems == shipped.problems
 
 
+@pytest.mark.long
 def test_a_context(tmp_path: Path) -> None:
     directory, rows = run(tmp_path, "with_first_fix.py", *THREE)
     fixes = [row["context"] for row in rows if not row["correct"]]
@@ -92,11 +93,13 @@ def test_a_context(tmp_path: Path) -> None:
     assert set(found) >= {"first_fix", "stepalign"}
 
 
+@pytest.mark.long
 def test_a_critic(tmp_path: Path) -> None:
     _, rows = run(tmp_path, "with_hint_critic.py", *THREE, "--critic.opening=Hint: ")
     assert all(re.fullmatch(r"Hint: so .* gives \d+", row["context"]) for row in rows)
 
 
+@pytest.mark.long
 def test_a_source_of_problems(tmp_path: Path) -> None:
     _, rows = run(tmp_path, "with_doubles.py", "--condition=refsol")
     for row in rows:
@@ -104,6 +107,7 @@ def test_a_source_of_problems(tmp_path: Path) -> None:
         assert number % 3 == 0 and row["context"] == f"so {number}+{number}"
 
 
+@pytest.mark.long
 def test_a_weight_per_token(tmp_path: Path) -> None:
     weighted, rows = run(tmp_path, "with_second_half.py", *THREE)
     plain, same = run(
@@ -114,6 +118,7 @@ def test_a_weight_per_token(tmp_path: Path) -> None:
     assert 0 < losses[0] < losses[1]
 
 
+@pytest.mark.long
 def test_a_feedback_design(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Context, critic's prompt and weight in one file; the probe measures that context."""
     asked: list[Any] = []

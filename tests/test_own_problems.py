@@ -43,6 +43,7 @@ def follow(script: str) -> None:
             assert "--print_config" in arguments and not end.code
 
 
+@pytest.mark.long
 def test_the_page_trains_and_exports(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -345,8 +345,12 @@ def init_params(config: Qwen3Config, key: jax.Array, dtype: Any = jnp.float32) -
     return run(key)
 
 
+@functools.cache  # a command asks three times, and each trace of the model takes 0.3 s
 def abstract_params(config: Qwen3Config) -> Tree:
-    """Shapes of `init_params` boxed with logical axis names, for `mesh.param_shardings`."""
+    """Shapes of `init_params` boxed with logical axis names, for `mesh.param_shardings`.
+
+    All callers get the same tree, which nobody may change.
+    """
     return jax.eval_shape(lambda: _init(config, jax.random.key(0)))
 
 

@@ -19,6 +19,7 @@ CONTEXTS = ("stepalign", "no_context")
 ANALYSIS = {"num_rollouts": 4, "contexts": CONTEXTS, "batch_size": 4}
 
 
+@pytest.mark.long
 def test_the_command(tmp_path, capsys, monkeypatch):
     config = small_config(tmp_path, analysis=ANALYSIS, problems={"num_validation": 4})
     to = tmp_path / "made"
@@ -59,6 +60,7 @@ def test_refusals(monkeypatch, capsys, tmp_path):
     assert "--truth is 1" in refused("--truth", "1")
 
 
+@pytest.mark.long
 def test_a_stopped_call_goes_on_where_it_was(tmp_path, monkeypatch):
     """What was drawn before a stop is not drawn again, and the outcomes are the same."""
     config = small_config(tmp_path, analysis=ANALYSIS, problems={"num_validation": 4})

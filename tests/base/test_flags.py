@@ -58,6 +58,7 @@ def answer(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_flags_that_decide_tokens_are_not_followed(answer: str) -> None:
     found, lines = answer_with(**NOT_FOLLOWED)
     assert found == answer

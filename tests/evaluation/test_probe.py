@@ -131,6 +131,7 @@ def test_the_teacher_is_asked_under_the_contexts_that_training_would_use(tmp_pat
     assert len(found["stepalign"]) == len(found["refsol"]) == 0 < len(found["no_context"])
 
 
+@pytest.mark.long
 def test_a_stopped_probe_goes_on_and_finds_the_same(tmp_path, monkeypatch, capsys):
     config, add = small_config(tmp_path), Kept.add
     whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"

@@ -80,6 +80,7 @@ def test_adapter_export_is_the_checkpoint_bit_for_bit(run, tmp_path):
     assert settings["base_model_name_or_path"] == str(TINY_BASE.resolve())
 
 
+@pytest.mark.long
 def test_a_run_end_to_end(tmp_path):
     """What was trained is what is exported: its solver says the same as the merged model."""
     config = small_config(

@@ -112,6 +112,7 @@ def checked(number: int):
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @checked(40)
 @given(st.sampled_from(sorted(BEGINNINGS)), histories)

@@ -104,6 +104,7 @@ def one_step(dtype: Any, kind: str) -> tuple[TrainState, Any, Any]:
     return *update(programs, state, base, parts, taught)[:2], hidden  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", TRAINABLES)
 def test_a_step_in_fp16_trains_fp32_weights_as_fp32_does(kind):
     state, metrics, hidden = one_step(HALF, kind)

@@ -11,7 +11,7 @@ from stepalign_jax.objectives.vocabulary import Cut
 @pytest.mark.parametrize(
     ("check", "says"),
     [
-        ("check_all_ways", "equal by 18 ways on 8 devices"),
+        pytest.param("check_all_ways", "equal by 18 ways on 8 devices", marks=pytest.mark.long),
         ("check_other_losses", "equal for 4 losses"),
         ("check_forward_only", "scores are equal"),
         ("check_the_page", "docs/divergence.md is right"),

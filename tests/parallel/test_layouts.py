@@ -214,6 +214,7 @@ def run(code: str, timeout_secs: float = 280) -> str:
     return printed.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_fsdp_alone_samples_and_trains_as_intended():
     code = "check_sampling((1, 8, 1), CONFIG); check_step((1, 8, 1), SPEC)"
     assert run(code) == "done"

@@ -88,6 +88,7 @@ def require_same(found: RunDirectory, expected: RunDirectory) -> None:
         assert read_json(found.summary_file)[side] == read_json(expected.summary_file)[side]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(2 * SECONDS)
 def test_two_processes_train_like_one_and_one_of_them_writes(one, tmp_path):
     spec, run = config_of(tmp_path / "two", parallel=FOUR)

@@ -65,6 +65,7 @@ def test_a_config_that_is_not_the_adapters_is_refused(
     assert sentence.format(directory) in error
 
 
+@pytest.mark.long
 def test_a_run_from_an_adapter(directory, tmp_path, capsys):
     """It filters problems, starts its curve and compares with the adapter, not the base."""
     config = make_config(

@@ -253,6 +253,7 @@ def steps(config: Config, number: int, **more: Any) -> Config:
     )
 
 
+@pytest.mark.long
 def test_a_run_goes_on_only_with_its_inputs_and_may_get_longer(tmp_path, capsys):
     config = small_config(
         tmp_path / "runs",

@@ -127,6 +127,7 @@ def test_a_killed_run_asks_only_what_failed(live, tmp_path):
     assert read_jsonl(copy.metrics_file) == read_jsonl(run.metrics_file)
 
 
+@pytest.mark.long
 def test_a_run_of_the_base_can_be_recorded_and_replayed(live, tmp_path):
     recorded = config_for(tmp_path / "self", {}, critiques={"store": "all"})
     train.train(recorded)

@@ -100,7 +100,15 @@ def check_contexts(rows: list[dict[str, Any]], condition: str) -> None:
         assert [(row["context"], row["failure"]) for row in rows] == [("", None)] * len(rows)
 
 
-@pytest.mark.parametrize("condition", SHORT)
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "refsol",
+        "grpo",
+        pytest.param("no_context", marks=pytest.mark.long),
+        pytest.param("other_problem", marks=pytest.mark.long),
+    ],
+)
 def test_a_run_of_each_condition(condition, tmp_path):
     config = small_config(tmp_path, condition, **SHORT[condition])
     summary = train.train(config)
@@ -115,6 +123,7 @@ def test_a_run_of_each_condition(condition, tmp_path):
         assert all(row["gradient_norm"] > 0 for row in read_jsonl(run.metrics_file))
 
 
+@pytest.mark.long
 def test_a_run_with_its_own_critic(unbroken):
     config = stepalign_config(unbroken.path.parent)
     check_files(unbroken, config)
@@ -325,6 +334,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(unbroken, tmp_path, monkeypatch, 
     assert len(read_jsonl(run.timings_file)) == 4
 
 
+@pytest.mark.long
 def test_a_stop_signal_leaves_a_checkpoint_and_the_same_command_goes_on(unbroken, tmp_path):
     """SIGTERM in the second step, as a preemption sends it."""
     config = stepalign_config(tmp_path)

@@ -156,6 +156,7 @@ def test_a_shared_prefix_is_prefilled_once_and_changes_no_token():
         np.testing.assert_allclose(shared.logprobs[row], rollouts.logprobs[0], atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_cache_that_grows_and_shrinks_changes_no_token():
     generator = np.random.default_rng(5)
     lengths = (120, 300, 4, 7)

@@ -269,7 +269,7 @@ def test_prepared_weights_stay_as_they_are(expected):
     assert_rows_equal(sample(range(9), prepared), expected, list(range(9)))
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.long), False])
 def test_weights_in_blocks_sample_like_the_full_forward(tied, monkeypatch):
     # At this size kernels stay as they are; here the smallest is cut like the largest.
     monkeypatch.setattr("stepalign_jax.model.products._SMALLEST", 0)
@@ -308,7 +308,10 @@ def test_the_decode_layout_rounds_ahead_what_the_model_rounds_anyway():
     assert layout["params"]["final_norm"]["scale"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+HALVES = [pytest.param(name, marks=pytest.mark.long) for name in ("bfloat16", "float16")]
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALVES])
 def test_a_biased_model_samples_with_the_log_probs_that_it_is_scored_with(dtype):
     config = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False)
     params = jax.tree_util.tree_map_with_path(

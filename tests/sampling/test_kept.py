@@ -39,6 +39,7 @@ def stopped(result: Path, count: int = 3) -> Stopped:
     return stop.value
 
 
+@pytest.mark.long
 def test_a_stopped_job_goes_on_and_ends_in_the_same_bits(tmp_path):
     whole, result, seen = sample(), tmp_path / "found.json", []
     stop = stopped(result)

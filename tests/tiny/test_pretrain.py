@@ -106,6 +106,7 @@ def checkpoint(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.long
 def test_the_checkpoint_loads_as_any_other(checkpoint):
     model, params = load_model(str(checkpoint))
     assert model == SHRUNK.model
@@ -177,6 +178,7 @@ def test_the_natural_recipe_plants_nothing():
         assert 0 < mixture.long_share < 0.2
 
 
+@pytest.mark.long
 def test_stages_follow_one_another_and_a_later_one_goes_on_from_the_files(run_stages, tmp_path):
     stages = [replace(SHRUNK, num_steps=2), replace(SHRUNK, num_steps=2, first_step=2)]
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -113,6 +113,7 @@ EIGHT_DEVICES = """
 """
 
 
+@pytest.mark.long
 def test_on_eight_devices():
     assert output_on_devices(EIGHT_DEVICES, num_devices=8) == "ran on 8 devices"
 

@@ -129,7 +129,9 @@ def test_a_step_without_a_token_is_finite_and_changes_nothing(objective):
     assert int(new.step) == 1
 
 
-@pytest.mark.parametrize("objective", [DIVERGENCE, SURROGATE])
+@pytest.mark.parametrize(
+    "objective", [DIVERGENCE, pytest.param(SURROGATE, marks=pytest.mark.long)]
+)
 def test_filling_up_the_packed_tokens_changes_nothing(objective):
     gradients = [
         # As many places as there are tokens; a tile of eight more, and a part of one.
@@ -184,6 +186,7 @@ def test_a_token_of_weight_zero_counts_in_the_denominator_alone(objective):
 # --- Precision -----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_float16_gradients_do_not_fall_below_what_float16_can_hold():
     # As in a step of many tokens: the loss of each is a small share of the mean.
     def gradients_of_shares(dtype: Any, *shares: float) -> list[Any]:
@@ -348,6 +351,7 @@ def test_policy_gradient_without_a_difference_in_reward_changes_nothing():
 # --- Compilations --------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_shape_compiles_once_however_often_it_comes():
     # Programs of their own: the others of this file have met other shapes.
     method = Method(MODEL, OPTIMIZER, DIVERGENCE, TEACHERS["ema"])
