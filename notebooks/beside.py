@@ -15,7 +15,6 @@ and no kernel restarts.
 import codecs
 import contextlib
 import fcntl
-import functools
 import hashlib
 import json
 import os
@@ -124,8 +123,7 @@ class Environment:
         variables |= {"TERM": "dumb", "TQDM_MININTERVAL": "1", "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
             argv, stdin=theirs, stdout=theirs, stderr=theirs, env=variables,
-            # Its own terminal, which hangs up should the kernel end: a command then stops too.
-            preexec_fn=functools.partial(os.login_tty, 0),
+            preexec_fn=_take_terminal,
         )  # fmt: skip
         os.close(theirs)
         try:
@@ -150,6 +148,16 @@ class Environment:
             env={k: v for k, v in os.environ.items() if k not in _NOT_PASSED_ON},
         )  # fmt: skip
         return found.stdout.strip() not in ("", "cpu")
+
+
+def _take_terminal() -> None:
+    """Makes standard input the process's own terminal, whose hanging up ends it.
+
+    It hangs up when the kernel ends. A kernel that was started with nohup ignores that, and so
+    would its children.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.login_tty(0)
 
 
 def _copy(descriptor: int) -> str:

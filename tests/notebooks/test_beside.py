@@ -149,10 +149,12 @@ def test_a_reduced_run_shares_its_programs_with_the_tests_own_runs(tmp_path):
     assert load_config("tiny", beside._SECONDS) == small_config(Path("runs"))
 
 
-def test_a_command_ends_with_its_kernel(tmp_path):
+@pytest.mark.parametrize("hangup", ["SIG_DFL", "SIG_IGN"])  # the second under nohup
+def test_a_command_ends_with_its_kernel(hangup):
     """The terminal hangs up, and nothing of a notebook runs on unseen."""
     code = f"""
-import os, sys, threading, time
+import os, signal, sys, threading, time
+signal.signal(signal.SIGHUP, signal.{hangup})
 sys.path.insert(0, {str(ROOT / "notebooks")!r})
 import beside, pathlib
 child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
