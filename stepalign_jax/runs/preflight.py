@@ -25,7 +25,7 @@ import numpy as np
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.files import write_json
 from stepalign_jax.base.progress import progress, say
-from stepalign_jax.config.schema import Config
+from stepalign_jax.config.schema import Config, EngineCritic
 from stepalign_jax.critics.protocol import Critic, CriticReply, innermost, outcomes
 from stepalign_jax.critics.replay import Replay
 from stepalign_jax.evaluation.evaluate import Evaluation, difference_interval, share_interval
@@ -113,7 +113,7 @@ def preflight(
                 usable = np.array([context.failure is None for context in contexts])
                 found["teacher"] = _teacher(config, right, correct[usable])
     found["run"] = _run(config, lengths, clock.seconds)
-    found["warnings"] = list(warnings(found, contexts))
+    found["warnings"] = [*warnings(found, contexts), *empty_slots(config)]
     for warning in found["warnings"]:
         say(f"warning: {warning}", to=sys.stderr)
     write_json(run.preflight_file, found)
@@ -249,6 +249,22 @@ def warnings(found: Mapping[str, Any], contexts: Sequence[Context]) -> Iterator[
             "right and wrong rollouts, so most steps have no signal: take problems that are "
             "neither too easy nor too hard, or larger groups (train.samples_per_problem)"
         )
+
+
+def empty_slots(config: Config) -> Iterator[str]:
+    """Yields a sentence for each sampler of which a step leaves half of the slots empty."""
+    rollouts = config.train.problems_per_step * config.train.samples_per_problem
+    slots = {"sampling.batch_size": config.sampling.batch_size}
+    if get_condition(config.condition).needs_critiques and isinstance(
+        config.critic, EngineCritic
+    ):
+        slots["critic.batch_size"] = config.critic.batch_size
+    for key, number in slots.items():
+        if number >= 2 * rollouts:
+            yield (
+                f"{key}={number}, but a step has {rollouts} rollouts: slots that stay empty "
+                f"are computed all the same, and --{key}={rollouts} leaves them out"
+            )
 
 
 def _show(role: str, words: str) -> None:
