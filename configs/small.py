@@ -12,8 +12,8 @@ r"""A real small instruct model on word problems: between the miniature and the 
 Sized for one free accelerator: a TPU v5e chip, of whose 15.75 GiB it takes about 9 (estimated,
 docs/scaling.md), or a T4 (add --model.compute_dtype=float16, for it has no bfloat16). It starts
 on a CPU too, slowly, with --model.compute_dtype=float32. It has been run on no accelerator yet.
-docs/results.md has what ten steps on a CPU came to, on other weights: the solver got worse.
-The sums have been run on no model yet.
+docs/results.md has what it came to on a CPU with other weights: ten steps on word problems made
+the solver worse, thirty on shorter sums took it from 26 to 82 % right.
 
 Every value here is ours: the paper has no such model. The prompts show one worked example,
 because a model of half a billion parameters follows an example and ignores a description.
