@@ -28,6 +28,7 @@ from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.setup import open_solver
 from stepalign_jax.training.scoring import make_logprobs_program, whole_logprobs
 
+pytestmark = pytest.mark.long  # they share a run
 CONTEXTS = ("stepalign", "refsol", "no_context")
 ANALYSIS = {"every_steps": 2, "num_rollouts": 5, "contexts": CONTEXTS, "batch_size": 3}
 

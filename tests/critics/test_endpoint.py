@@ -135,6 +135,7 @@ def flood(tmp_path, number, at_once, per_minute, timeout):
     assert not [f for f in tmp_path.rglob("*") if SECRET.encode() in f.read_bytes()]
 
 
+@pytest.mark.long
 def test_300_questions_of_a_server_that_fails_in_twelve_ways(tmp_path):
     flood(tmp_path, 300, at_once=50, per_minute=6000, timeout=4.0)
 

@@ -129,6 +129,7 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2,
 PARAMS = init_params(CONFIG, jax.random.key(0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("segments", [False, True])
 def test_the_model_trains_by_a_kernel(segments, monkeypatch):
     monkeypatch.setattr(kernels, "splash_attention", interpreted)

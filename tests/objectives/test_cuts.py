@@ -12,7 +12,7 @@ from stepalign_jax.objectives.vocabulary import Cut
     ("check", "says"),
     [
         pytest.param("check_all_ways", "equal by 18 ways on 8 devices", marks=pytest.mark.long),
-        ("check_other_losses", "equal for 4 losses"),
+        pytest.param("check_other_losses", "equal for 4 losses", marks=pytest.mark.long),
         ("check_forward_only", "scores are equal"),
         ("check_the_page", "docs/divergence.md is right"),
     ],

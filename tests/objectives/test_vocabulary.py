@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens, head and vocabulary cut over 8 devices: one device's numbers, no gathered logits."""
 
+import pytest
 from support.runs import output_on_devices
 
 EIGHT_DEVICES = """
@@ -91,5 +92,6 @@ EIGHT_DEVICES = """
 """
 
 
+@pytest.mark.long
 def test_eight_devices_give_the_numbers_of_one():
     assert output_on_devices(EIGHT_DEVICES, num_devices=8) == "equal on 8 devices"

@@ -136,5 +136,6 @@ EIGHT_DEVICES = """
 """
 
 
+@pytest.mark.long
 def test_eight_devices_give_the_numbers_of_one():
     assert output_on_devices(EIGHT_DEVICES, num_devices=8) == "equal on 8 devices"

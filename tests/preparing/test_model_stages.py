@@ -124,6 +124,7 @@ def run(target: Path, config: Any) -> dict[str, Any]:
     )
 
 
+@pytest.mark.long
 def test_a_stopped_preparation_goes_on_and_ends_with_the_same_manifest(tmp_path, monkeypatch):
     monkeypatch.setattr(stages_module, "CHUNK", 4)  # two chunks
     settings = {"base_avg_below": 0.9, "base_avg_samples": 2}

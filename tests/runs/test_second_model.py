@@ -126,6 +126,7 @@ def same_model(tmp_path_factory) -> str:
     return copy_model(tmp_path_factory.mktemp("model") / "same")
 
 
+@pytest.mark.long
 def test_the_same_weights_give_the_same_run_wherever_they_are(same_model, tmp_path, capsys):
     expected = findings(two_steps(tmp_path / "self", {}))
     assert all(row["critic_tokens"] > 4 for row in expected[0])

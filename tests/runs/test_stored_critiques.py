@@ -24,6 +24,7 @@ from stepalign_jax.runs.setup import initial_state, open_solver
 TWO_STEPS = {
     "num_steps": 2, "validate_every_steps": 0, "problems_per_step": 8, "samples_per_problem": 1,
 }  # fmt: skip
+pytestmark = pytest.mark.long  # they share a run
 
 
 def way_of(prompt):
@@ -127,7 +128,6 @@ def test_a_killed_run_asks_only_what_failed(live, tmp_path):
     assert read_jsonl(copy.metrics_file) == read_jsonl(run.metrics_file)
 
 
-@pytest.mark.long
 def test_a_run_of_the_base_can_be_recorded_and_replayed(live, tmp_path):
     recorded = config_for(tmp_path / "self", {}, critiques={"store": "all"})
     train.train(recorded)

@@ -186,6 +186,7 @@ def test_rows_of_rollouts_have_numbers_and_a_place_of_each_token(unbroken):
         assert all(value <= 0 for value in row["logprobs"])
 
 
+@pytest.mark.long
 def test_a_preflight_changes_nothing_that_is_trained_on(unbroken, tmp_path):
     found = read_json(unbroken.preflight_file)
     assert found["condition"] == "stepalign" and found["problems"] == 4

@@ -93,6 +93,7 @@ def test_a_program_compiles_from_its_arguments_alone():
     assert memory.alias_size_in_bytes >= cache  # updated in place
 
 
+@pytest.mark.long
 def test_on_a_mesh_arguments_lie_where_those_of_a_call_lie():
     printed = output_on_devices(
         """
