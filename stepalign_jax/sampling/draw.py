@@ -149,10 +149,11 @@ def _least_kept(
         )
 
     def next_bits(place: Int32[Array, ""], bits: Int32[Array, " B"]) -> Int32[Array, " B"]:
-        tried = bits[:, None] | (jnp.arange(1, 4, dtype=jnp.int32)[None] << (28 - 2 * place))
+        shift = 28 - 2 * place
+        tried = bits[:, None] | (jnp.arange(1, 4, dtype=jnp.int32)[None] << shift)
         reached = total(probs, lax.bitcast_convert_type(tried, jnp.float32)) >= top_p[:, None]
         # Sums fall from the first bound to the last, so those that reach it come first.
-        return bits | (jnp.sum(reached, axis=1, dtype=jnp.int32) << (28 - 2 * place))
+        return bits | (jnp.sum(reached, axis=1, dtype=jnp.int32) << shift)
 
     bits = lax.fori_loop(0, 15, next_bits, jnp.zeros(probs.shape[:1], jnp.int32))
     return lax.bitcast_convert_type(bits, jnp.float32)
