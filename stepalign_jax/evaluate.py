@@ -16,14 +16,16 @@ Its base is evaluated once, and kept in the run. docs/evaluation.md has the benc
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepalign_jax.base.errors import UserError
 from stepalign_jax.base.files import write_json
+from stepalign_jax.base.processes import joined, told_by_first
 from stepalign_jax.base.progress import say
 from stepalign_jax.config.cli import MODEL_CONFIG, parse_arguments, read_config, run_command
+from stepalign_jax.config.hosts import EVALUATION_PATIENCE, HOST_OPTIONS, chosen_hosts
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import Evaluation, evaluate, gains
 from stepalign_jax.evaluation.identity import evaluation_inputs
@@ -40,6 +42,7 @@ from stepalign_jax.report.tables import evaluation_table, gain_table
 from stepalign_jax.runs.directory import RunDirectory, differing_keys
 from stepalign_jax.runs.inputs import warn_of_other_problems
 from stepalign_jax.runs.setup import check_problems, make_grader, open_solver, select_problems
+from stepalign_jax.runs.shared import check_seen_checkpoint, own_files
 from stepalign_jax.runs.start import evaluate_start
 from stepalign_jax.sampling.kept import Kept, is_begun, kept_beside, weights_digest
 
@@ -87,15 +90,28 @@ def main(argv: list[str]) -> None:
         argv,
         description="Evaluates a base model, or a run's newest checkpoint beside its base.",
         example="python -m stepalign_jax.evaluate --run runs/tiny-stepalign --split validation",
-        options=_OPTIONS,
+        options=_OPTIONS | HOST_OPTIONS,
         sections=SECTIONS,
         config="optional",
     )
     _check_options(arguments)
-    config, run, step = read_config(arguments), None, 0
-    if arguments.run:
-        run = RunDirectory(Path(arguments.run))
+    with joined(chosen_hosts(arguments), EVALUATION_PATIENCE):
+        config = told_by_first(lambda: read_config(arguments))
+        run = RunDirectory(Path(arguments.run)) if arguments.run else None
+        with own_files(config, run, _result_file(arguments)) as (own, copy, result):
+            _evaluate(arguments, own, copy, result)
+
+
+def _evaluate(
+    arguments: argparse.Namespace,
+    config: Config,
+    run: RunDirectory | None,
+    result_file: Path | None,
+) -> None:
+    step = 0
+    if run is not None:
         step = choose_step(run, step=None, metric=None)
+        check_seen_checkpoint(run, step)
         if changed := differing_keys(run, config, SECTIONS):
             say(f"warning: not as in the run: {', '.join(changed)}", to=sys.stderr)
     elif arguments.config is None:
@@ -120,7 +136,7 @@ def main(argv: list[str]) -> None:
             source = f"{config.model.path} with {arguments.adapter}"
             trained = Row("trained", source, adapted, adapted.variables())
         rows = [base] if trained is None else [base, trained]
-        contents, result_file = {}, _result_file(arguments, problems)
+        contents = {}
         opened = count_opening(
             config.problems,
             "" if arguments.on else next(iter(problems)),
@@ -133,8 +149,8 @@ def main(argv: list[str]) -> None:
                 found = _evaluate_rows(config, roles, grader, run, rows, on, asked, kept)
                 contents[on] = _content(config, rows, asked, found)
                 _show(config, rows, on, contents[on], as_json=not arguments.to)
-            if arguments.to:
-                write_json(Path(arguments.to), contents)
+            if arguments.to and result_file is not None:
+                write_json(result_file, contents)
     if opened:
         print(opened)
     if arguments.to:
@@ -159,11 +175,15 @@ def _load_problems(
     if arguments.on is not None:
         named = parse_on(arguments.on)
         return {name: load_benchmark(name, path) for name, path in named.items()}
-    split = arguments.split or "test"
+    split = _split(arguments)
     candidates = load_problems(config.problems, split)
     if run is not None:
         warn_of_other_problems(run, split, candidates)
     return {split: candidates}
+
+
+def _split(arguments: argparse.Namespace) -> str:
+    return arguments.split or "test"
 
 
 def _base_source(config: Config) -> str:
@@ -171,11 +191,12 @@ def _base_source(config: Config) -> str:
     return " with ".join(filter(None, [config.model.path, adapter]))
 
 
-def _result_file(arguments: argparse.Namespace, names: Mapping[str, Any]) -> Path | None:
+def _result_file(arguments: argparse.Namespace) -> Path | None:
     """What a stopped command goes on beside: the file to write, or else one in the run."""
     if arguments.to:
         return Path(arguments.to)
     if arguments.run:
+        names = parse_on(arguments.on) if arguments.on is not None else [_split(arguments)]
         label = f"evaluate_{'_'.join(names)}"
         return RunDirectory(Path(arguments.run)).evaluation_file(label)
     return None

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from stepalign_jax.base.files import write_json
+from stepalign_jax.base.processes import joined, told_by_first
 from stepalign_jax.config.cli import parse_arguments, read_config, run_command
+from stepalign_jax.config.hosts import EVALUATION_PATIENCE, HOST_OPTIONS, chosen_hosts
 from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.evaluate import evaluate, share_interval
 from stepalign_jax.evaluation.probe import Asker, probe_critic, probe_teacher
@@ -34,6 +36,7 @@ from stepalign_jax.runs.setup import (
     open_solver,
     select_problems,
 )
+from stepalign_jax.runs.shared import own_files
 from stepalign_jax.sampling.kept import is_begun, kept_beside
 
 COMPARED = ("stepalign", "refsol", "no_context", "other_problem")  # and the config's own
@@ -123,17 +126,21 @@ def main(argv: list[str]) -> None:
         options={
             "--split": {"default": "test", "choices": SPLITS, "help": "default: test"},
             "--to": {"metavar": "FILE", "help": "also write everything to this JSON file"},
+            **HOST_OPTIONS,
         },
         sections=(
             *("seed", "runs_dir", "condition", "model", "trainable", "problems", "prompts"),
             *("sampling", "critic", "critiques", "evaluation", "parallel"),
         ),
     )
-    config = read_config(arguments)
-    probe(config, arguments.split, Path(arguments.to) if arguments.to else None)
-    print("Shares in percent, [intervals] over problems.")
-    if arguments.to:
-        print(f"written: {arguments.to}")
+    with joined(chosen_hosts(arguments), EVALUATION_PATIENCE):
+        config = told_by_first(lambda: read_config(arguments))
+        result = Path(arguments.to) if arguments.to else None
+        with own_files(config, result=result) as (own, _, to):
+            probe(own, arguments.split, to)
+        print("Shares in percent, [intervals] over problems.")
+        if arguments.to:
+            print(f"written: {arguments.to}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ HOST_OPTIONS: dict[str, dict[str, Any]] = {
     "--process_id": {"type": int, "metavar": "I", "help": "which one this is, from 0 on"},
 }
 
+# Of commands that do not train: their config may lie where the first process alone sees it,
+# and is read when they have joined.
+EVALUATION_PATIENCE = Patience(beat=90.0, progress=1800.0)
+
 
 def chosen_hosts(arguments: argparse.Namespace) -> Hosts | None:
     """The processes that the options name, or else the platform's; None for one alone.

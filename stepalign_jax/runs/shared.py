@@ -1,14 +1,14 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A run that several processes train together: one of them writes its files.
+"""A command that several processes run together: one of them writes its files.
 
-    process 0      works in the run's directory: locks it, and writes every file
-    the others     work in copies of its small files, in a scratch directory of their own,
+    process 0      works with the files themselves: locks the run it trains, and writes
+    the others     work in copies of the small ones, in a scratch directory of their own,
                    which goes when they end; what they write there is what process 0 writes
 
 So each finds what it would find alone (an evaluation that is done, a critique that was asked
-for), all of them find the same, and no file has two writers. Checkpoints alone are written
-together, in the run's own directory, which every host must then see, or where
+for), all of them find the same, and no file has two writers. Checkpoints alone are read and
+written together, in the run's own directory, which every host must then see, or where
 `hosts.checkpoints_dir` says.
 """
 
@@ -25,10 +25,9 @@ from stepalign_jax.config.schema import Config
 from stepalign_jax.evaluation.difficulty import SELECTED
 from stepalign_jax.runs.directory import RunDirectory, open_run
 from stepalign_jax.runs.lock import lock_run
+from stepalign_jax.sampling.kept import partial_file
 
 _NOT_COPIED = ("checkpoints", "rollouts", "tensorboard", "report", "set_aside", "lock.json")
-
-Files = dict[str, bytes]
 
 
 @contextlib.contextmanager
@@ -44,27 +43,61 @@ def enter_run(config: Config) -> Iterator[tuple[Config, RunDirectory]]:
     """
     with contextlib.ExitStack() as stack:
         run = told_by_first(lambda: _open(config, stack))
-        if is_alone():
-            yield config, run
-            return
-        if not config.hosts.checkpoints_dir:
+        if not is_alone() and not config.hosts.checkpoints_dir:
             _check_seen(run)
-        places = _small_files(run), _files(_shared_store(config))
-        files, store = told_by_first(lambda: tuple(dict(place) for place in places))
-        if is_first():
-            yield config, run
-            return
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stepalign-")))
-        own = dataclasses.replace(config, runs_dir=str(scratch / "runs"))
-        _write(files, Path(own.runs_dir))
-        if store:
-            _write(store, scratch / "store")
+        own, copy, _ = stack.enter_context(own_files(config, run))
+        assert copy is not None
+        yield own, copy
+
+
+@contextlib.contextmanager
+def own_files(
+    config: Config, run: RunDirectory | None = None, result: Path | None = None
+) -> Iterator[tuple[Config, RunDirectory | None, Path | None]]:
+    """What a command reads and writes beside the problems, or copies of it, for this process.
+
+    Args:
+      config: names the runs' directory and the shared store of critiques.
+      run: that the command reads, if any.
+      result: the file that it writes, if any.
+
+    Yields:
+      The three by which this process works; those given in the first one.
+    """
+    if is_alone():
+        yield config, run, result
+        return
+    files = told_by_first(lambda: dict(_small_files(config, run, result)))
+    if is_first():
+        yield config, run, result
+        return
+    with tempfile.TemporaryDirectory(prefix="stepalign-") as scratch:
+        place = Path(scratch)
+        for name, content in files.items():
+            path = place / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        own = dataclasses.replace(config, runs_dir=str(place / "runs"))
         if config.critiques.shared_store:
-            critiques = dataclasses.replace(
-                config.critiques, shared_store=str(scratch / "store")
-            )
+            critiques = dataclasses.replace(config.critiques, shared_store=str(place / "store"))
             own = dataclasses.replace(own, critiques=critiques)
-        yield own, dataclasses.replace(RunDirectory.of(own), shared=run.path)
+        if run is not None:
+            run = RunDirectory(place / "runs" / run.path.name, shared=run.path)
+        yield own, run, place / "result" / result.name if result else None
+
+
+def check_seen_checkpoint(run: RunDirectory, step: int) -> None:
+    """Refuses a checkpoint that only some hosts see: all of them read it.
+
+    Raises:
+      UserError: in every process.
+    """
+    if agreed("" if (run.checkpoints / str(step)).exists() else "one does not"):
+        place = told_by_first(lambda: str(run.checkpoints))
+        raise UserError(
+            f"not every host sees {place}: put the run where all do, on a network file system, "
+            "or evaluate on one host."
+        )
 
 
 def _open(config: Config, stack: contextlib.ExitStack) -> RunDirectory:
@@ -100,29 +133,27 @@ def _check_seen(run: RunDirectory) -> None:
         )
 
 
-def _small_files(run: RunDirectory) -> Iterator[tuple[str, bytes]]:
-    """What of a run, and of what the runs beside it share, decides what it does next."""
-    for place in (run.path, run.path.parent / SELECTED):
+def _small_files(
+    config: Config, run: RunDirectory | None, result: Path | None
+) -> Iterator[tuple[str, bytes]]:
+    """What decides what a command does next, by its name in a scratch directory."""
+    places = {f"runs/{SELECTED}": Path(config.runs_dir) / SELECTED}
+    if run is not None:
+        places[f"runs/{run.path.name}"] = run.path
+    if config.critiques.shared_store:
+        places["store"] = Path(config.critiques.shared_store)
+    for where, place in places.items():
         for name, content in _files(place):
-            yield f"{place.name}/{name}", content
+            yield f"{where}/{name}", content
+    if result is not None and (partial := partial_file(result)).is_file():
+        yield f"result/{partial.name}", partial.read_bytes()
 
 
-def _files(place: Path | None) -> Iterator[tuple[str, bytes]]:
-    if place is None or not place.is_dir():
+def _files(place: Path) -> Iterator[tuple[str, bytes]]:
+    if not place.is_dir():
         return
     # What is not copied is not read either: checkpoints are large.
     for top in sorted(path for path in place.iterdir() if path.name not in _NOT_COPIED):
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if path.is_file():
                 yield path.relative_to(place).as_posix(), path.read_bytes()
-
-
-def _shared_store(config: Config) -> Path | None:
-    return Path(config.critiques.shared_store) if config.critiques.shared_store else None
-
-
-def _write(files: Files, place: Path) -> None:
-    for name, content in files.items():
-        path = place / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)

@@ -80,10 +80,11 @@ def _read_row(line: str) -> tuple[str, Completion] | None:
 
 def is_begun(result: Path | None) -> bool:
     """Whether a stopped process has kept completions that lead to `result`."""
-    return result is not None and _partial(result).exists()
+    return result is not None and partial_file(result).exists()
 
 
-def _partial(result: Path) -> Path:
+def partial_file(result: Path) -> Path:
+    """Where the completions are that lead to `result`."""
     return result.with_name(f"{result.name}.partial")
 
 
@@ -102,7 +103,7 @@ def kept_beside(result: Path | None) -> Iterator[Kept | None]:
     if result is None:
         yield None
         return
-    path = _partial(result)
+    path = partial_file(result)
     try:
         kept = Kept(path)
     except OSError as error:
