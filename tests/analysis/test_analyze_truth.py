@@ -21,9 +21,14 @@ ANALYSIS = {"num_rollouts": 4, "contexts": CONTEXTS, "batch_size": 4}
 
 @pytest.mark.long
 def test_the_command(tmp_path, capsys, monkeypatch):
-    config = small_config(tmp_path, analysis=ANALYSIS, problems={"num_validation": 4})
-    to = tmp_path / "made"
-    arguments = ["--config", write_config(tmp_path / "c.py", config), "--to", str(to)]
+    config = small_config(
+        tmp_path,
+        analysis=ANALYSIS,
+        problems={"num_validation": 4},
+        model={"path": "no/such"},  # --model takes its place
+    )
+    to, spec = tmp_path / "made", write_config(tmp_path / "c.py", config)
+    arguments = ["--model", "packaged:tiny", "--config", spec, "--to", str(to)]
     analyze.main([*arguments, "--truth", "3"])
     first, truth = capsys.readouterr().out, read_json(to / "truth.json")
     found = Continuations.load(to / "continuations.npz")
