@@ -32,6 +32,8 @@ def sections(page: str) -> dict[str, str]:
 def with_section(page: str, file: str, *, said: str, when: str) -> str:
     """Returns the page with a file's section replaced, or added in the order of names.
 
+    Sections of files that are gone go too.
+
     Args:
       page: Markdown; empty at first.
       file: of tests, from the repository's root.
@@ -39,7 +41,8 @@ def with_section(page: str, file: str, *, said: str, when: str) -> str:
       when: date, commit and Python.
     """
     last = said.strip().splitlines()[-1].strip("= ")
-    of_file = {**sections(page), file: f"{last}: {when}\n\n```\n{said.strip()}\n```"}
+    there = {name: text for name, text in sections(page).items() if Path(name).exists()}
+    of_file = there | {file: f"{last}: {when}\n\n```\n{said.strip()}\n```"}
     return HEAD + "".join(f"\n## {name}\n\n{text}\n" for name, text in sorted(of_file.items()))
 
 

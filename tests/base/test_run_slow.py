@@ -9,7 +9,11 @@ TOOL = runpy.run_path(str(Path(__file__).parents[1] / "run_slow.py"), run_name="
 SAID = "tests/a.py::test PASSED\n## not a heading\n===== 1 passed in 2.00s =====\n"
 
 
-def test_a_section_is_replaced_and_the_others_stay():
+def test_a_section_is_replaced_and_the_others_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tests").mkdir()
+    for name in "ab":
+        Path(f"tests/{name}.py").touch()
     page = TOOL["with_section"]("", "tests/b.py", said=SAID, when="Monday")
     page = TOOL["with_section"](page, "tests/a.py", said=SAID, when="Tuesday")
     again = SAID.replace("1 passed", "1 failed")
@@ -18,6 +22,9 @@ def test_a_section_is_replaced_and_the_others_stay():
     assert first == ("tests/a.py", f"1 passed in 2.00s: Tuesday\n\n```\n{SAID.strip()}\n```")
     assert second == ("tests/b.py", f"1 failed in 2.00s: Friday\n\n```\n{again.strip()}\n```")
     assert page.startswith("# Slow tests\n") and page.count("\n## tests/") == 2
+    Path("tests/b.py").unlink()  # a file that is gone takes its section along
+    page = TOOL["with_section"](page, "tests/a.py", said=SAID, when="Sunday")
+    assert list(TOOL["sections"](page)) == ["tests/a.py"]
 
 
 def test_files_that_hold_a_slow_test_are_found(monkeypatch):

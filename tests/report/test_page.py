@@ -26,6 +26,7 @@ from stepalign_jax.report.html import Html, tag, written
 from stepalign_jax.report.page import compressed, write_page
 from stepalign_jax.report.rollouts import pack_rollouts
 from stepalign_jax.report.run_page import write_run_report
+from stepalign_jax.report.tables import SELECTION_NOTE
 
 
 def inflated(block: str) -> Any:
@@ -348,13 +349,18 @@ def test_a_comparison_opens_with_the_difference(tmp_path):
         "notes": ["Two seeds: few."],
         "missing": {"equal_tokens": ["grpo:0"]},
     }
+    seed = {"best_on_test": 0.5, "chosen_elsewhere": 0.46, "effect": 0.04}
+    comparison["selection"] = {"equal_tokens": {"stepalign": [seed]}}
     page = write_comparison_report(comparison, tmp_path / "r.html", "easy").read_text("utf-8")
     words = (
         "stepalign gained more", "stepalign less no_context, the best of the others",
         "+25.0 [+20.0, +30.0]", "At equal tokens these cells are missing: grpo:0.",
-        "Two seeds: few.",
+        "Two seeds: few.", SELECTION_NOTE,
     )  # fmt: skip
     assert all(word in page for word in words)
+    assert re.search(
+        r"stepalign</t[dh]><td[^>]*>50.0</td><td[^>]*>46.0</td><td[^>]*>4.0<", page
+    )
     unclear = make_comparison()
     unclear["differences"]["equal_tokens"]["no_context"] = {"avg_at_k": interval(0.01)}
     unclear["differences"]["equal_wall_clock"] = unclear["differences"]["equal_tokens"]
