@@ -155,5 +155,8 @@ def _files(place: Path) -> Iterator[tuple[str, bytes]]:
     # What is not copied is not read either: checkpoints are large.
     for top in sorted(path for path in place.iterdir() if path.name not in _NOT_COPIED):
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            if path.is_file():
-                yield path.relative_to(place).as_posix(), path.read_bytes()
+            name = path.relative_to(place).as_posix()
+            # Of analyses training reads those of its probe set; others may be large.
+            of_probe_set = name.startswith("analysis/step_")
+            if path.is_file() and (of_probe_set or top.name != "analysis"):
+                yield name, path.read_bytes()
