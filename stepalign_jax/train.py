@@ -63,6 +63,7 @@ from stepalign_jax.runs.setup import (
     open_run_critic,
     open_solver,
     select_problems,
+    step_sampling,
 )
 from stepalign_jax.runs.shared import enter_run
 from stepalign_jax.runs.stopwatch import Stopwatch, remaining
@@ -210,12 +211,13 @@ def train(config: Config) -> dict[str, Any]:
             num_devices=model.mesh.size,
         )
         recorded: Future[str] | None = None
+        sampling = step_sampling(config)
         with stop.deferred():
             for step in range(first_step, loop.num_steps):
                 watch, asked = Stopwatch(), next(stream)
                 with watch.phase("sample"):
                     samples = sample(
-                        model.engine, solver(), roles, asked, config.sampling,
+                        model.engine, solver(), roles, asked, sampling,
                         num_samples=loop.samples_per_problem, seed=config.seed, step=step,
                     )  # fmt: skip
                 grading = beside.submit(

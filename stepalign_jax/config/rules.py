@@ -266,7 +266,7 @@ def _check_policy_gradient(config: Config) -> None:
 
 def _check_batches(config: Config) -> None:
     train, num_train = config.train, config.problems.num_train
-    sequences = train.problems_per_step * train.samples_per_problem
+    sequences = train.rollouts_per_step
     _require(
         sequences % train.micro_batches == 0,
         f"train.micro_batches is {train.micro_batches}, but it must divide the {sequences} "

@@ -130,7 +130,7 @@ class SamplingConfig:
     top_k: Natural  # 0 is off
     top_p: PositiveShare  # 1 is off
     max_new_tokens: Count
-    batch_size: Count  # sequences decoded together
+    batch_size: Count  # sequences decoded together, at most
 
 
 @section
@@ -229,6 +229,15 @@ class TrainConfig:
     sample_texts_every_steps: Natural  # 0 is off
     max_empty_steps: Natural  # steps in a row without a usable context end the run; 0: never
     allow_changed_inputs: bool  # go on where problems or models are not those it began with
+
+    @property
+    def rollouts_per_step(self) -> int:
+        """B: the samples of all problems of a step."""
+        return self.problems_per_step * self.samples_per_problem
+
+    def filled_slots(self, batch_size: int) -> int:
+        """Of `batch_size` slots those that a step can fill; an empty one costs as much."""
+        return min(batch_size, self.rollouts_per_step)
 
 
 @section

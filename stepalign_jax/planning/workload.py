@@ -101,18 +101,18 @@ def workload(config: Config) -> Workload:
     problem = prompts.max_problem_tokens
     solver = count(solver_prompt(prompts, nothing)) + problem
     teacher = count(teacher_prompt(prompts, nothing, "")) + problem + prompts.max_context_tokens
-    rows = config.train.problems_per_step * config.train.samples_per_problem
+    rows, filled = config.train.rollouts_per_step, config.train.filled_slots
     critique = None
     if condition.needs_critiques and isinstance(config.critic, EngineCritic):
         critic = config.critic
         template = count(critic_prompt(prompts, nothing, "", critic.sees) or "")
         shown = prompts.max_context_tokens if critic.sees == "reference" else 0
         longest = template + problem + new + shown
-        critique = Sampling(critic.batch_size, longest, critic.max_new_tokens, rows)
+        critique = Sampling(filled(critic.batch_size), longest, critic.max_new_tokens, rows)
     how = config.evaluation
     tested = config.problems.num_test * how.num_samples
     return Workload(
-        sample=Sampling(config.sampling.batch_size, solver, new, rows),
+        sample=Sampling(filled(config.sampling.batch_size), solver, new, rows),
         evaluate=Sampling(how.batch_size, solver, how.max_new_tokens, tested),
         critique=critique,
         rows=rows,

@@ -25,7 +25,7 @@ import numpy as np
 from stepalign_jax.base.compilation import CompilationCounter
 from stepalign_jax.base.files import write_json
 from stepalign_jax.base.progress import progress, say
-from stepalign_jax.config.schema import Config, EngineCritic
+from stepalign_jax.config.schema import Config
 from stepalign_jax.critics.protocol import Critic, CriticReply, innermost, outcomes
 from stepalign_jax.critics.replay import Replay
 from stepalign_jax.evaluation.evaluate import Evaluation, difference_interval, share_interval
@@ -44,6 +44,7 @@ from stepalign_jax.huggingface.language_model import LanguageModel
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.runs.phases import critique, grade, sample
+from stepalign_jax.runs.setup import step_sampling
 from stepalign_jax.runs.stopwatch import duration
 from stepalign_jax.sampling.request import PREFLIGHT_STEP
 
@@ -78,7 +79,7 @@ def preflight(
     asked = problems[: config.train.preflight_problems]
     if not asked or run.preflight_file.exists():
         return
-    condition = get_condition(config.condition)
+    condition, how = get_condition(config.condition), step_sampling(config)
     found: dict[str, Any] = {"condition": config.condition, "problems": len(asked)}
     contexts: list[Context] = []
     say(f"pre-flight: {len(asked)} training problems, one rollout each")
@@ -86,7 +87,7 @@ def preflight(
     with _clock(num_phases) as clock:
         with clock.phase("sample"):
             samples = sample(
-                model.engine, model.variables(), roles, asked, config.sampling,
+                model.engine, model.variables(), roles, asked, how,
                 num_samples=1, seed=config.seed, step=PREFLIGHT_STEP,
             )  # fmt: skip
             correct = grade(grader, samples.attempts, config.prompts.answer_pattern) * 1.0
@@ -107,13 +108,11 @@ def preflight(
             if condition.asks_teacher:
                 with clock.phase("teacher"):
                     asker = Asker(model, roles, config.seed, PREFLIGHT_STEP, None)
-                    right = ask_teacher(
-                        asker, grader, samples.attempts, contexts, config.sampling, ""
-                    )
+                    right = ask_teacher(asker, grader, samples.attempts, contexts, how, "")
                 usable = np.array([context.failure is None for context in contexts])
                 found["teacher"] = _teacher(config, right, correct[usable])
     found["run"] = _run(config, lengths, clock.seconds)
-    found["warnings"] = [*warnings(found, contexts), *empty_slots(config)]
+    found["warnings"] = list(warnings(found, contexts))
     for warning in found["warnings"]:
         say(f"warning: {warning}", to=sys.stderr)
     write_json(run.preflight_file, found)
@@ -206,7 +205,7 @@ def _run(
 ) -> dict[str, Any]:
     """Tokens of the whole run, and the seconds to write them as fast as they were here."""
     train = config.train
-    per_step = train.problems_per_step * train.samples_per_problem
+    per_step = train.rollouts_per_step
     scale = train.num_steps * per_step / len(lengths["sample"])
     tokens = {phase: round(scale * sum(some)) for phase, some in lengths.items()}
     time_of = {phase: scale * seconds[phase] for phase in lengths}
@@ -249,22 +248,6 @@ def warnings(found: Mapping[str, Any], contexts: Sequence[Context]) -> Iterator[
             "right and wrong rollouts, so most steps have no signal: take problems that are "
             "neither too easy nor too hard, or larger groups (train.samples_per_problem)"
         )
-
-
-def empty_slots(config: Config) -> Iterator[str]:
-    """Yields a sentence for each sampler of which a step leaves half of the slots empty."""
-    rollouts = config.train.problems_per_step * config.train.samples_per_problem
-    slots = {"sampling.batch_size": config.sampling.batch_size}
-    if get_condition(config.condition).needs_critiques and isinstance(
-        config.critic, EngineCritic
-    ):
-        slots["critic.batch_size"] = config.critic.batch_size
-    for key, number in slots.items():
-        if number >= 2 * rollouts:
-            yield (
-                f"{key}={number}, but a step has {rollouts} rollouts: slots that stay empty "
-                f"are computed all the same, and --{key}={rollouts} leaves them out"
-            )
 
 
 def _show(role: str, words: str) -> None:

@@ -4,6 +4,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,7 +20,14 @@ from stepalign_jax.config.learning import (
     ObjectiveConfig,
     PolicyGradient,
 )
-from stepalign_jax.config.schema import Config, EvaluationConfig, LoraTrainable, TrainableConfig
+from stepalign_jax.config.schema import (
+    Config,
+    EngineCritic,
+    EvaluationConfig,
+    LoraTrainable,
+    SamplingConfig,
+    TrainableConfig,
+)
 from stepalign_jax.critics.devices import split_devices
 from stepalign_jax.critics.opening import open_wrapped_critic
 from stepalign_jax.critics.protocol import Critic, Surroundings
@@ -226,7 +234,7 @@ def make_run_programs(config: Config, model: LanguageModel) -> Programs:
       UserError: the devices cannot share a step's sequences equally, a mesh axis does not
         divide the axis of a weight that it cuts, or a token weight is unknown.
     """
-    num_rows = config.train.problems_per_step * config.train.samples_per_problem
+    num_rows = config.train.rollouts_per_step
     check_parts(num_rows, config.train.micro_batches, model.mesh)
     check_token_weights(config.objective.token_weights)
     method = Method(
@@ -294,7 +302,17 @@ def open_run_critic(
         kept=kept,
         store=_open_store(config, run),
     )
-    return open_wrapped_critic(config.critic, config.critiques, surroundings)
+    critic = config.critic
+    if run is not None and isinstance(critic, EngineCritic):
+        # With the run's own number also before the first step, so that nothing compiles twice.
+        critic = replace(critic, batch_size=config.train.filled_slots(critic.batch_size))
+    return open_wrapped_critic(critic, config.critiques, surroundings)
+
+
+def step_sampling(config: Config) -> SamplingConfig:
+    """How the rollouts of a step are sampled: with no more slots than it has rollouts."""
+    how = config.sampling
+    return replace(how, batch_size=config.train.filled_slots(how.batch_size))
 
 
 def _open_store(config: Config, run: RunDirectory | None) -> CritiqueStore:

@@ -104,10 +104,10 @@ def test_shapes_of_micro_batches_are_counted():
 
 
 def test_programs_of_phases_that_are_alike_are_counted_once():
-    alike = ("--evaluation.batch_size=8", "--sampling.batch_size=8")
+    alike = ("--evaluation.batch_size=4", "--sampling.batch_size=8")  # a step fills 4 of 8
     same, other = (
         Planner(load_config("tiny", (*FEW, *alike, *more)), small_chip(GIB)).plan()
-        for more in ((), ("--evaluation.batch_size=4",))
+        for more in ((), ("--evaluation.batch_size=8",))
     )
     assert other.num_programs > same.num_programs
     assert len(same.families) < len(same.fitted)
@@ -210,18 +210,20 @@ def test_arguments_are_the_weights_the_cache_and_the_state():
 
 
 def test_what_does_not_fit_is_told_with_the_setting_that_does(capsys, tmp_path, monkeypatch):
-    config = load_config("tiny", FEW)
+    # The critic's 64 slots, of which a step of 64 leaves none empty, take most.
+    keys = (*FEW, "--train.problems_per_step=64", "--train.micro_batches=32")
+    config = load_config("tiny", keys)
     plan = Planner(config, small_chip(GIB)).plan()
     totals = sorted({one.total for one in plan.fitted if one.program.phase != "critique"})
     limit = totals[-1]  # less than the critic takes
     plan = Planner(config, small_chip(limit)).plan()
     assert not plan.fits and list(plan.mends) == ["critic.batch_size"]
     mend = f"--critic.batch_size={plan.mends['critic.batch_size']}"
-    assert Planner(load_config("tiny", (*FEW, mend)), small_chip(limit)).plan().fits
+    assert Planner(load_config("tiny", (*keys, mend)), small_chip(limit)).plan().fits
     monkeypatch.setattr(command, "open_topology", lambda name: small_chip(limit))
     file = tmp_path / "plan.json"
     with pytest.raises(SystemExit) as ended:
-        command.main(["--config", "tiny", *FEW, "--topology", "toy", "--to", str(file)])
+        command.main(["--config", "tiny", *keys, "--topology", "toy", "--to", str(file)])
     assert ended.value.code == 1
     assert f"It would with {mend}." in capsys.readouterr().out
     assert json.loads(file.read_text())["fits"] is False

@@ -21,7 +21,7 @@ from stepalign_jax.feedback.contexts import Context
 from stepalign_jax.grading.grader import Grader
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs.directory import RunDirectory
-from stepalign_jax.runs.preflight import empty_slots, preflight
+from stepalign_jax.runs.preflight import preflight
 from stepalign_jax.sampling.request import PREFLIGHT_STEP, Purpose
 
 RIGHT = "Step 1: 3*8=24\nStep 2: 47+24=71\nAnswer: 71"
@@ -124,26 +124,6 @@ def test_failing_critiques_are_warned_of_by_name(tmp_path):
     found = fly(tmp_path / "none", "stepalign", none, Fixed(*["empty"] * 6))
     assert found is not None and len(found["warnings"]) == 1
     assert found["teacher"] == {"problems": 0, "accuracy": None, "above_solver": None}
-
-
-def test_slots_that_every_step_leaves_empty_are_named(tmp_path):
-    def said(condition: str = "stepalign", **sections: Any) -> list[str]:
-        return list(empty_slots(small_config(tmp_path, condition, **sections)))
-
-    few = {"train": {"problems_per_step": 1, "samples_per_problem": 2}}  # of 4 slots
-    assert said() == said(train={"problems_per_step": 3, "samples_per_problem": 1}) == []
-    assert said("refsol", **few) == [
-        "sampling.batch_size=4, but a step has 2 rollouts: slots that stay empty are computed "
-        "all the same, and --sampling.batch_size=2 leaves them out"
-    ]
-    assert [words.split("=")[0] for words in said(**few)] == [
-        "sampling.batch_size", "critic.batch_size",
-    ]  # fmt: skip
-    oracle = {"kind": "oracle"}
-    assert len(said(critic=oracle, **few)) == 1
-    engine = ScriptedEngine([RIGHT, RIGHT, WRONG] * 2, [RIGHT] * 6)
-    found = fly(tmp_path, "refsol", engine, problems_per_step=1)
-    assert found is not None and found["warnings"][-1:] == said("refsol", **few)
 
 
 def test_where_no_teacher_is_asked_in_training_none_is_asked_before(tmp_path, capsys):

@@ -1,6 +1,6 @@
 # Copyright 2026 The stepalign_jax authors.
 # SPDX-License-Identifier: Apache-2.0
-"""How a run asks its initial solver which problems are hard."""
+"""From a config: which problems are hard, which objective a condition has, how many slots."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from stepalign_jax.evaluation import difficulty
 from stepalign_jax.evaluation.evaluate import Evaluation
 from stepalign_jax.problems.problem import Problem
 from stepalign_jax.runs import setup
+from stepalign_jax.runs.directory import RunDirectory
 from stepalign_jax.sampling.kept import Kept
 
 NLL = NegativeLogLikelihood(token_tile=64, token_weights=(), loss_temperature=1.0)
@@ -68,3 +69,22 @@ def test_a_condition_and_what_it_trains_by_go_together(tmp_path, condition, chan
 def test_each_condition_of_the_miniature_has_its_objective(tmp_path, condition):
     config = small_config(tmp_path, condition)
     assert setup.check_condition(config).name == condition
+
+
+def test_no_slot_is_opened_that_a_step_leaves_empty(monkeypatch, tmp_path):
+    steps = {"problems_per_step": 1, "samples_per_problem": 3}  # of 4 slots
+    config = small_config(tmp_path, train=steps)
+    assert setup.step_sampling(config).batch_size == 3
+    many = small_config(tmp_path, train={"problems_per_step": 9})
+    assert setup.step_sampling(many) == many.sampling
+
+    opened: list[Any] = []
+    monkeypatch.setattr(setup, "open_wrapped_critic", lambda *given: opened.append(given[0]))
+    model: Any = SimpleNamespace()
+    grader: Any = SimpleNamespace(grade=None)
+    setup.open_run_critic(config, model, grader, (), run=RunDirectory.of(config))
+    setup.open_run_critic(config, model, grader, ())  # a probe asks of more than a step has
+    assert [critic.batch_size for critic in opened] == [3, 4]
+    oracle = small_config(tmp_path, train=steps, critic={"kind": "oracle"})
+    setup.open_run_critic(oracle, model, grader, (), run=RunDirectory.of(oracle))
+    assert opened[-1] == oracle.critic
