@@ -14,6 +14,7 @@ from stepalign_jax.report import panels
 from stepalign_jax.report.run_panels import Panel
 from stepalign_jax.report.tables import VARIANTS
 
+_NOTHING = "nothing was measured"
 _WINDOW = 5  # optimizer steps over which the critic's exactness is averaged
 
 
@@ -71,6 +72,9 @@ def _draw_curves(
         panels.draw_curves(axes, lines.get(name, []), name, index, bands.get(name))
     if axes.lines:
         panels.legend(axes, 2 if len(names) > 4 else 1)
+    else:
+        axes.text(0.5, 0.5, _NOTHING, transform=axes.transAxes, ha="center")
+        axes.set_yticks([])
 
 
 def _critic(comparison: Mapping[str, Any], variant: str, conditions: Any) -> Panel:
@@ -87,7 +91,7 @@ def _critic(comparison: Mapping[str, Any], variant: str, conditions: Any) -> Pan
     draw = partial(_draw_curves, names=comparison["labels"], lines=lines, bands={})
     words = (
         f"{title} by optimizer step, over windows of {_WINDOW} steps; bands go from the lowest "
-        f"seed to the highest. At the end: {_list(ends) or 'nothing was measured'}."
+        f"seed to the highest. At the end: {_list(ends) or _NOTHING}."
     )
     return Panel(f"{variant}_critic", title, words, draw, 5.2, 3.6)
 

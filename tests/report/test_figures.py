@@ -245,3 +245,15 @@ def test_conditions_keep_their_colours_where_one_is_missing():
     assert lines["stepalign"] == panels.COLOURS[0]
     assert lines["no_context"] == panels.COLOURS[2]
     assert [text.get_text() for text in right.get_yticklabels()] == ["stepalign", "no_context"]
+
+
+def test_a_panel_without_a_curve_says_so():
+    comparison = make_comparison()
+    for seeds in comparison["variants"]["equal_tokens"].values():
+        for seed in seeds:
+            seed["curve"] = []
+    curves, *_ = comparison_panels(comparison)["equal_tokens"]
+    axes = Figure().subplots()
+    curves.draw(axes)
+    assert not axes.lines
+    assert [text.get_text() for text in axes.texts] == ["nothing was measured"]
