@@ -279,6 +279,7 @@ def test_output_head_is_what_logits_multiplies_with(params, tokens):
     assert output_head({"embedding": 1}) == 1
 
 
+@pytest.mark.long
 def test_bfloat16_compute_stays_near_fp32(tokens):
     """fp16 has a file of its own, test_fp16.py."""
     params = enlarged(init_params(CONFIG, jax.random.key(0)), 4)

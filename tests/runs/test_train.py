@@ -100,15 +100,8 @@ def check_contexts(rows: list[dict[str, Any]], condition: str) -> None:
         assert [(row["context"], row["failure"]) for row in rows] == [("", None)] * len(rows)
 
 
-@pytest.mark.parametrize(
-    "condition",
-    [
-        "refsol",
-        "grpo",
-        pytest.param("no_context", marks=pytest.mark.long),
-        pytest.param("other_problem", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("condition", SHORT)
 def test_a_run_of_each_condition(condition, tmp_path):
     config = small_config(tmp_path, condition, **SHORT[condition])
     summary = train.train(config)

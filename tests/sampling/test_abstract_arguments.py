@@ -80,6 +80,7 @@ def abstract_texts(mesh: Any) -> dict[str, set[str]]:
     }
 
 
+@pytest.mark.long
 def test_arguments_without_data_give_the_programs_of_a_call(monkeypatch):
     assert abstract_texts(None) == sample_recorded(monkeypatch)
 

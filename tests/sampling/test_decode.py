@@ -141,6 +141,7 @@ def test_rows_and_positions_have_noise_of_their_own():
     assert np.mean(tokens[:, :-1] == tokens[:, 1:]) < 0.2
 
 
+@pytest.mark.long
 def test_a_shared_prefix_is_prefilled_once_and_changes_no_token():
     generator = np.random.default_rng(4)
     prefix = generator.integers(3, 24, 130).tolist()

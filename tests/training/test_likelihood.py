@@ -28,6 +28,7 @@ LIKELIHOOD = NegativeLogLikelihood(loss_temperature=1.0, token_tile=8, token_wei
 WEIGHTS = np.where(ALL, np.arange(1, 25).reshape(4, 6) / 8, 0.0).astype(np.float32)
 
 
+@pytest.mark.long
 def test_the_loss_is_the_mean_of_minus_log_pi_in_float64():
     expected = plain_logprobs({"params": PARAMS}, SOLVER_PROMPTS)
     _, metrics, [scores] = run_step(

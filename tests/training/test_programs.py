@@ -98,6 +98,7 @@ def compiled_without_data_runs_on_data(mesh: Any, lora: Any, objective: Any) -> 
     return float(metrics["gradient_norm"])
 
 
+@pytest.mark.long
 def test_on_one_device():
     mesh = make_mesh(ParallelConfig(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
     assert compiled_without_data_runs_on_data(mesh, SPEC, DIVERGENCE) > 0

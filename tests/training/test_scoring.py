@@ -115,6 +115,7 @@ def test_one_rollout_has_the_scores_it_has_among_others():
             np.testing.assert_allclose(values, expected[one], atol=2e-5, rtol=0)
 
 
+@pytest.mark.long
 def test_scores_are_those_of_the_update_before_it_moves():
     """With an adapter both sides share the base's head."""
     _, _, [update] = run_step(make_state({"lora": LORA}), PARAMS, make_part())

@@ -150,6 +150,7 @@ def test_parts_change_nothing_but_memory(rows):
     assert_close(cut, whole, relative=1e-6)
 
 
+@pytest.mark.long
 def test_each_part_has_the_scores_of_its_own_rows():
     _, _, [whole] = run_step(make_state(), PARAMS, make_part())
     _, _, parts = run_step(make_state(), PARAMS, make_part(rows=(2, 3)), make_part(rows=(0, 1)))
@@ -319,6 +320,7 @@ def test_policy_gradient_raises_what_was_rewarded_and_lowers_what_was_not():
     assert spread(scores.advantage)[:, 0].tolist() == [1.0, -1.0, 0.5, 0.0]
 
 
+@pytest.mark.long
 def test_policy_gradient_is_that_of_the_distribution_sampled_from():
     """-A times the gradient of log softmax(logits / 1.1); scores stay at temperature 1."""
     tokens = join(SOLVER_PROMPTS, range(BATCH), 16)
